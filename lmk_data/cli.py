@@ -1,0 +1,227 @@
+"""`lmk-shard`: parse, call, summarise; a thin shell over the modules that do the work."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lmk_data import __version__
+from lmk_data.format import Fit, Subsampling
+from lmk_data.terminal import run_command
+
+if TYPE_CHECKING:
+    from lmk_data.build import BuildResult
+    from lmk_data.labels import LabelTable
+    from lmk_data.plan import Plan
+
+_PROGRAM = "lmk-shard"
+_DESCRIPTION = """Turn a labelled pile of images into WebDataset shards, once, and look at what came out.
+
+In the folder that Kaggle's Google Landmark Recognition archive was unpacked to, this is all there is to type:
+
+    lmk-shard build --min-samples 6
+"""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Resize every image of a label table once and write shards, indexes and a manifest.
+
+    Nothing complete is ever lost: interrupt it, and the same command goes on; run it again when it is
+    finished, and it says so. A picture that cannot be read is rejected with a reason and counted.
+
+    Example: lmk-shard build --images train --labels train.csv --out shards --min-samples 6
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")] = ("train",)
+    """Folders of images: in the layout a/b/c/<id>.jpg, flat, nested, or one folder per class."""
+    labels: Annotated[str, tyro.conf.arg(metavar="FILE")] = "train.csv"
+    """Label table (CSV or Parquet); `classes` takes the names of the folders as labels."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("shards")
+    """Folder to write; new, empty, or one that an earlier run of this build left."""
+    min_samples: int = 6
+    """Keep classes with at least this many images."""
+    top: int | None = None
+    """Of these, keep only the K largest."""
+    split: Annotated[tuple[float, float, float], tyro.conf.arg(metavar="TRAIN VAL TEST")] = (0.72, 0.18, 0.1)
+    """Ratios of the three splits; each class is split on its own."""
+    seed: int = 0
+    """Decides the split and the order of samples."""
+    size: int = 224
+    """Side of the stored square pictures in pixels."""
+    fit: Fit = "squash"
+    """How a picture meets the square: squashed, cropped at the centre, or padded with white."""
+    quality: int = 90
+    """JPEG quality of the stored pictures."""
+    subsampling: Subsampling = "4:2:0"
+    """Chroma subsampling of the stored pictures."""
+    samples_per_shard: int | None = None
+    """Samples in a shard; by default a 256th of the images, within 256..4096."""
+    categories: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Names of the classes: a table `landmark_id,category`."""
+    id_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of a label table of your own that holds the image's id, name or path."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of a label table of your own that holds the class."""
+    title: str = ""
+    """Title of the dataset, for its card."""
+    license: str = ""
+    """Licence of the pictures, for the card."""
+    workers: int | None = None
+    """Worker processes; by default one per core."""
+    max_rejected: float = 0.05
+    """Give up as soon as more than this share of the images is rejected."""
+    overwrite: bool = False
+    """Remove what another build left in --out and start again."""
+    dry_run: bool = False
+    """Only plan, from the labels alone, and print what a build would write."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the HTML report of a dataset (report/index.html) and print its summary.
+
+    Example: lmk-shard report shards
+    """
+
+    dataset: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for the report; by default `report` inside the dataset."""
+    quiet: bool = False
+    """No summary."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw a long-tailed set of synthetic landmarks in the layout of Google Landmark Recognition.
+
+    Some classes have fewer than 6 images, one listed file is unreadable and one is missing, as in real life.
+
+    Example: lmk-shard sample demo/images && lmk-shard build --images demo/images/train --labels demo/images/train.csv
+    """
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    classes: int = 24
+    """Number of landmarks."""
+    images: int = 900
+    """Number of photos, over all landmarks."""
+    seed: int = 0
+    """Decides what is drawn."""
+    workers: int | None = None
+    """Worker processes; by default one per core."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-shard`; returns the exit code (a command line that does not parse exits with 2)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"{_PROGRAM} {__version__}")
+        return 0
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"build": Build, "report": Report, "sample": Sample},
+        prog=_PROGRAM,
+        description=_DESCRIPTION,
+        args=given,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    runners = {Build: _build, Report: _report, Sample: _sample}
+    return run_command(_PROGRAM, lambda: runners[type(command)](command))
+
+
+def _build(command: Build) -> None:
+    from lmk_data.build import BuildOptions, build, plan_build
+    from lmk_data.format import Recipe
+    from lmk_data.plan import PlanRule
+
+    rule = PlanRule(command.min_samples, command.top, command.split, command.seed, command.samples_per_shard)
+    options = BuildOptions(
+        images=list(command.images),
+        labels=command.labels,
+        out=command.out,
+        rule=rule,
+        recipe=Recipe(command.size, command.fit, command.quality, command.subsampling),
+        categories=command.categories,
+        id_column=command.id_column,
+        label_column=command.label_column,
+        title=command.title,
+        license=command.license,
+        workers=command.workers,
+        max_rejected=command.max_rejected,
+        overwrite=command.overwrite,
+        quiet=command.quiet,
+    )
+    if command.dry_run:
+        _print_plan(command, *plan_build(options))
+        return
+    result = build(options)
+    if not command.quiet:
+        _print_built(command, result)
+    _write_report(command.out, None, command.quiet)
+    if not command.quiet:
+        print(f"next: lmk-train --shards {command.out}")
+
+
+def _report(command: Report) -> None:
+    _write_report(command.dataset, command.out, command.quiet)
+
+
+def _sample(command: Sample) -> None:
+    from lmk_data.sample import draw_sample
+
+    drawn = draw_sample(
+        command.out,
+        num_classes=command.classes,
+        num_images=command.images,
+        seed=command.seed,
+        workers=command.workers,
+        quiet=command.quiet,
+    )
+    if not command.quiet:
+        print(f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, one unreadable, one missing")
+        folder = drawn.folder
+        print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
+
+
+def _write_report(path: Path, out: Path | None, quiet: bool) -> None:
+    from lmk_data.dataset import ShardedDataset
+    from lmk_data.format import REPORT_FOLDER
+    from lmk_data.report import terminal_summary, write_report
+
+    folder = out or path / REPORT_FOLDER
+    with ShardedDataset.open(path) as dataset:
+        report = write_report(dataset, folder)
+    if not quiet:
+        print(terminal_summary(report))
+        print(f"report: {folder / 'index.html'}")
+
+
+def _print_plan(command: Build, labels: "LabelTable", plan: "Plan") -> None:
+    counts, num_samples = plan.counts, plan.samples["split"].value_counts()
+    print(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
+    print(f"  {labels.conflicting:,} ids with two labels left out, {labels.duplicate_rows:,} repeated rows counted once")
+    print(f"  {counts['below_min_samples']:,} images in classes under {command.min_samples}, "
+          f"{counts['outside_top']:,} outside the largest classes")
+    print(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {command.out}:")
+    for split, num_shards in plan.num_shards.items():
+        share = num_samples[split] / len(plan.samples)
+        print(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {num_shards:,} shards")
+
+
+def _print_built(command: Build, result: "BuildResult") -> None:
+    if result.already_complete:
+        print(f"{command.out}: this build is already complete; nothing to do")
+        return
+    encoder = result.manifest["recipe"]["encoder"]
+    rate = result.built_images / max(result.seconds, 1e-9)
+    went_on = f", going on after {result.resumed_images:,} built earlier" if result.resumed_images else ""
+    print(f"{command.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
+          f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){went_on}")

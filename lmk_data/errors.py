@@ -1,0 +1,36 @@
+"""The error tree: what a command line turns into one line on stderr and exit code 1.
+
+    LmkError
+    ├── UserError      the caller's mistake: a flag, a label table, a folder
+    ├── DatasetError   a file of a published dataset is missing, short, or contradicts another
+    ├── StorageError   the storage failed; what was complete is kept, run it again to go on
+    ├── BuildError     a build could not finish; what was complete is kept
+    └── TrainingError  training cannot go on; the last good checkpoint is kept
+
+Every message says what was wrong, where, and what to do. A bad image is none of these: it is a value
+(`lmk_data.format.Rejection`), counted and indexed, and the build goes on.
+"""
+
+
+class LmkError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UserError(LmkError):
+    """The caller's mistake: a flag, a label table, a folder."""
+
+
+class DatasetError(LmkError):
+    """A file of a dataset is missing, short, or contradicts another one."""
+
+
+class StorageError(LmkError):
+    """The storage failed for a reason that is not a bad image; run the command again to go on."""
+
+
+class BuildError(LmkError):
+    """A build could not finish; finished shards are kept."""
+
+
+class TrainingError(LmkError):
+    """Training cannot go on; the last good checkpoint is kept."""

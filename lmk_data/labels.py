@@ -1,0 +1,177 @@
+"""Label tables (GLR2020, GLDv2, any CSV or Parquet, class folders) to one DataFrame."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from lmk_data.errors import UserError
+from lmk_data.files import sha256_file
+from lmk_data.images import FolderStore, list_class_folders, locate, strip_extension
+
+CLASS_FOLDERS = "classes"
+_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_CATEGORY_MARK = "Category:"
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Every listed image once, and how the table was read.
+
+    `frame` has one row per unique id: `id` (str), `landmark_id` (int64, or str unless every one is a canonical
+    integer), and for class folders `store` and `source`. `num_images` and `num_classes` count what the table
+    lists, `conflicting` the ids that left it because they carry two labels, `duplicate_rows` the rows that
+    repeat an earlier one.
+    """
+
+    frame: pd.DataFrame
+    name: str
+    layout: str
+    sha256: str
+    num_images: int
+    num_classes: int
+    conflicting: int
+    duplicate_rows: int
+
+
+def read_labels(path: str, *, id_column: str | None = None, label_column: str | None = None) -> LabelTable:
+    """Read a label table.
+
+    Known by their columns: GLR2020 (`id,landmark_id`), GLDv2 (`id,url,landmark_id`), GLDv2-clean
+    (`landmark_id,images`, ids separated by spaces); anything else needs both column names. CSV (also gzipped)
+    or Parquet, by its first bytes. Raises UserError for a table that is absent, unreadable, empty or lacks a column.
+    """
+    table = _read_strings(path)
+    layout, id_column, label_column = _layout(table.column_names, path, id_column, label_column)
+    ids, labels = table[id_column], table[label_column]
+    if ids.null_count or labels.null_count:
+        column = ids if ids.null_count else labels
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
+        raise UserError(f"{path}: data row {row} has no {id_column if ids.null_count else label_column}; fill or drop it")
+    if layout == "gldv2-clean":
+        ids, labels = _split_lists(ids, labels)
+    frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": _typed(labels).to_pandas()})
+    if frame.empty:
+        raise UserError(f"{path}: the label table lists no image")
+    frame["id"] = strip_extension(frame["id"])
+    return _deduplicated(frame, Path(path).name, layout, sha256_file(Path(path)))
+
+
+def read_class_folders(stores: list[FolderStore]) -> LabelTable:
+    """List class folders as a label table: the id is the relative path, the label the first folder's name."""
+    frame = list_class_folders(stores)
+    frame.insert(0, "id", frame["source"])
+    listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["source"]).encode("utf-8", "surrogateescape")
+    labels = pa.chunked_array([pa.array(frame["landmark_id"], pa.string())])
+    frame["landmark_id"] = _typed(labels).to_pandas()
+    return _deduplicated(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())
+
+
+def read_categories(path: str) -> "pd.Series[str]":
+    """Names of classes, indexed by landmark id as a string, from GLR2020's `landmark_id,category` table.
+
+    A category that is a Wikimedia Commons URL becomes the plain words after `Category:`.
+    """
+    table = _read_strings(path)
+    for column in ("landmark_id", "category"):
+        if column not in table.column_names:
+            raise UserError(f"{path}: no column {column}; found {_listed(table.column_names)}")
+    names = table["category"].to_pandas().fillna("")
+    names = names.str.split(_CATEGORY_MARK, n=1).str[-1].str.replace("_", " ", regex=False).str.strip()
+    index = pd.Index(table["landmark_id"].to_pandas())
+    return pd.Series(names.to_numpy(dtype=object), index=index)[~index.duplicated()]
+
+
+def locate_images(labels: LabelTable, stores: list[FolderStore]) -> pd.DataFrame:
+    """The label table with where each image lies: columns store (int16), source, reason (empty if found)."""
+    if labels.layout == "class-folders":
+        return labels.frame.assign(reason="")
+    found = locate(stores, labels.frame["id"])
+    return labels.frame.assign(store=found.store, source=found.source, reason=found.reason)
+
+
+def _read_strings(path: str) -> pa.Table:
+    """A CSV or Parquet file with every column as strings; UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+        if magic == b"PAR1":
+            table = pq.read_table(path)
+            return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
+        with pa.input_stream(path, compression="gzip" if magic[:2] == b"\x1f\x8b" else None) as stream:
+            header = pa.csv.open_csv(stream, parse_options=pa.csv.ParseOptions(newlines_in_values=True)).schema.names
+        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+        parse = pa.csv.ParseOptions(newlines_in_values=True)
+        with pa.input_stream(path, compression="gzip" if magic[:2] == b"\x1f\x8b" else None) as stream:
+            return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such label table; give it with --labels") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _layout(columns: list[str], path: str, id_column: str | None, label_column: str | None) -> tuple[str, str, str]:
+    """The layout's name and the columns that hold id and label."""
+    if id_column or label_column:
+        chosen = ("custom", id_column or "id", label_column or "landmark_id")
+    elif "images" in columns and "id" not in columns:
+        chosen = ("gldv2-clean", "images", "landmark_id")
+    else:
+        chosen = ("gldv2" if "url" in columns else "glr2020", "id", "landmark_id")
+    for column in chosen[1:]:
+        if column not in columns:
+            hint = "name them with --id-column and --label-column"
+            raise UserError(f"{path}: no column {column}; found {_listed(columns)}; {hint}")
+    return chosen
+
+
+def _listed(columns: list[str]) -> str:
+    shown = ", ".join(columns[:12]) or "none"
+    return shown if len(columns) <= 12 else f"{shown} and {len(columns) - 12} more"
+
+
+def _split_lists(images: pa.ChunkedArray, labels: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Rows of `landmark_id, "id id id"` to one row per id."""
+    lists = pc.split_pattern(pc.utf8_trim_whitespace(images), " ").combine_chunks()
+    parents = pc.list_parent_indices(lists)
+    ids = pc.list_flatten(lists)
+    kept = pc.not_equal(ids, "")
+    labels = labels.combine_chunks().take(parents)
+    return pa.chunked_array([ids.filter(kept)]), pa.chunked_array([labels.filter(kept)])
+
+
+def _typed(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels as int64 if every one is a canonical integer, so that nothing is lost, else as strings."""
+    canonical = pc.all(pc.match_substring_regex(labels, _CANONICAL_INTEGER)).as_py()
+    return labels.cast(pa.int64()) if canonical else labels
+
+
+def _deduplicated(frame: pd.DataFrame, name: str, layout: str, sha256: str) -> LabelTable:
+    """Keep each id once; drop the ids that carry two labels."""
+    num_classes = int(frame["landmark_id"].nunique())
+    unique = frame.drop_duplicates(["id", "landmark_id"])
+    several = unique["id"].duplicated(keep=False)
+    conflicting = int(unique.loc[several, "id"].nunique())
+    kept = unique[~several].reset_index(drop=True)
+    return LabelTable(
+        frame=kept,
+        name=name,
+        layout=layout,
+        sha256=sha256,
+        num_images=len(kept) + conflicting,
+        num_classes=num_classes,
+        conflicting=conflicting,
+        duplicate_rows=len(frame) - len(unique),
+    )

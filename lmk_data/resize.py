@@ -1,0 +1,181 @@
+"""Bytes and a recipe to a resized JPEG, or the reason why not; pure, and the only decoder of strangers' pictures."""
+
+import io
+import struct
+from functools import cache
+from importlib import metadata
+
+import numpy as np
+import PIL
+from PIL import Image, UnidentifiedImageError, features
+
+from lmk_data.errors import UserError
+from lmk_data.format import Encoder, Recipe, Rejection, Resized
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
+_CODECS = {"jpg": "jpeg", "zlib": "png", "webp": "webp", "libtiff": "tiff"}
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}
+# First bytes of formats that are pictures, but not among those that are accepted.
+_OTHER_PICTURES = (b"II*\0", b"MM\0*", b"\0\0\1\0", b"8BPS", b"\0\0\0\x0cjP  ", b"qoif", b"<svg", b"<?xml", b"\xff\x4f\xff\x51")
+_OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
+_WHITE = (255, 255, 255)
+
+
+@cache
+def accepted_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are decoded here; TIFF only where Pillow was built with libtiff."""
+    return (*_FORMATS, "TIFF") if features.check("libtiff") else _FORMATS
+
+
+@cache
+def encoder() -> Encoder:
+    """The Pillow that runs here: pillow-simd or stock Pillow, its version, its libjpeg-turbo, its codecs."""
+    version = str(PIL.__version__)
+    simd = ".post" in version or _is_installed("pillow-simd") and metadata.version("pillow-simd") == version
+    codecs = [name for feature, name in _CODECS.items() if features.check(feature)]
+    return Encoder(
+        distribution="pillow-simd" if simd else "pillow",
+        version=version,
+        libjpeg_turbo=str(features.version("libjpeg_turbo") or "none"),
+        codecs=tuple(sorted([*codecs, "bmp", "gif"])),
+    )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise UserError for a recipe that cannot be carried out."""
+    if not 8 <= recipe.size <= 4096:
+        raise UserError(f"--size {recipe.size}: must be from 8 to 4096 pixels")
+    if not 1 <= recipe.quality <= 100:
+        raise UserError(f"--quality {recipe.quality}: must be from 1 to 100")
+
+
+def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:
+    """Decode a picture, bring it upright and to RGB (alpha over white), resize it and encode it as JPEG.
+
+    Only the first frame counts. A JPEG at least twice as large as needed is decoded at a fraction of its size,
+    never below twice the target. Nothing a stranger's file holds raises: it is rejected with a reason.
+    """
+    if not data:
+        return Rejection("empty", "0 bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=accepted_formats()) as image:
+            return _resize_opened(image, recipe)
+    except UnidentifiedImageError:
+        return _unidentified(data)
+    except Image.DecompressionBombError as error:
+        return Rejection("too-large", _first_line(error))
+    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError) as error:
+        # What Pillow's decoders raise for damaged files; MemoryError and the like are not the file's fault.
+        detail = _first_line(error)
+        return Rejection("truncated" if "truncated" in detail.lower() else "corrupt", detail)
+
+
+def _resize_opened(image: Image.Image, recipe: Recipe) -> Resized | Rejection:
+    width, height = image.size
+    if width < 1 or height < 1:
+        return Rejection("corrupt", f"{width}x{height} pixels")
+    if width * height > recipe.max_pixels:
+        return Rejection("too-large", f"{width}x{height} pixels, more than {recipe.max_pixels:,}")
+    orientation = _orientation(image) if recipe.exif_transpose else 1
+    image.draft(None, _least_decoded_size(width, height, recipe))
+    square = _fit(_to_rgb(image), recipe)
+    if orientation in _TRANSPOSE:
+        square = square.transpose(_TRANSPOSE[orientation])
+    if orientation >= 5:
+        width, height = height, width
+    buffer = io.BytesIO()
+    square.save(buffer, "JPEG", quality=recipe.quality, subsampling=_SUBSAMPLING[recipe.subsampling])
+    return Resized(buffer.getvalue(), width, height, _dhash(square))
+
+
+def _least_decoded_size(width: int, height: int, recipe: Recipe) -> tuple[int, int]:
+    """The size below which a scaled JPEG decode must not go: twice what the resize needs, in both directions."""
+    target = 2 * recipe.size
+    if recipe.fit == "squash":
+        return target, target
+    scale = target / (min(width, height) if recipe.fit == "crop" else max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it makes no sense."""
+    if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} and image.format != "TIFF":
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError):
+        return 1  # damaged metadata of a picture that may be fine
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled, transparency over white."""
+    image.load()
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _scale_to_eight_bits(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA")
+        white = Image.new("RGB", alpha.size, _WHITE)
+        white.paste(alpha, mask=alpha.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit (or wider) grey to 8 bits by its range, not by clipping."""
+    values = np.asarray(image).astype(np.float32)
+    scale = 255 / 65535 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1.0
+    return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _fit(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """An RGB image brought to the square: squashed, cropped around the centre, or padded with white."""
+    size, (width, height) = recipe.size, image.size
+    if recipe.fit == "squash":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if recipe.fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    scale = size / max(width, height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    square = Image.new("RGB", (size, size), _WHITE)
+    square.paste(image.resize(inner, Image.Resampling.BICUBIC), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return square
+
+
+def _dhash(image: Image.Image) -> int:
+    """Perceptual hash of a picture, 64 bits: the sign of each horizontal step of its 9x8 grey thumbnail."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def _unidentified(data: bytes) -> Rejection:
+    head = data[:16]
+    if head.lstrip().startswith(_OTHER_PICTURES) or (head[4:8] == b"ftyp" and head[8:12] in _OTHER_BRANDS):
+        return Rejection("unsupported-format", f"first bytes {head[:12]!r}")
+    return Rejection("not-an-image", f"first bytes {head[:12]!r}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""lmk_train: streams a dataset of shards into mixed-precision training of long-tailed classifiers."""

@@ -1,0 +1,65 @@
+"""`lmk-train` and `lmk-eval`: parse, call, summarise; thin shells over the modules that do the work."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from lmk_data import __version__
+from lmk_data.terminal import run_command
+from lmk_train.config import EvalConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from lmk_train.evaluation import Evaluation
+
+_SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-train`; returns the exit code (a command line that does not parse exits with 2)."""
+    return _main("lmk-train", TrainConfig, _train, arguments)
+
+
+def eval_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-eval`; returns the exit code."""
+    return _main("lmk-eval", EvalConfig, _evaluate, arguments)
+
+
+def _main(program: str, config: type, command: Callable[[Any], None], arguments: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"{program} {__version__}")
+        return 0
+
+    def run() -> None:
+        command(tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,)))
+
+    return run_command(program, run)
+
+
+def _train(config: TrainConfig) -> None:
+    from lmk_train.loop import train
+
+    result = train(config)
+    if config.quiet:
+        return
+    best = f"best epoch {result.best_epoch} (validation macro F1 {result.best_metric:.4f})"
+    print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
+    if result.test is not None:
+        _print_evaluation(result.test)
+
+
+def _evaluate(config: EvalConfig) -> None:
+    from lmk_train.evaluation import evaluate_run
+
+    evaluation = evaluate_run(config)
+    if not config.quiet:
+        _print_evaluation(evaluation)
+        print(f"written: {config.run}/eval-{config.split}.json, and predictions, per-class and confusion Parquet beside it")
+
+
+def _print_evaluation(evaluation: "Evaluation") -> None:
+    metrics = evaluation.metrics
+    shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics[name] is not None]
+    print(f"{evaluation.split} ({metrics['num_samples']:,} images): {', '.join(shown)}")

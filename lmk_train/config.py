@@ -1,0 +1,186 @@
+"""`TrainConfig`: one frozen dataclass that is the command line, the recipe and the saved run; validated when made."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+
+from lmk_data.errors import UserError
+
+ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0"]
+LossName = Literal["ldam", "ce"]
+Head = Literal["linear", "cosine"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "step"]
+Amp = Literal["auto", "fp16", "bf16", "off"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a model trains with unless told otherwise; docs/training.md says how the numbers were found."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    lr: float
+    head_lr: float
+    weight_decay: float
+    warmup_epochs: float
+
+
+DEFAULTS: dict[str, ModelDefaults] = {
+    "efficientnet-lite0": ModelDefaults(8, 32, "adamw", 3e-4, 3e-3, 0.02, 1.0),
+    "efficientnet-b0": ModelDefaults(8, 64, "adamw", 3e-4, 3e-3, 0.02, 1.0),
+    "resnet50": ModelDefaults(8, 64, "adamw", 1e-4, 1e-3, 0.02, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a classifier of landmarks on a dataset of shards.
+
+    Mixed precision, margins from the dataset's own class counts, validation after every epoch, the best and the
+    last checkpoint kept, test metrics at the end. Interrupt it, and the same command with --resume goes on at
+    the very step.
+
+    Example: lmk-train --shards shards --model efficientnet-lite0 --loss ldam
+    """
+
+    shards: Annotated[str, tyro.conf.arg(metavar="DATASET")]
+    """The dataset that `lmk-shard build` wrote."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
+    model: ModelName = "efficientnet-b0"
+    """Backbone."""
+    weights: Annotated[str, tyro.conf.arg(metavar="imagenet|none|FILE")] = "imagenet"
+    """Where the backbone starts: its ImageNet weights, random, or a state dict or checkpoint of ours."""
+    loss: LossName = "ldam"
+    """LDAM (margins from the class counts) or cross entropy."""
+    head: Head | None = None
+    """Last layer; by default cosine for ldam, linear otherwise."""
+    ldam_max_margin: float = 0.5
+    """LDAM: margin of the rarest class."""
+    cosine_scale: float | None = None
+    """Cosine head: what its cosines are multiplied by (default 30); an error with a linear head."""
+    label_smoothing: float = 0.0
+    """Cross entropy only: share of the target spread over all classes."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Passes over the training split; by default the model's (see docs/training.md)."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Samples per update of the weights; by default the model's."""
+    optimizer: Optimizer | None = None
+    """SGD with Nesterov momentum, or AdamW; by default the model's."""
+    lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Learning rate of the backbone at its peak; by default the model's."""
+    head_lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Learning rate of the head at its peak; by default the model's."""
+    weight_decay: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Weight decay, not on norms and biases; by default the model's."""
+    clip_grad: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Clip the norm of the gradient to this; by default not at all."""
+    warmup_epochs: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Epochs over which the learning rates rise from 0; by default the model's."""
+    schedule: Schedule = "cosine"
+    """How the learning rates fall: a half cosine to 0, or tenfold steps at 80 % and 90 % of training."""
+    bn_momentum: float = 0.1
+    """Momentum of batch normalisation's running statistics; 0.01, EfficientNet's own, lags behind short trainings."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.2
+    """Strength of brightness, contrast and saturation jitter; hue turns by a quarter of it. 0 is off."""
+    amp: Amp = "auto"
+    """Mixed precision: bfloat16 where the device has it, else float16 with gradient scaling on CUDA."""
+    device: Device = "auto"
+    """Where to train; auto takes CUDA if there is one."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads that read and decode; by default one per core, 8 at most."""
+    seed: int = 0
+    """Decides the order of samples, augmentation and the new layers' first weights."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.ldam_max_margin <= 2, "--ldam-max-margin", self.ldam_max_margin, "above 0, at most 2")
+        _require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0, below 1")
+        _require(0 <= self.hflip <= 1, "--hflip", self.hflip, "from 0 to 1")
+        _require(0 <= self.color_jitter <= 1, "--color-jitter", self.color_jitter, "from 0 to 1")
+        _require(0 < self.bn_momentum <= 1, "--bn-momentum", self.bn_momentum, "above 0, at most 1")
+        _require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
+        _require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
+        for name in ("epochs", "batch_size", "workers"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+        for name in ("lr", "head_lr", "clip_grad", "cosine_scale"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"--{name.replace('_', '-')}", value, "above 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"--{name.replace('_', '-')}", value, "at least 0")
+        if self.label_smoothing and self.loss != "ce":
+            raise UserError(f"--label-smoothing goes with --loss ce, not with {self.loss}")
+        if self.cosine_scale is not None and (self.head or _default_head(self.loss)) == "linear":
+            raise UserError("--cosine-scale: a linear head's logits are not scaled; give --head cosine or leave it out")
+
+    def resolved(self) -> Self:
+        """The same configuration with every default filled in: what is saved, and what a run is trained with."""
+        defaults = DEFAULTS[self.model]
+        head = self.head or _default_head(self.loss)
+        chosen = {name: getattr(defaults, name) for name in asdict(defaults) if getattr(self, name) is None}
+        out = self.out or Path("runs") / f"{self.model}-{self.loss}"
+        scale = (self.cosine_scale or 30.0) if head == "cosine" else None
+        return replace(self, **chosen, out=out, head=head, cosine_scale=scale)
+
+    def json(self) -> dict[str, Any]:
+        """Plain values for config.json and checkpoints."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The configuration that `json` gave; UserError if it is not one."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or "shards" not in value or value.keys() - known:
+            raise UserError("not a training configuration of this version of lmk")
+        out = value.get("out")
+        return cls(**{**value, "out": Path(out) if out is not None else None})
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a run's checkpoint on a split: metrics, predictions, per-class figures and the confusion matrix.
+
+    Example: lmk-eval runs/efficientnet-lite0-ldam --split val
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    """Dataset to evaluate on; by default the one that the run was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Split to evaluate."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Samples at once; by default as in training."""
+    amp: Amp = "auto"
+    """Mixed precision, as in training."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA if there is one."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads that read and decode; by default one per core, 8 at most."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+def _default_head(loss: str) -> Head:
+    return "cosine" if loss == "ldam" else "linear"
+
+
+def _require(holds: bool, flag: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{flag} {value}: must be {wanted}")

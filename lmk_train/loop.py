@@ -1,0 +1,430 @@
+"""The training step, the epoch, checkpoints and resuming; the only module that knows every part."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import TrainingError, UserError
+from lmk_data.files import write_bytes
+from lmk_data.terminal import progress_bar
+from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
+from lmk_train.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint, save_checkpoint
+from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.evaluation import Evaluation, check_classes, class_table, evaluate_model, model_of, predict_split
+from lmk_train.losses import LDAM, CrossEntropy, ldam_margins
+from lmk_train.metrics import summarize
+from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
+from lmk_train.optim import clip_gradients, lr_factor, make_optimizer, set_lr
+from lmk_train.order import batch_rows, counter_hash, epoch_order, num_batches
+from lmk_train.precision import Precision, resolve_device
+from lmk_train.stream import Batch, BatchStream, SplitReader
+
+CONFIG, METRICS, EVENTS = "config.json", "metrics.jsonl", "tensorboard"
+_STEPS_BETWEEN_LINES = 50
+_MAY_CHANGE_ON_RESUME = {"shards", "out", "device", "workers", "checkpoint_minutes", "resume", "quiet", "weights"}
+
+
+@dataclass
+class Sums:
+    """Running sums since the last line and since the start of the epoch, on the device until they are read."""
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    num_samples: int = 0
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "Sums":
+        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, num_samples: int) -> None:
+        self.loss += loss.double() * num_samples
+        self.correct += correct
+        self.num_samples += num_samples
+
+    def state(self) -> dict[str, float | int]:
+        return {"loss": self.loss.item(), "correct": int(self.correct.item()), "num_samples": self.num_samples}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.loss.fill_(state["loss"])
+        self.correct.fill_(state["correct"])
+        self.num_samples = int(state["num_samples"])
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and accuracy; waits for the device."""
+        number = max(1, self.num_samples)
+        return {"loss": self.loss.item() / number, "accuracy": self.correct.item() / number}
+
+
+@dataclass
+class Progress:
+    """Where training stands: updates done, the best validation so far, seconds spent."""
+
+    step: int = 0
+    best_metric: float = -math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """A run in the making: everything that a training step touches."""
+
+    config: TrainConfig
+    run: Path
+    dataset: ShardedDataset
+    model: Classifier
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    preprocess: Preprocess
+    train: SplitReader
+    steps_per_epoch: int
+    progress: Progress = field(default_factory=Progress)
+    epoch_sums: Sums = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.epoch_sums = Sums.zero(self.precision.device)
+
+    @property
+    def num_steps(self) -> int:
+        """Updates of the whole training."""
+        assert self.config.epochs is not None
+        return self.config.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended: the test evaluation (None without a test split), and where its best epoch was."""
+
+    run: Path
+    test: Evaluation | None
+    best_epoch: int
+    best_metric: float
+    seconds: float
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train from the start, or go on with a run, and evaluate its best checkpoint on the test split.
+
+    Raises UserError for a configuration or dataset that does not work, TrainingError if the loss is no longer
+    finite, KeyboardInterrupt after a checkpoint when interrupted.
+    """
+    config = config.resolved()
+    assert config.out is not None
+    run = config.out
+    _check_run(run, config)
+    with ShardedDataset.open(config.shards) as dataset:
+        trainer = _make_trainer(config, run, dataset)
+        if config.resume:
+            _restore(trainer)
+        else:
+            _start(trainer)
+        with _Log(trainer) as log, _stopping_gently() as stop:
+            _train_epochs(trainer, log, stop)
+        trainer.train.close()
+        test = _evaluate_best(trainer)
+    progress = trainer.progress
+    return TrainResult(run, test, progress.best_epoch, progress.best_metric, progress.seconds)
+
+
+def _check_run(run: Path, config: TrainConfig) -> None:
+    if config.resume:
+        if not checkpoint_path(run, LAST).exists():
+            raise UserError(f"--resume: {run} has no checkpoint to go on from; leave --resume out to start")
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        what = "holds a run" if (run / CONFIG).exists() else "is not empty"
+        raise UserError(f"--out {run}: {what}; go on with --resume or name another folder")
+
+
+def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset) -> Trainer:
+    """Dataset, model, loss and optimiser put together on the device."""
+    if not dataset.num_samples("train"):
+        raise UserError(f"{dataset.path}: has no training split")
+    assert config.batch_size is not None and config.epochs is not None
+    device = resolve_device(config.device)
+    reader = SplitReader(dataset, "train")
+    steps_per_epoch = num_batches(len(reader), config.batch_size, drop_last=True)
+    if not steps_per_epoch:
+        raise UserError(f"--batch-size {config.batch_size}: more than the {len(reader)} training images")
+    torch.manual_seed(config.seed)
+    model = model_of(config, dataset)
+    if not config.resume:
+        said = load_weights(model, config.model, config.weights)
+        if not config.quiet:
+            print(_headline(config, dataset, model, said))
+    set_bn_momentum(model, config.bn_momentum)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    assert config.optimizer and config.lr and config.head_lr and config.weight_decay is not None
+    optimizer = make_optimizer(
+        model, config.optimizer, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
+    )
+    precision = Precision.resolve(config.amp, device)
+    return Trainer(
+        config=config,
+        run=run,
+        dataset=dataset,
+        model=model,
+        criterion=_criterion(config, dataset).to(device),
+        optimizer=optimizer,
+        precision=precision,
+        scaler=precision.grad_scaler(),
+        preprocess=Preprocess(
+            ARCHITECTURES[config.model].normalization, Augmentation(config.hflip, config.color_jitter), device
+        ),
+        train=reader,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _criterion(config: TrainConfig, dataset: ShardedDataset) -> nn.Module:
+    if config.loss == "ce":
+        return CrossEntropy(config.label_smoothing)
+    margins = ldam_margins(dataset.classes["train"].to_numpy(np.int64), config.ldam_max_margin)
+    return LDAM(margins, config.cosine_scale or 1.0)
+
+
+def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
+    backbone, head = num_parameters(model.backbone), num_parameters(model.head)
+    return (
+        f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head of "
+        f"{dataset.num_classes:,} classes; {config.loss} on {dataset.num_samples('train'):,} images"
+    )
+
+
+def _train_epochs(trainer: Trainer, log: "_Log", stop: "_Stop") -> None:
+    config, progress = trainer.config, trainer.progress
+    assert config.batch_size is not None
+    stream = BatchStream(trainer.train, trainer.precision.device, config.batch_size, config.workers)
+    description = f"training {config.model}"
+    with progress_bar(trainer.num_steps, description, "steps", quiet=config.quiet, initial=progress.step) as bar:
+        while progress.step < trainer.num_steps:
+            epoch, first = divmod(progress.step, trainer.steps_per_epoch)
+            order = epoch_order(trainer.train.shard_of_row, config.seed, epoch)
+            batches = (batch_rows(order, s, config.batch_size) for s in range(first, trainer.steps_per_epoch))
+            for batch in stream(batches):
+                _step(trainer, batch, epoch)
+                log.after_step(epoch, stream.wait_seconds, len(batch.rows))
+                bar.update()
+                bar.set_postfix_str(log.postfix, refresh=False)
+                if stop.requested or log.checkpoint_due():
+                    log.save()
+                if stop.requested:
+                    raise KeyboardInterrupt(f"give the same command with --resume to go on at step {progress.step}")
+            _finish_epoch(trainer, log, epoch + 1)
+
+
+def _step(trainer: Trainer, batch: Batch, epoch: int) -> None:
+    """One update of the weights; nothing in it waits for the device."""
+    config, step = trainer.config, trainer.progress.step
+    assert config.warmup_epochs is not None
+    torch.manual_seed(int(counter_hash(config.seed, step, 4) >> np.uint64(1)))  # dropout; so no RNG state is saved
+    warmup = round(config.warmup_epochs * trainer.steps_per_epoch)
+    set_lr(trainer.optimizer, lr_factor(step, trainer.num_steps, warmup, config.schedule))
+    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.rows, config.seed, epoch))
+    with trainer.precision.autocast():
+        logits = trainer.model(pictures)
+    loss = trainer.criterion(logits, batch.labels)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.scaler.scale(loss).backward()
+    if config.clip_grad is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        clip_gradients(trainer.model, config.clip_grad)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    trainer.epoch_sums.add(loss.detach(), correct, len(batch.rows))
+    trainer.progress.step += 1
+
+
+def _finish_epoch(trainer: Trainer, log: "_Log", epoch: int) -> None:
+    """Validate, keep the best weights, and save; `epoch` counts from 1."""
+    config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
+    line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
+    line |= {f"train_{name}": value for name, value in trainer.epoch_sums.means().items()}
+    if dataset.num_samples("val"):
+        assert config.batch_size is not None
+        reader = SplitReader(dataset, "val")
+        stream = BatchStream(reader, trainer.precision.device, config.batch_size, config.workers)
+        predictions = predict_split(
+            trainer.model, reader, stream, trainer.preprocess, trainer.precision, config.batch_size
+        )
+        reader.close()
+        metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
+        line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
+        metric = metrics["macro_f1"]
+    else:
+        metric = float(epoch)  # nothing to judge by: the last epoch counts as the best
+    assert metric is not None
+    if metric > progress.best_metric:
+        progress.best_metric, progress.best_epoch = metric, epoch
+        state = {"model": trainer.model.state_dict(), "config": config.json(), "classes": class_table(dataset)}
+        save_checkpoint(trainer.run, BEST, {**state, "content_sha256": dataset.manifest["content_sha256"]})
+    trainer.epoch_sums = Sums.zero(trainer.precision.device)
+    log.line(line)
+    log.save()
+
+
+def _evaluate_best(trainer: Trainer) -> Evaluation | None:
+    """Test metrics of the best checkpoint, None without a test split."""
+    if not trainer.dataset.num_samples("test"):
+        return None
+    trainer.model.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
+    config = trainer.config
+    evaluated = EvalConfig(trainer.run, amp=config.amp, device=config.device, workers=config.workers, quiet=True)
+    return evaluate_model(trainer.model, trainer.dataset, config, evaluated, trainer.precision.device)
+
+
+def _start(trainer: Trainer) -> None:
+    """Make the run's folder; everything that could be refused has been checked by now."""
+    try:
+        trainer.run.mkdir(parents=True, exist_ok=True)
+        write_bytes(trainer.run / CONFIG, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"--out {trainer.run}: cannot be written: {error.strerror}") from error
+
+
+def _restore(trainer: Trainer) -> None:
+    """Go on where the last checkpoint stands; refuse what would make it another training."""
+    state = load_checkpoint(trainer.run, LAST)
+    earlier, now = state["config"], trainer.config.json()
+    changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
+    if changed:
+        shown = "; ".join(f"--{name.replace('_', '-')} was {earlier.get(name)}, is {now[name]}" for name in changed)
+        raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")
+    check_classes(trainer.dataset, state["classes"])
+    if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
+        raise UserError(f"--resume: {trainer.dataset.path} is not the dataset that the run was trained on")
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.epoch_sums.load(state["epoch_sums"])
+    trainer.progress = Progress(**state["progress"])
+
+
+class _Log:
+    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._lines = Sums.zero(trainer.precision.device)
+        self._line_started = self._saved = self._counted = time.monotonic()
+        self._waited = 0.0
+        self.postfix = ""
+
+    def __enter__(self) -> "_Log":
+        path, step = self._trainer.run / METRICS, self._trainer.progress.step
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = open(path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
+        self._before = self._trainer.epoch_sums.state()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def after_step(self, epoch: int, waited_seconds: float, batch_size: int) -> None:
+        """Every 50 updates: read the sums from the device, check them, and write a line."""
+        trainer, now = self._trainer, time.monotonic()
+        if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
+            return
+        sums = trainer.epoch_sums.state()
+        number = sums["num_samples"] - self._before["num_samples"]
+        loss = (sums["loss"] - self._before["loss"]) / number
+        accuracy = (sums["correct"] - self._before["correct"]) / number
+        factor = trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["peak_lr"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is no longer finite by step {trainer.progress.step} (learning rate x {factor:.3g}); "
+                f"lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
+            )
+        seconds = now - self._line_started
+        rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
+        line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
+        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}  # type: ignore[operator]
+        if trainer.scaler.is_enabled():
+            line["grad_scale"] = trainer.scaler.get_scale()
+        self.line(line)
+        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s data {waiting:.0%}"
+        self._before = sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
+        self._line_started, self._waited = now, waited_seconds
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Append to metrics.jsonl, and each number to TensorBoard."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        if line["kind"] == "epoch":
+            self._line_started = time.monotonic()
+            self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
+
+    def checkpoint_due(self) -> bool:
+        """Whether the interval between checkpoints is over."""
+        return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
+
+    def save(self) -> None:
+        """Save all there is to resume."""
+        trainer, now = self._trainer, time.monotonic()
+        trainer.progress.seconds += now - self._counted
+        self._counted = self._saved = now
+        state = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "progress": vars(trainer.progress),
+            "epoch_sums": trainer.epoch_sums.state(),
+            "config": trainer.config.json(),
+            "classes": class_table(trainer.dataset),
+            "content_sha256": trainer.dataset.manifest["content_sha256"],
+        }
+        save_checkpoint(trainer.run, LAST, state)
+        self._board.flush()
+
+
+class _Stop:
+    """Set by the first Ctrl-C or SIGTERM; the step in hand is finished and saved."""
+
+    requested = False
+
+
+@contextmanager
+def _stopping_gently() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+    stop = _Stop()
+    previous: dict[int, Any] = {}
+
+    def request(number: int, _: object) -> None:
+        stop.requested = True
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**63  # a line that a crash cut short

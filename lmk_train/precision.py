@@ -1,0 +1,50 @@
+"""Where to compute and in which precision: one device-neutral answer for training, evaluation and prediction."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from lmk_data.errors import UserError
+
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The device and the 16-bit type of autocast; None computes in float32."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+    @classmethod
+    def resolve(cls, amp: str, device: torch.device) -> "Precision":
+        """`auto` takes bfloat16 where the device computes with it, else float16 on CUDA, else float32."""
+        chosen = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
+        return cls(device, chosen[amp] if amp in chosen else _automatic(device))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler that does something for float16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.") if self.dtype else "float32"
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA if there is one. UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is there; leave it out to train on the CPU")
+    return torch.device(name)
+
+
+def _automatic(device: torch.device) -> torch.dtype | None:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _AMPERE else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
