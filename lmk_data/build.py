@@ -182,7 +182,9 @@ def _working_in(out: Path) -> Iterator[None]:
     except BlockingIOError:
         raise UserError(f"--out {out}: another build is at work there; wait for it or stop it") from None
     except OSError as error:
-        raise StorageError(f"{error.filename or out}: {error.strerror or error}; make room and run again to go on") from error
+        raise StorageError(
+            f"{error.filename or out}: {error.strerror or error}; make room and run again to go on"
+        ) from error
     finally:
         os.close(descriptor)
 
@@ -252,7 +254,11 @@ def _prepare(out: Path, plan: Plan, inputs: dict[str, Any]) -> None:
     """Lay out the folder: the plan for workers (one row group a shard) and the inputs for the next run."""
     remove_durably(out / MANIFEST)
     shutil.rmtree(out / TEMPORARY_FOLDER, ignore_errors=True)
-    for folder in (TEMPORARY_FOLDER, RECEIPTS_FOLDER, *(f"shards/{split}" for split in SPLITS if plan.num_shards[split])):
+    for folder in (
+        TEMPORARY_FOLDER,
+        RECEIPTS_FOLDER,
+        *(f"shards/{split}" for split in SPLITS if plan.num_shards[split]),
+    ):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_bytes(out / _PLAN_INPUTS, canonical_json(inputs))
     columns = ["key", "label", "landmark_id", "store", "source", "reason"]
@@ -310,7 +316,9 @@ def _run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[int, Rece
     try:
         yield from parallel(joblib.delayed(_build_in_worker)(task) for task in tasks)
     except TerminatedWorkerError as error:
-        raise BuildError("a worker process was killed (out of memory?); run again, perhaps with fewer --workers") from error
+        raise BuildError(
+            "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
+        ) from error
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
@@ -346,7 +354,9 @@ def _publish(
     if not any(receipt.num_samples for receipt in receipts):
         raise BuildError("every image was rejected; nothing to publish")
     shards = [
-        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, read_receipt_table(options.out, r.split, r.number))
+        BuiltShard(
+            r.name, r.split, r.num_samples, r.num_bytes, r.sha256, read_receipt_table(options.out, r.split, r.number)
+        )
         for r in receipts
     ]
     publication = Publication(

@@ -186,7 +186,9 @@ def _sample(command: Sample) -> None:
         quiet=command.quiet,
     )
     if not command.quiet:
-        print(f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, one unreadable, one missing")
+        print(
+            f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, one unreadable, one missing"
+        )
         folder = drawn.folder
         print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
 
@@ -207,9 +209,13 @@ def _write_report(path: Path, out: Path | None, quiet: bool) -> None:
 def _print_plan(command: Build, labels: "LabelTable", plan: "Plan") -> None:
     counts, num_samples = plan.counts, plan.samples["split"].value_counts()
     print(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
-    print(f"  {labels.conflicting:,} ids with two labels left out, {labels.duplicate_rows:,} repeated rows counted once")
-    print(f"  {counts['below_min_samples']:,} images in classes under {command.min_samples}, "
-          f"{counts['outside_top']:,} outside the largest classes")
+    print(
+        f"  {labels.conflicting:,} ids with two labels left out, {labels.duplicate_rows:,} repeated rows counted once"
+    )
+    print(
+        f"  {counts['below_min_samples']:,} images in classes under {command.min_samples}, "
+        f"{counts['outside_top']:,} outside the largest classes"
+    )
     print(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {command.out}:")
     for split, num_shards in plan.num_shards.items():
         share = num_samples[split] / len(plan.samples)
@@ -223,5 +229,7 @@ def _print_built(command: Build, result: "BuildResult") -> None:
     encoder = result.manifest["recipe"]["encoder"]
     rate = result.built_images / max(result.seconds, 1e-9)
     went_on = f", going on after {result.resumed_images:,} built earlier" if result.resumed_images else ""
-    print(f"{command.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
-          f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){went_on}")
+    print(
+        f"{command.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
+        f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){went_on}"
+    )

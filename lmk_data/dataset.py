@@ -302,7 +302,9 @@ class ShardedDataset:
                         sizes |= {f"{folder}/{entry.name}": entry.stat().st_size for entry in found if entry.is_file()}
             for name, num_bytes in entries.items():
                 if name not in sizes:
-                    raise DatasetError(f"{self.path / name}: shard is missing; copy it again or build the dataset again")
+                    raise DatasetError(
+                        f"{self.path / name}: shard is missing; copy it again or build the dataset again"
+                    )
                 if sizes[name] != num_bytes:
                     stated = f"{sizes[name]:,} bytes instead of {num_bytes:,}"
                     raise DatasetError(f"{self.path / name}: {stated}; copy it again or build the dataset again")
@@ -323,7 +325,9 @@ class ShardedDataset:
         try:
             return int(pq.read_metadata(self.path / name).num_rows)
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self.path / name}: cannot be read; copy it again or build the dataset again") from error
+            raise DatasetError(
+                f"{self.path / name}: cannot be read; copy it again or build the dataset again"
+            ) from error
 
 
 def _check_shape(path: Path, manifest: dict[str, Any]) -> None:

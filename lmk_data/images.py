@@ -198,7 +198,9 @@ def _retrying(read: Callable[[], bytes | Rejection], what: str) -> bytes | Rejec
             return read()
         except OSError as error:
             if attempt == _ATTEMPTS:
-                raise StorageError(f"{what}: {error.strerror or error}; is the storage there? run again to go on") from error
+                raise StorageError(
+                    f"{what}: {error.strerror or error}; is the storage there? run again to go on"
+                ) from error
             time.sleep(pause)
             pause *= 4
     raise AssertionError("unreachable")

@@ -53,7 +53,9 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if ids.null_count or labels.null_count:
         column = ids if ids.null_count else labels
         row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
-        raise UserError(f"{path}: data row {row} has no {id_column if ids.null_count else label_column}; fill or drop it")
+        raise UserError(
+            f"{path}: data row {row} has no {id_column if ids.null_count else label_column}; fill or drop it"
+        )
     if layout == "gldv2-clean":
         ids, labels = _split_lists(ids, labels)
     frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": _typed(labels).to_pandas()})

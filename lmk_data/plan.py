@@ -189,9 +189,7 @@ def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
     return [weight // divisor for weight in weights], sum(weights) // divisor
 
 
-def _split_by_class(
-    samples: pd.DataFrame, sizes: Ints, rule: PlanRule
-) -> "tuple[pd.Categorical, Ints]":
+def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical, Ints]":
     """Each sample's split, and how many images of each class each split gets (int64 [K, 3])."""
     planned = split_counts(sizes, rule.split)
     label = samples["label"].to_numpy()

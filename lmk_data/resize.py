@@ -26,7 +26,17 @@ _TRANSPOSE = {
 }
 _SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}
 # First bytes of formats that are pictures, but not among those that are accepted.
-_OTHER_PICTURES = (b"II*\0", b"MM\0*", b"\0\0\1\0", b"8BPS", b"\0\0\0\x0cjP  ", b"qoif", b"<svg", b"<?xml", b"\xff\x4f\xff\x51")
+_OTHER_PICTURES = (
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\1\0",
+    b"8BPS",
+    b"\0\0\0\x0cjP  ",
+    b"qoif",
+    b"<svg",
+    b"<?xml",
+    b"\xff\x4f\xff\x51",
+)
 _OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
 _WHITE = (255, 255, 255)
 

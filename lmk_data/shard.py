@@ -165,7 +165,9 @@ def _read_ahead(rows: list[dict[str, Any]], stores: tuple[FolderStore, ...]) -> 
 
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         remaining = iter(rows)
-        pending: deque[Future[bytes | Rejection]] = deque(pool.submit(read, row) for row in islice(remaining, _READ_AHEAD))
+        pending: deque[Future[bytes | Rejection]] = deque(
+            pool.submit(read, row) for row in islice(remaining, _READ_AHEAD)
+        )
         try:
             while pending:
                 data = pending.popleft().result()
@@ -199,7 +201,11 @@ def _write_shard(
                     rows.append(_rejected_row(row, outcome))
             stated |= {"sha256": tar.close(), "num_bytes": str(tar.num_bytes)}
     else:
-        rows = [_rejected_row(row, outcome) for row, outcome in zip(planned, outcomes, strict=True) if isinstance(outcome, Rejection)]
+        rows = [
+            _rejected_row(row, outcome)
+            for row, outcome in zip(planned, outcomes, strict=True)
+            if isinstance(outcome, Rejection)
+        ]
         (out / name).unlink(missing_ok=True)
     landmark_id = pa.int64() if isinstance(planned[0]["landmark_id"], int) else pa.string()
     table = pa.Table.from_pylist(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)

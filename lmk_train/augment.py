@@ -10,7 +10,9 @@ from lmk_train.order import Rows, counter_hash
 
 _DRAWS = 5  # flip, brightness, contrast, saturation, hue
 _LUMA = (0.299, 0.587, 0.114)
-_RGB_TO_YIQ = torch.tensor([_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64)
+_RGB_TO_YIQ = torch.tensor(
+    [_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64
+)
 
 
 @dataclass(frozen=True)

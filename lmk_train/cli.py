@@ -56,7 +56,9 @@ def _evaluate(config: EvalConfig) -> None:
     evaluation = evaluate_run(config)
     if not config.quiet:
         _print_evaluation(evaluation)
-        print(f"written: {config.run}/eval-{config.split}.json, and predictions, per-class and confusion Parquet beside it")
+        print(
+            f"written: {config.run}/eval-{config.split}.json, and predictions, per-class and confusion Parquet beside it"
+        )
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

