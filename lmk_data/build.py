@@ -1,6 +1,7 @@
 """Run the plan on an engine, resume what an earlier run left, and publish the dataset."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lmk_data.dataset import BuiltShard, Publication, publish, read_manifest
+from lmk_data.dataset import read_manifest
 from lmk_data.errors import BuildError, StorageError, UserError
 from lmk_data.files import remove_durably, sync_folder, write_bytes
 from lmk_data.format import BUILD_FOLDER, MANIFEST, SPLITS, Manifest, Recipe, canonical_json, recipe_json
@@ -34,7 +35,7 @@ from lmk_data.labels import (
     read_labels,
 )
 from lmk_data.plan import Plan, PlanRule, make_plan, plan_fingerprint
-from lmk_data.terminal import progress_bar
+from lmk_data.publish import BuiltShard, Publication, publish
 from lmk_data.resize import check_recipe, encoder
 from lmk_data.shard import (
     PLAN_TABLE,
@@ -46,6 +47,7 @@ from lmk_data.shard import (
     read_receipt,
     read_receipt_table,
 )
+from lmk_data.terminal import progress_bar
 
 _PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"
 _LOCK = f"{BUILD_FOLDER}/lock"
@@ -213,10 +215,8 @@ def _earlier_inputs(out: Path) -> dict[str, Any] | None:
     """What an earlier build in this folder was made of, published or not."""
     if (out / MANIFEST).exists():
         manifest = read_manifest(out / MANIFEST)
-        return {name: manifest[name] for name in ("source", "plan", "recipe", "fingerprint")}  # type: ignore[literal-required]
+        return {name: manifest[name] for name in ("source", "plan", "recipe", "fingerprint")}
     try:
-        import json
-
         return dict(json.loads((out / _PLAN_INPUTS).read_bytes()))
     except FileNotFoundError:
         return None

@@ -1,10 +1,10 @@
 """`lmk-shard`: parse, call, summarise; a thin shell over the modules that do the work."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=given,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    runners = {Build: _build, Report: _report, Sample: _sample}
+    runners: dict[type, Callable[[Any], None]] = {Build: _build, Report: _report, Sample: _sample}
     return run_command(_PROGRAM, lambda: runners[type(command)](command))
 
 
@@ -187,7 +187,8 @@ def _sample(command: Sample) -> None:
     )
     if not command.quiet:
         print(
-            f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, one unreadable, one missing"
+            f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, "
+            "one unreadable, one missing"
         )
         folder = drawn.folder
         print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")

@@ -1,4 +1,4 @@
-"""A dataset on disk: publish it, open it, read it by its index."""
+"""A published dataset: open it, check that it is whole, read it by its index."""
 
 import json
 import os
@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmk_data.errors import DatasetError
-from lmk_data.files import remove_durably, sha256_file, write_bytes
 from lmk_data.format import (
-    CARD,
     CLASSES,
     DROPPED_CLASSES,
     FORMAT_NAME,
@@ -24,20 +21,12 @@ from lmk_data.format import (
     MANIFEST,
     REJECTS,
     SPLITS,
-    FileEntry,
     Manifest,
     Recipe,
     ShardEntry,
     SplitEntry,
-    canonical_json,
-    classes_schema,
-    content_sha256_of,
-    dropped_classes_schema,
     index_name,
-    index_schema,
     recipe_of,
-    rejects_schema,
-    write_parquet,
 )
 
 if TYPE_CHECKING:
@@ -45,37 +34,6 @@ if TYPE_CHECKING:
 
 _MAX_MANIFEST_BYTES = 256 << 20
 _VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
-
-
-@dataclass(frozen=True)
-class BuiltShard:
-    """A shard to publish: where it is, what it weighs, and its receipt's rows (`receipt_schema`)."""
-
-    name: str
-    split: str
-    num_samples: int
-    num_bytes: int
-    sha256: str
-    rows: pa.Table
-
-
-@dataclass(frozen=True)
-class Publication:
-    """All that a manifest states beside what the shards say themselves.
-
-    `counts` has listed, below_min_samples and outside_top; `classes` label, landmark_id, name, listed;
-    `dropped` landmark_id, name, listed, reason.
-    """
-
-    fingerprint: str
-    title: str
-    license: str
-    source: dict[str, Any]
-    plan: dict[str, Any]
-    recipe: dict[str, Any]
-    counts: dict[str, int]
-    classes: pd.DataFrame
-    dropped: pd.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,46 +44,6 @@ class Sample:
     label: int
     landmark_id: int | str
     jpeg: bytes
-
-
-def publish(out: Path, publication: Publication, shards: list[BuiltShard]) -> Manifest:
-    """Write indexes, classes, rejects, card and, last, the manifest: from then on the dataset is whole.
-
-    `shards` are in order of split and number. An earlier manifest is removed first.
-    """
-    remove_durably(out / MANIFEST)
-    landmark_id = pa.int64() if pd.api.types.is_integer_dtype(publication.classes["landmark_id"]) else pa.string()
-    splits, files = _publish_splits(out, shards, landmark_id)
-    rejects = _rejects(shards, landmark_id)
-    classes = _count_classes(publication.classes, shards)
-    write_parquet(rejects, out / REJECTS)
-    write_parquet(pa.Table.from_pandas(classes, classes_schema(landmark_id), preserve_index=False), out / CLASSES)
-    dropped = publication.dropped[dropped_classes_schema(landmark_id).names]
-    write_parquet(
-        pa.Table.from_pandas(dropped, dropped_classes_schema(landmark_id), preserve_index=False), out / DROPPED_CLASSES
-    )
-    written = sum(split["num_samples"] for split in splits.values())
-    manifest: Manifest = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "fingerprint": publication.fingerprint,
-        "content_sha256": "",
-        "title": publication.title,
-        "license": publication.license,
-        "source": publication.source,
-        "plan": publication.plan,
-        "recipe": publication.recipe,
-        "counts": {**publication.counts, "rejected": rejects.num_rows, "written": written},
-        "splits": splits,
-        "classes": {"path": CLASSES, "num_classes": len(classes)},
-        "files": files,
-    }
-    write_bytes(out / CARD, _card(manifest, classes).encode())
-    for name in [CLASSES, DROPPED_CLASSES, REJECTS, CARD, *(split["index"] for split in splits.values())]:
-        files[name] = {"sha256": sha256_file(out / name), "num_bytes": (out / name).stat().st_size}
-    manifest["content_sha256"] = content_sha256_of(files)
-    write_bytes(out / MANIFEST, canonical_json(manifest) + b"\n")
-    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -198,7 +116,7 @@ class ShardedDataset:
     @cached_property
     def classes(self) -> pd.DataFrame:
         """classes.parquet: one row per class in order of its label."""
-        return self._read_parquet(CLASSES).to_pandas()
+        return _frame(self._read_parquet(CLASSES))
 
     def __len__(self) -> int:
         """Samples in all splits together."""
@@ -219,15 +137,15 @@ class ShardedDataset:
 
     def index(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:
         """The label index of one split as a DataFrame."""
-        return self.index_table(split, columns).to_pandas()
+        return _frame(self.index_table(split, columns))
 
     def rejects(self) -> pd.DataFrame:
         """rejects.parquet: every planned image that was not written, with its reason."""
-        return self._read_parquet(REJECTS).to_pandas()
+        return _frame(self._read_parquet(REJECTS))
 
     def dropped_classes(self) -> pd.DataFrame:
         """dropped_classes.parquet: the classes that the rule left out."""
-        return self._read_parquet(DROPPED_CLASSES).to_pandas()
+        return _frame(self._read_parquet(DROPPED_CLASSES))
 
     def shard_path(self, name: str) -> Path:
         """Where a shard lies."""
@@ -330,6 +248,11 @@ class ShardedDataset:
             ) from error
 
 
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
 def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
     """The parts that reading relies on are there, and no name leads out of the dataset's folder."""
     try:
@@ -346,128 +269,3 @@ def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
     for name in names:
         if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise DatasetError(f"{path}: the name {name!r} leads out of the dataset; do not trust this dataset")
-
-
-def _publish_splits(
-    out: Path, shards: list[BuiltShard], landmark_id: pa.DataType
-) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
-    """Write each split's index; returns the manifest's splits, and the shards' part of its files."""
-    splits: dict[str, SplitEntry] = {}
-    files: dict[str, FileEntry] = {}
-    for split in SPLITS:
-        published = [shard for shard in shards if shard.split == split and shard.num_samples]
-        path = out / index_name(split)
-        if not published:
-            path.unlink(missing_ok=True)
-            continue
-        path.parent.mkdir(exist_ok=True)
-        write_parquet(_index(published, landmark_id), path)
-        splits[split] = {
-            "num_samples": sum(shard.num_samples for shard in published),
-            "num_bytes": sum(shard.num_bytes for shard in published),
-            "index": index_name(split),
-            "shards": [
-                {"name": shard.name, "num_samples": shard.num_samples, "num_bytes": shard.num_bytes}
-                for shard in published
-            ],
-        }
-        for shard in published:
-            files[shard.name] = {"sha256": shard.sha256, "num_bytes": shard.num_bytes}
-    return splits, files
-
-
-def _index(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """The label index of one split: the written rows of its shards, in order."""
-    schema = index_schema(landmark_id)
-    names = pa.array([shard.name for shard in shards], pa.string())
-    parts = []
-    for number, shard in enumerate(shards):
-        rows = shard.rows.filter(pc.is_null(shard.rows["reason"]))
-        codes = pa.array([number], pa.int32()).take(pa.nulls(rows.num_rows, pa.int32()).fill_null(0))
-        column = pa.DictionaryArray.from_arrays(codes, names)
-        columns = {name: column if name == "shard" else rows[name] for name in schema.names}
-        parts.append(pa.table(columns).cast(schema))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _rejects(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """Every planned image that was not written, in order of shard and place."""
-    schema = rejects_schema(landmark_id)
-    parts = [schema.empty_table()]
-    for shard in shards:
-        rows = shard.rows.filter(pc.is_valid(shard.rows["reason"]))
-        split = pa.nulls(rows.num_rows, pa.string()).fill_null(shard.split)
-        columns = {name: split if name == "split" else rows[name] for name in schema.names}
-        parts.append(pa.table(columns).cast(schema))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFrame:
-    """Classes with the samples that each split really holds, and the rejected ones."""
-    size = len(classes)
-    counted = {name: pd.Series(0, index=range(size), dtype="int32") for name in (*SPLITS, "rejected")}
-    for shard in shards:
-        labels = shard.rows["label"].to_numpy()
-        rejected = shard.rows["reason"].is_valid().to_numpy()
-        counted[shard.split] += pd.Series(labels[~rejected]).value_counts().reindex(range(size), fill_value=0)
-        counted["rejected"] += pd.Series(labels[rejected]).value_counts().reindex(range(size), fill_value=0)
-    table = classes[["label", "landmark_id", "name", "listed"]].assign(**counted)
-    assert (table["listed"] == table[[*SPLITS, "rejected"]].sum(axis=1)).all(), "counts do not reconcile"
-    return table
-
-
-def _card(manifest: Manifest, classes: pd.DataFrame) -> str:
-    """The dataset card: Hugging Face `configs`, how to read it, licence, counts."""
-    title = " ".join(manifest["title"].split()) or "Image shards"
-    counts, recipe, plan = manifest["counts"], manifest["recipe"], manifest["plan"]
-    files = "\n".join(f"      - split: {split}\n        path: shards/{split}/*.tar" for split in manifest["splits"])
-    rows = "\n".join(
-        f"| {split} | {entry['num_samples']:,} | {len(entry['shards'])} | {entry['num_bytes'] / 1e6:,.1f} |"
-        for split, entry in manifest["splits"].items()
-    )
-    license_yaml = f"license: {json.dumps(manifest['license'])}\n" if manifest["license"] else ""
-    return f"""---
-pretty_name: {json.dumps(title)}
-{license_yaml}task_categories:
-  - image-classification
-configs:
-  - config_name: default
-    data_files:
-{files}
----
-
-# {title}
-
-{counts["written"]:,} images of {len(classes):,} classes, from {int(classes["listed"].max()):,} images in a class down to
-{int(classes["listed"].min()):,}, resized once to {recipe["size"]}x{recipe["size"]} pixels ({recipe["fit"]}, {recipe["filter"]}, JPEG quality {recipe["quality"]},
-{recipe["subsampling"]}) and stored as WebDataset shards, globally shuffled. Licence: {manifest["license"] or "not stated"}.
-
-| split | images | shards | MB |
-|---|---|---|---|
-{rows}
-
-Kept: classes with at least {plan["min_samples"]} images{f", the {plan['top']:,} largest" if plan["top"] else ""}. Of {counts["listed"]:,} images listed,
-{counts["below_min_samples"]:,} were in smaller classes, {counts["outside_top"]:,} outside the largest, and {counts["rejected"]:,} could not be read.
-
-## What is here
-
-- `shards/<split>/*.tar`: plain WebDataset tars; a sample is `<key>.cls` (the dense label), `<key>.jpg`, `<key>.json`.
-- `index/<split>.parquet`: one row per sample, with its label, shard and the offset of its JPEG in the tar.
-- `classes.parquet`: one row per class, with its landmark id, name, and count in each split.
-- `rejects.parquet`, `dropped_classes.parquet`: what was left out, and why.
-- `dataset.json`: the manifest, with the hash of every file.
-
-## Reading it
-
-    import webdataset as wds                                    # any WebDataset reader
-    samples = wds.WebDataset("shards/train/train-000000.tar", shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
-
-    from datasets import load_dataset                           # Hugging Face datasets
-    dataset = load_dataset("path/to/this/folder", split="train")
-
-    import pandas as pd                                         # the labels alone
-    index = pd.read_parquet("index/train.parquet")
-
-    from lmk_data.dataset import ShardedDataset                 # by offset, without torch
-    sample = ShardedDataset.open("path/to/this/folder").read("train", 0)
-"""

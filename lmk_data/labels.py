@@ -87,7 +87,8 @@ def read_categories(path: str) -> "pd.Series[str]":
     names = table["category"].to_pandas().fillna("")
     names = names.str.split(_CATEGORY_MARK, n=1).str[-1].str.replace("_", " ", regex=False).str.strip()
     index = pd.Index(table["landmark_id"].to_pandas())
-    return pd.Series(names.to_numpy(dtype=object), index=index)[~index.duplicated()]
+    categories: pd.Series[str] = pd.Series(names.to_numpy(dtype=object), index=index)
+    return categories.loc[~index.duplicated()]
 
 
 def locate_images(labels: LabelTable, stores: list[FolderStore]) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """The static plan: which images, which label, which split, which shard and place, before a pixel is read. Pure."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
@@ -65,11 +64,6 @@ class Plan:
     def json(self) -> dict[str, Any]:
         """The manifest's `plan`."""
         return {**asdict(self.rule), "split": dict(zip(SPLITS, self.rule.split, strict=True))}
-
-    def shards(self) -> Iterator[tuple[str, int, pd.DataFrame]]:
-        """Each planned shard as (split, number, its samples), in order of `samples`."""
-        for (split, number), rows in self.samples.groupby(["split", "shard"], sort=False):
-            yield str(split), int(number), rows
 
 
 def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | None" = None) -> Plan:
@@ -179,7 +173,7 @@ def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
         raise UserError(f"--split {shown}: not numbers") from None
     if any(not ratio.is_finite() or not 0 <= ratio <= 1 for ratio in ratios) or len(ratios) != len(SPLITS):
         raise UserError(f"--split {shown}: wants three ratios from 0 to 1, for train, val and test")
-    if abs(sum(ratios) - 1) > Decimal("1e-6"):
+    if abs(sum(ratios, Decimal(0)) - 1) > Decimal("1e-6"):
         raise UserError(f"--split {shown}: sums to {sum(ratios)}, must sum to 1")
     if not ratios[0]:
         raise UserError(f"--split {shown}: the training split must have a ratio above 0")
@@ -189,7 +183,7 @@ def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
     return [weight // divisor for weight in weights], sum(weights) // divisor
 
 
-def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical, Ints]":
+def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical[Any], Ints]":
     """Each sample's split, and how many images of each class each split gets (int64 [K, 3])."""
     planned = split_counts(sizes, rule.split)
     label = samples["label"].to_numpy()
@@ -199,11 +193,11 @@ def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tupl
     rank[order] = np.arange(len(samples)) - starts[label[order]]
     bounds = planned.cumsum(axis=1)[label]
     code = (rank >= bounds[:, 0]).astype(np.int8) + (rank >= bounds[:, 1])
-    return pd.Categorical.from_codes(code, categories=list(SPLITS)), planned
+    return pd.Categorical.from_codes(code, categories=pd.Index(SPLITS)), planned
 
 
 def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Shuffle each split globally and cut it into ceil(n / samples_per_shard) shards of equal size, give or take one."""
+    """Shuffle each split globally; cut it into ceil(n / samples_per_shard) shards of equal size, give or take one."""
     assert rule.samples_per_shard is not None
     code = samples["split"].cat.codes.to_numpy()
     order = _hash_order(samples["key"], "shard", rule.seed, code)

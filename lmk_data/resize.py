@@ -51,7 +51,7 @@ def accepted_formats() -> tuple[str, ...]:
 def encoder() -> Encoder:
     """The Pillow that runs here: pillow-simd or stock Pillow, its version, its libjpeg-turbo, its codecs."""
     version = str(PIL.__version__)
-    simd = ".post" in version or _is_installed("pillow-simd") and metadata.version("pillow-simd") == version
+    simd = _installed_version("pillow-simd") == version
     codecs = [name for feature, name in _CODECS.items() if features.check(feature)]
     return Encoder(
         distribution="pillow-simd" if simd else "pillow",
@@ -183,9 +183,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _is_installed(distribution: str) -> bool:
+def _installed_version(distribution: str) -> str | None:
     try:
-        metadata.version(distribution)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -32,7 +32,7 @@ from lmk_data.resize import resize_image
 
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
-TEMPORARY_FOLDER = f"{BUILD_FOLDER}/tmp"
+TEMPORARY_FOLDER = f"{BUILD_FOLDER}/unfinished"
 
 # What webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
 _OWNER, _MODE = "lmk", 0o444
@@ -161,7 +161,8 @@ def _read_ahead(rows: list[dict[str, Any]], stores: tuple[FolderStore, ...]) -> 
     def read(row: dict[str, Any]) -> bytes | Rejection:
         if row["reason"]:
             return Rejection(row["reason"], "found in none of the image folders")
-        return stores[row["store"]].read(row["source"])
+        store: FolderStore = stores[row["store"]]
+        return store.read(row["source"])
 
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         remaining = iter(rows)

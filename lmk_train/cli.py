@@ -41,7 +41,7 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 def _train(config: TrainConfig) -> None:
     from lmk_train.loop import train
 
-    result = train(config)
+    result = train(config, announce=(lambda _: None) if config.quiet else print)
     if config.quiet:
         return
     best = f"best epoch {result.best_epoch} (validation macro F1 {result.best_metric:.4f})"
@@ -57,7 +57,7 @@ def _evaluate(config: EvalConfig) -> None:
     if not config.quiet:
         _print_evaluation(evaluation)
         print(
-            f"written: {config.run}/eval-{config.split}.json, and predictions, per-class and confusion Parquet beside it"
+            f"written: {config.run}/eval-{config.split}.json, with predictions, per-class figures, confusion beside it"
         )
 
 

@@ -128,7 +128,7 @@ def check_classes(dataset: ShardedDataset, classes: list[int | str]) -> None:
     """Raise UserError unless the dataset has the classes that a checkpoint was trained on, under the same labels."""
     if class_table(dataset) != classes:
         raise UserError(
-            f"{dataset.path}: its {dataset.num_classes} classes are not the {len(classes)} that the run was trained on; "
+            f"{dataset.path}: its {dataset.num_classes} classes are not the {len(classes)} of the run; "
             "give the dataset of the run with --shards"
         )
 

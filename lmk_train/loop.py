@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,8 +118,10 @@ class TrainResult:
     seconds: float
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None) -> TrainResult:
     """Train from the start, or go on with a run, and evaluate its best checkpoint on the test split.
+
+    `announce` is given one line about the model before training starts.
 
     Raises UserError for a configuration or dataset that does not work, TrainingError if the loss is no longer
     finite, KeyboardInterrupt after a checkpoint when interrupted.
@@ -129,7 +131,7 @@ def train(config: TrainConfig) -> TrainResult:
     run = config.out
     _check_run(run, config)
     with ShardedDataset.open(config.shards) as dataset:
-        trainer = _make_trainer(config, run, dataset)
+        trainer = _make_trainer(config, run, dataset, announce)
         if config.resume:
             _restore(trainer)
         else:
@@ -151,11 +153,11 @@ def _check_run(run: Path, config: TrainConfig) -> None:
         raise UserError(f"--out {run}: {what}; go on with --resume or name another folder")
 
 
-def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset) -> Trainer:
+def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset, announce: Callable[[str], None]) -> Trainer:
     """Dataset, model, loss and optimiser put together on the device."""
     if not dataset.num_samples("train"):
         raise UserError(f"{dataset.path}: has no training split")
-    assert config.batch_size is not None and config.epochs is not None
+    assert config.batch_size is not None
     device = resolve_device(config.device)
     reader = SplitReader(dataset, "train")
     steps_per_epoch = num_batches(len(reader), config.batch_size, drop_last=True)
@@ -165,11 +167,13 @@ def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset) -> Tr
     model = model_of(config, dataset)
     if not config.resume:
         said = load_weights(model, config.model, config.weights)
-        if not config.quiet:
-            print(_headline(config, dataset, model, said))
+        announce(_headline(config, dataset, model, said))
     set_bn_momentum(model, config.bn_momentum)
-    model = model.to(device, memory_format=torch.channels_last).train()
-    assert config.optimizer and config.lr and config.head_lr and config.weight_decay is not None
+    model.to(device).to(memory_format=torch.channels_last).train()
+    assert config.optimizer is not None
+    assert config.lr is not None
+    assert config.head_lr is not None
+    assert config.weight_decay is not None
     optimizer = make_optimizer(
         model, config.optimizer, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
     )
@@ -201,8 +205,8 @@ def _criterion(config: TrainConfig, dataset: ShardedDataset) -> nn.Module:
 def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
     backbone, head = num_parameters(model.backbone), num_parameters(model.head)
     return (
-        f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head of "
-        f"{dataset.num_classes:,} classes; {config.loss} on {dataset.num_samples('train'):,} images"
+        f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head "
+        f"of {dataset.num_classes:,} classes; {config.loss} on {dataset.num_samples('train'):,} images"
     )
 
 
@@ -358,7 +362,7 @@ class _Log:
         seconds = now - self._line_started
         rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
-        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}  # type: ignore[operator]
+        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}
         if trainer.scaler.is_enabled():
             line["grad_scale"] = trainer.scaler.get_scale()
         self.line(line)
@@ -418,7 +422,7 @@ def _stopping_gently() -> Iterator[_Stop]:
         stop.requested = True
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, request)
     try:
         yield stop

@@ -65,7 +65,7 @@ class SplitReader:
 
     def keys(self) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
         """Keys of all samples in row order."""
-        return self.dataset.index_table(self.split, ["key"])["key"].to_numpy()
+        return np.asarray(self.dataset.index_table(self.split, ["key"])["key"].to_numpy(), dtype=object)
 
     def decode_into(self, row: int, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
         """Decode one sample into `out`, uint8 [H, W, 3].
@@ -169,7 +169,7 @@ class BatchStream:
         if self._device.type == "cuda":
             pixels = pixels.to(self._device, non_blocking=True)
             labels = labels.pin_memory().to(self._device, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._copied[slot] = event
         return Batch(pixels, labels, rows)
