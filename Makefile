@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := train,lite,dev
+BENCHES := $(sort $(wildcard pipelines/bench/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check bench clean distclean
@@ -17,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/pillow_simd.sh
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}; make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@PIP=$(BIN)/pip BINPYTHON=$(BIN)/python bash .ci/pillow_simd.sh
+	@bash .ci/pillow_simd.sh $(VENV)
 	@touch $@
 
 demo: setup ## Sample -> build -> report -> train -> evaluate, offline, in minutes.
@@ -36,10 +37,11 @@ check: setup ## Format, lint, types, and the direction of imports.
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 bench: setup ## Every measurement the docs quote, one script after the other.
-	@for script in pipelines/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@[ -n "$(BENCHES)" ] || echo "There is no script under pipelines/bench yet."
+	@for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove what was built here, but not .venv.
-	rm -rf build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find lmk_data lmk_train pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too.

@@ -234,3 +234,7 @@ def _print_built(command: Build, result: "BuildResult") -> None:
         f"{command.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
         f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){went_on}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -115,7 +115,10 @@ def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
 
 
 def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """SipHash-2-4 of each key under a key made of (purpose, seed): uint64 [N], the same on every machine."""
+    """A keyed hash of each key, uint64 [N], the same on every machine.
+
+    SipHash-2-4 under a key made of (purpose, seed), then SplitMix64's finaliser; docs/format.md spells it out.
+    """
     hash_key = sha256(f"{purpose}/{seed}".encode()).hexdigest()[:16]
     values = keys.to_numpy(dtype=object)
     return pandas.util.hash_array(values, hash_key=hash_key, categorize=False)

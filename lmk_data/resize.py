@@ -38,6 +38,8 @@ _OTHER_PICTURES = (
     b"\xff\x4f\xff\x51",
 )
 _OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
+# At 2, scaled decoding cost 0.5 to 9 dB against full decoding on 1 to 2 Mpx photos; at 3, nothing measurable.
+_DECODED_PER_STORED_PIXEL = 3
 _WHITE = (255, 255, 255)
 
 
@@ -72,8 +74,8 @@ def check_recipe(recipe: Recipe) -> None:
 def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:
     """Decode a picture, bring it upright and to RGB (alpha over white), resize it and encode it as JPEG.
 
-    Only the first frame counts. A JPEG at least twice as large as needed is decoded at a fraction of its size,
-    never below twice the target. Nothing a stranger's file holds raises: it is rejected with a reason.
+    Only the first frame counts. A JPEG much larger than needed is decoded at a fraction of its size, never below
+    three times the target. Nothing a stranger's file holds raises: it is rejected with a reason.
     """
     if not data:
         return Rejection("empty", "0 bytes")
@@ -109,8 +111,8 @@ def _resize_opened(image: Image.Image, recipe: Recipe) -> Resized | Rejection:
 
 
 def _least_decoded_size(width: int, height: int, recipe: Recipe) -> tuple[int, int]:
-    """The size below which a scaled JPEG decode must not go: twice what the resize needs, in both directions."""
-    target = 2 * recipe.size
+    """The size below which a scaled JPEG decode must not go, in both directions."""
+    target = _DECODED_PER_STORED_PIXEL * recipe.size
     if recipe.fit == "squash":
         return target, target
     scale = target / (min(width, height) if recipe.fit == "crop" else max(width, height))

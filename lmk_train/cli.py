@@ -65,3 +65,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
     shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics[name] is not None]
     print(f"{evaluation.split} ({metrics['num_samples']:,} images): {', '.join(shown)}")
+
+
+if __name__ == "__main__":
+    sys.exit(train_main())

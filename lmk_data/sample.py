@@ -1,0 +1,230 @@
+"""A long-tailed set of synthetic landmarks in the layout of GLR2020, so that everything can be tried offline.
+
+It has what the real set has: a few large classes and a long tail, classes too small to learn, a file that is no
+picture, and a file that is not there.
+"""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
+
+from lmk_data.errors import BuildError, StorageError, UserError
+from lmk_data.landmarks import design_landmark, photograph
+
+_RECEIPT = "sample.json"
+_LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"
+_NUM_REAL_IDS = 203_094  # GLR2020's landmark ids lie below
+_SMALL = 6  # classes below are what a default build leaves out
+_MEAN_OF_LARGE = 9  # fewer images per class than this leave no room for a tail
+_BATCH = 8
+_NOT_A_PICTURE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>Not Found</body></html>\n"
+_PLACES = (
+    "Alder Avon Beacon Birchwood Calder Carrow Castell Cedar Clifton Copper Coral Dunmore Eastgate Elm Falcon Fenwick "
+    "Garnet Glen Granite Hallow Harbour Hazel Heron Hollin Iron Ivory Juniper King's Lantern Larkspur Linden Marble "
+    "Maren Meadow Mill Moor Northgate Oak Orchard Osprey Otter Pearl Queen's Raven River Rowan Saffron Salt Silver "
+    "Solan St_Ansgar St_Brida St_Corvin Stone Swan Tern Thistle Union Vale Verena Westmark Willow Wren Yarrow"
+)
+_SIDES = ("", "Old", "New", "Great", "Little", "North", "South", "East", "West", "Upper", "Lower")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was drawn: `num_images` listed, of which the id `unreadable` is no picture and `missing` is not there."""
+
+    folder: Path
+    num_images: int
+    num_classes: int
+    unreadable: str
+    missing: str
+
+
+def draw_sample(
+    out: Path,
+    *,
+    num_classes: int = 24,
+    num_images: int = 900,
+    seed: int = 0,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Sample:
+    """Draw a sample into `out`: train.csv, train_label_to_category.csv and train/a/b/c/<id>.jpg, 800 px wide or high.
+
+    The same arguments give the same bytes, whatever `workers` (processes; None: one per core). A finished sample is
+    left alone, an interrupted one is completed.
+
+    Raises:
+        UserError: arguments that allow no long tail, or `out` holds something else.
+        StorageError: a file could not be written.
+        BuildError: a worker process was killed.
+    """
+    sizes = class_sizes(num_classes, num_images)
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    arguments = {"num_classes": num_classes, "num_images": num_images, "seed": seed}
+    listing = _listing(sizes, seed)
+    ids = listing.sort_values(["number", "shot"])["id"]
+    sample = Sample(out, num_images, num_classes, unreadable=ids.iloc[sizes[0] - 1], missing=ids.iloc[sizes[0]])
+    labels = listing[["id", "landmark_id"]].to_csv(index=False, lineterminator="\n").encode()
+    if _is_finished(out, arguments, labels):
+        return sample
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / _LABELS, labels)  # first: an interrupted sample is known by it
+        _write(out / _CATEGORIES, _categories(listing, seed))
+        _draw(listing[listing["id"] != sample.missing], sample, seed, workers or joblib.cpu_count(), quiet)
+        results = {"unreadable": sample.unreadable, "missing": sample.missing}
+        _write(out / _RECEIPT, (json.dumps({**arguments, **results}, indent=2) + "\n").encode())
+    except OSError as error:
+        raise StorageError(f"{out}: cannot write the sample ({error}); run again to complete it") from error
+    return sample
+
+
+def class_sizes(num_classes: int, num_images: int) -> list[int]:
+    """Images per class, in descending order and summing to `num_images`: a geometric fall to 6, then a tail below 6.
+
+    Raises:
+        UserError: fewer than 2 classes, or too few images for a tail.
+    """
+    if not 2 <= num_classes <= _NUM_REAL_IDS:
+        raise UserError(f"--classes {num_classes}: must be from 2 to {_NUM_REAL_IDS:,}")
+    num_small = min(max(2, round(num_classes / 8)), num_classes - 2)
+    small = [round(s) for s in np.linspace(_SMALL - 1, 2, num_small)]
+    num_large = num_classes - num_small
+    least = sum(small) + _MEAN_OF_LARGE * num_large
+    if num_images < least:
+        raise UserError(f"--images {num_images}: {num_classes} classes need {least} or more; ask for fewer classes")
+    wanted = num_images - sum(small)
+    fall = np.linspace(1, 0, num_large)
+    low, high = 1.0, float(wanted)
+    for _ in range(80):  # bisect the largest class, as a multiple of the smallest
+        ratio = (low + high) / 2
+        low, high = (ratio, high) if (_SMALL * ratio**fall).sum() < wanted else (low, ratio)
+    large = np.floor(_SMALL * low**fall + 1e-9).astype(int)
+    # What rounding took goes back to the largest classes, where it is not seen.
+    for k in range(wanted - int(large.sum())):
+        large[k % max(1, num_large // 2)] += 1
+    return [*large.tolist(), *small]
+
+
+def _listing(sizes: list[int], seed: int) -> pd.DataFrame:
+    """One row per image in the shuffled order of train.csv: id, landmark_id, number (of the class), shot (in it)."""
+    rng = np.random.default_rng([seed, 3])
+    landmark_ids = rng.choice(_NUM_REAL_IDS, len(sizes), replace=False)
+    number = np.repeat(np.arange(len(sizes)), sizes)
+    shot = np.concatenate([np.arange(size) for size in sizes])
+    names = (f"{seed}/{n}/{s}" for n, s in zip(number.tolist(), shot.tolist(), strict=True))
+    ids = [sha256(name.encode()).hexdigest()[:16] for name in names]
+    listing = pd.DataFrame({"id": ids, "landmark_id": landmark_ids[number], "number": number, "shot": shot})
+    return listing.iloc[rng.permutation(len(listing))].reset_index(drop=True)
+
+
+def _categories(listing: pd.DataFrame, seed: int) -> bytes:
+    """The table of names, as Kaggle publishes it: one Wikimedia Commons category per landmark."""
+    classes = listing.drop_duplicates("number").sort_values("number")
+    places = _PLACES.split()
+    rng, taken, rows = np.random.default_rng([seed, 4]), set[str](), []
+    for number, landmark_id in zip(classes["number"].tolist(), classes["landmark_id"].tolist(), strict=True):
+        noun = design_landmark(seed, number).noun.replace(" ", "_")
+        place, side = places[rng.integers(len(places))], _SIDES[max(0, int(rng.integers(-8, len(_SIDES))))]
+        name = plain = "_".join(part for part in (side, place, noun) if part)
+        while name in taken:
+            name = f"{plain}_({places[rng.integers(len(places))]}_{len(taken)})"
+        taken.add(name)
+        rows.append((landmark_id, f"http://commons.wikimedia.org/wiki/Category:{name}"))
+    table = pd.DataFrame(sorted(rows), columns=["landmark_id", "category"])
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
+    """Whether `out` holds this sample; False where it is to be drawn or completed. Raises UserError otherwise."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; give a new folder")
+    receipt, listed = out / _RECEIPT, out / _LABELS
+    if receipt.exists():
+        with contextlib.suppress(ValueError, AttributeError):
+            if arguments.items() <= json.loads(receipt.read_bytes()).items():
+                return True
+        raise UserError(f"{out}: holds a sample drawn with other arguments; give a new folder, or delete this one")
+    begun = listed.is_file() and listed.read_bytes() == labels
+    if not begun and any(path.suffix != ".tmp" for path in out.iterdir()):
+        raise UserError(f"{out}: holds something else than this sample; give a new or an empty folder")
+    return False
+
+
+def _draw(listing: pd.DataFrame, sample: Sample, seed: int, workers: int, quiet: bool) -> None:
+    """Draw what is not there yet, in batches of one class, so that a building is designed once per batch."""
+    batches: list[_Batch] = []
+    unreadable = _path(sample.folder, sample.unreadable)
+    for number, rows in listing.sort_values("shot").groupby("number"):
+        shots = list(zip(rows["shot"].tolist(), (_path(sample.folder, key) for key in rows["id"]), strict=True))
+        for k in range(0, len(shots), _BATCH):
+            batches.append(_Batch(seed, int(str(number)), shots[k : k + _BATCH], unreadable))
+    with tqdm(total=len(listing), desc="drawing", unit="image", disable=True if quiet else None) as bar:
+        for done in map(_draw_batch, batches) if workers == 1 else _in_workers(batches, workers):
+            bar.update(done)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    seed: int
+    number: int
+    shots: list[tuple[int, Path]]
+    unreadable: Path
+
+
+def _in_workers(batches: list[_Batch], workers: int) -> Iterator[int]:
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    try:
+        yield from parallel(joblib.delayed(_draw_in_worker)(batch) for batch in batches)
+    except TerminatedWorkerError as error:
+        raise BuildError("a worker process was killed (out of memory?); run again to complete the sample") from error
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _draw_in_worker(batch: _Batch) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the workers
+    return _draw_batch(batch)
+
+
+def _draw_batch(batch: _Batch) -> int:
+    landmark = design_landmark(batch.seed, batch.number)
+    for shot, path in batch.shots:
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path == batch.unreadable:
+            _write(path, _NOT_A_PICTURE)
+            continue
+        photo = BytesIO()
+        photograph(landmark, np.random.default_rng([batch.seed, 5, batch.number, shot])).save(photo, "JPEG", quality=85)
+        _write(path, photo.getvalue())
+    return len(batch.shots)
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / "train" / key[0] / key[1] / key[2] / f"{key}.jpg"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file or none; not synced, since a lost picture is drawn again."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Recipes: choices, no logic; nothing imports them."""

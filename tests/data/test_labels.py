@@ -1,0 +1,111 @@
+import gzip
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lmk_data.errors import UserError
+from lmk_data.images import open_stores
+from lmk_data.labels import locate_images, read_categories, read_class_folders, read_labels
+
+
+def write(path: Path, text: str) -> str:
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def test_known_layouts_read_the_same(tmp_path: Path) -> None:
+    expected = {"aa": 7, "bb": 7, "cc": 12}
+    tables = {
+        "glr2020": "id,landmark_id\naa,7\nbb,7\ncc,12\n",
+        "gldv2": 'id,url,landmark_id\naa,"http://x/a,b.jpg",7\nbb,http://y,7\ncc,,12\n',
+        "gldv2-clean": "landmark_id,images\n7,aa bb\n12, cc \n",
+        "custom": "\ufefffilename,class,other\r\naa.jpg,7,x\r\nbb.JPEG,7,y\r\ncc.png,12,z\r\n",
+    }
+    for layout, text in tables.items():
+        columns = {"id_column": "filename", "label_column": "class"} if layout == "custom" else {}
+        labels = read_labels(write(tmp_path / f"{layout}.csv", text), **columns)
+        assert labels.layout == layout
+        assert labels.frame.set_index("id")["landmark_id"].to_dict() == expected
+        zipped = tmp_path / f"{layout}.csv.gz"
+        zipped.write_bytes(gzip.compress(text.encode()))
+        pd.testing.assert_frame_equal(read_labels(str(zipped), **columns).frame, labels.frame)
+
+
+def test_parquet_reads_like_csv(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["aa", "bb"], "landmark_id": [7, 12], "embedding": [[1.0], [2.0]]})
+    frame.to_parquet(tmp_path / "labels.parquet")
+    assert read_labels(str(tmp_path / "labels.parquet")).frame["landmark_id"].tolist() == [7, 12]
+
+
+def test_repeated_rows_count_once_and_contradictions_leave(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\na,1\na,1\nb,1\nb,2\nc,2\n"))
+    assert labels.frame["id"].tolist() == ["a", "c"]
+    assert (labels.num_images, labels.conflicting, labels.duplicate_rows, labels.num_classes) == (3, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"), [(["1", "-3"], [1, -3]), (["1", "03"], ["1", "03"]), (["1", "x"], ["1", "x"])]
+)
+def test_labels_are_integers_only_if_nothing_is_lost(tmp_path: Path, values: list[str], kept: list[object]) -> None:
+    text = "id,landmark_id\n" + "".join(f"i{n},{v}\n" for n, v in enumerate(values))
+    assert read_labels(write(tmp_path / "t.csv", text)).frame["landmark_id"].tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,label\nx,1\n", "no column id; found name, label; name them with --id-column"),
+        ("id,landmark_id\n", "lists no image"),
+        ("", "not a readable table"),
+        ("id,landmark_id\na,1\nb,2,3\n", "not a readable table"),
+    ],
+)
+def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_labels(write(tmp_path / "t.csv", text))
+
+
+def test_categories_become_plain_names(tmp_path: Path) -> None:
+    text = "landmark_id,category\n7,http://commons.wikimedia.org/wiki/Category:Hawa_Mahal\n9,Plain\n"
+    assert read_categories(write(tmp_path / "c.csv", text)).to_dict() == {"7": "Hawa Mahal", "9": "Plain"}
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def test_class_folders_list_every_file_but_hidden_ones(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "St. Paul's/1.jpg", "St. Paul's/deep/2.PNG", "Köln/3", "Köln/.hidden", "Köln/Thumbs.db", "beside.txt"
+    )
+    labels = read_class_folders(open_stores([str(tmp_path)]))
+    assert labels.frame.set_index("id")["landmark_id"].to_dict() == {
+        "Köln/3": "Köln",
+        "St. Paul's/1.jpg": "St. Paul's",
+        "St. Paul's/deep/2.PNG": "St. Paul's",
+    }
+
+
+@pytest.mark.parametrize("layout", ["{0}/{1}/{2}/{id}.jpg", "{id}.jpg", "some/where/{id}.PNG"])
+def test_images_are_found_in_any_layout(tmp_path: Path, layout: str) -> None:
+    ids = ["abcd1234", "efgh5678"]
+    touch(tmp_path / "images", *(layout.format(*i, id=i) for i in ids))
+    (tmp_path / "images" / "self").symlink_to(tmp_path / "images")
+    text = "id,landmark_id\n" + "".join(f"{i},1\n" for i in [*ids, "notthere", "../../etc/passwd"])
+    stores = open_stores([str(tmp_path / "images")])
+    images = locate_images(read_labels(write(tmp_path / "t.csv", text)), stores).set_index("id")
+    for i in ids:
+        assert images.loc[i, "source"] == layout.format(*i, id=i)
+        assert stores[0].read(images.loc[i, "source"]) == b"x"
+    assert images.loc["../../etc/passwd", "reason"] == "unsafe-path"
+    assert images.loc["notthere", "reason"] == "missing" or layout.startswith("{0}"), "a fan-out is not scanned"
+
+
+def test_no_image_at_all_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "other.jpg")
+    labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\nabc,1\n"))
+    with pytest.raises(UserError, match="no image of the label table was found"):
+        locate_images(labels, open_stores([str(tmp_path / "images")]))

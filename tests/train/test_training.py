@@ -1,0 +1,220 @@
+"""Whole training runs on a small dataset: what is written, that it goes on exactly, and what is refused."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import TrainingError, UserError
+from lmk_train.cli import eval_main, train_main
+from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.evaluation import evaluate_run
+from lmk_train.loop import train
+from lmk_train.optim import lr_factor
+
+Config = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def config(dataset_path: Path, tmp_path: Path) -> Config:
+    """A training of seconds; keywords change it."""
+
+    def make(**changes: object) -> TrainConfig:
+        chosen: dict[str, object] = {
+            "shards": str(dataset_path),
+            "out": tmp_path / "run",
+            "model": "efficientnet-lite0",
+            "weights": "none",
+            "epochs": 2,
+            "batch_size": 10,
+            "device": "cpu",
+            "amp": "off",
+            "workers": 2,
+            "quiet": True,
+        }
+        return TrainConfig(**{**chosen, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+def lines(run: Path, kind: str) -> list[dict[str, float]]:
+    """metrics.jsonl, without what depends on the clock."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = {"images_per_second", "data_share"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in read if line["kind"] == kind]
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / name, weights_only=True)["model"]
+    return model
+
+
+def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
+    result = train(config(model="efficientnet-lite0", weights="imagenet", epochs=3))
+    run = tmp_path / "run"
+    assert json.loads((run / "config.json").read_text())["lr"] == 3e-4
+    epochs = lines(run, "epoch")
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert list((run / "tensorboard").glob("events.*"))
+    metrics = json.loads((run / "eval-test.json").read_text())
+    assert result.test is not None
+    assert metrics == result.test.metrics
+    assert metrics["num_samples"] == dataset.num_samples("test")
+    predictions = pd.read_parquet(run / "predictions-test.parquet")
+    assert set(predictions["key"]) == set(dataset.index("test")["key"])
+    assert (predictions["target"] == predictions["label_1"]).mean() == pytest.approx(metrics["accuracy"])
+    per_class = pd.read_parquet(run / "per-class-test.parquet")
+    assert per_class["support"].tolist() == dataset.classes["test"].tolist()
+    confusion = pd.read_parquet(run / "confusion-test.parquet")
+    assert confusion["count"].sum() == metrics["num_samples"]
+    assert confusion.loc[confusion["target"] == confusion["prediction"], "count"].sum() == per_class["correct"].sum()
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    assert best["classes"] == dataset.classes["landmark_id"].tolist()
+    assert best["content_sha256"] == dataset.manifest["content_sha256"]
+    assert {"optimizer", "progress"}.isdisjoint(best)
+    again = evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True, batch_size=3))
+    assert again.metrics["accuracy"] == metrics["accuracy"]
+
+
+def test_training_twice_gives_the_same_weights(config: Config, tmp_path: Path) -> None:
+    train(config(out=tmp_path / "a"))
+    train(config(out=tmp_path / "b", workers=1))
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert lines(tmp_path / "a", "epoch") == lines(tmp_path / "b", "epoch")
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_interrupted_training_goes_on_to_the_same_bits(config: Config, tmp_path: Path, amp: str) -> None:
+    train(config(out=tmp_path / "whole", amp=amp, epochs=3))
+    words = [sys.executable, "-m", "lmk_train.cli", "--shards", config().shards, "--out", str(tmp_path / "parts")]
+    words += ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "3", "--batch-size", "10"]
+    words += ["--device", "cpu", "--amp", amp]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    started = tmp_path / "parts" / "tensorboard"
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "give the same command with --resume to go on at step" in said
+    assert "Traceback" not in said
+    stopped = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"]
+    assert 0 < stopped < 12
+    assert train_main([*words[3:], "--resume", "--quiet", "--workers", "1"]) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
+
+
+def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
+    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+        train(config(resume=True))
+    train(config(epochs=1))
+    with pytest.raises(UserError, match="holds a run; go on with --resume or name another folder"):
+        train(config(epochs=1))
+    with pytest.raises(UserError, match=r"--lr was 0\.0003, is 0\.1; --loss was ldam, is ce|--loss was ldam, is ce"):
+        train(config(epochs=1, resume=True, loss="ce", head="cosine"))
+    other = tmp_path / "other"
+    shutil.copytree(dataset_path, other)
+    manifest = (other / "dataset.json").read_text()
+    digest = json.loads(manifest)["content_sha256"]
+    (other / "dataset.json").write_text(
+        manifest.replace(f'"content_sha256":"{digest}"', f'"content_sha256":"{"0" * 64}"')
+    )
+    with pytest.raises(UserError, match="is not the dataset that the run was trained on"):
+        train(config(epochs=1, resume=True, shards=str(other)))
+    moved = tmp_path / "moved"
+    shutil.copytree(dataset_path, moved)
+    train(config(epochs=1, resume=True, shards=str(moved)))
+
+
+@pytest.mark.parametrize("model", ["resnet50", "efficientnet-b0"])
+@pytest.mark.parametrize("loss", ["ce", "ldam"])
+def test_every_model_learns_from_scratch(config: Config, tmp_path: Path, model: str, loss: str) -> None:
+    train(config(model=model, loss=loss, epochs=4, warmup_epochs=0.0, amp="auto"))
+    losses = [line["train_loss"] for line in lines(tmp_path / "run", "epoch")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_a_reason(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no longer finite by step"):
+        train(config(optimizer="sgd", lr=1e30, head_lr=1e30, warmup_epochs=0.0, loss="ce"))
+    assert not (tmp_path / "run" / "eval-test.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cosine-scale", "20", "--loss", "ce"], "a linear head's logits are not scaled"),
+        (["--label-smoothing", "0.1"], "--label-smoothing goes with --loss ce"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--lr", "-1"], "--lr -1.0: must be above 0"),
+        (["--batch-size", "1000"], "--batch-size 1000: more than the"),
+        (["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
+        (["--shards", "nowhere"], "nowhere/dataset.json: no such file"),
+        *([] if torch.cuda.is_available() else [(["--device", "cuda"], "no CUDA device is there")]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_1(
+    words: list[str], said: str, dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    given = ["--shards", str(dataset_path), "--out", str(run), "--model", "efficientnet-lite0", *words]
+    assert train_main(given) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not run.exists()
+
+
+def test_evaluation_refuses_what_does_not_fit(
+    config: Config, tmp_path: Path, dataset_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert eval_main([str(tmp_path)]) == 1
+    assert "is " in capsys.readouterr().err
+    train(config(epochs=1))
+    other = tmp_path / "other"
+    shutil.copytree(dataset_path, other)
+    classes = pd.read_parquet(other / "classes.parquet")
+    classes["landmark_id"] += 1
+    classes.to_parquet(other / "classes.parquet")
+    assert eval_main([str(tmp_path / "run"), "--shards", str(other)]) == 1
+    assert "are not the 5 of the run" in capsys.readouterr().err
+    assert eval_main([str(tmp_path / "run"), "--split", "val"]) == 0
+    assert "val (" in capsys.readouterr().out
+
+
+def test_learning_rate_schedules() -> None:
+    cosine = [lr_factor(step, 100, 10, "cosine") for step in range(100)]
+    assert np.all(np.diff(cosine[:11]) > 0)
+    assert cosine[10] == 1.0
+    assert np.all(np.diff(cosine[10:]) < 0)
+    assert 0 < cosine[-1] < 0.001
+    steps = [lr_factor(step, 100, 0, "step") for step in range(100)]
+    assert steps[:80] == [1.0] * 80
+    assert steps[80:90] == pytest.approx([0.1] * 10)
+    assert steps[90:] == pytest.approx([0.01] * 10)
+    assert math.isclose(lr_factor(0, 100, 4, "cosine"), 0.2)
+
+
+def test_commands_start_without_torch() -> None:
+    """`--help` of every command is quick, and lmk_data never needs torch."""
+    check = "import sys; import lmk_data.cli, lmk_data.build, lmk_data.dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    check = "import sys; import lmk_train.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
