@@ -88,7 +88,8 @@ def read_categories(path: str) -> "pd.Series[str]":
     names = names.str.split(_CATEGORY_MARK, n=1).str[-1].str.replace("_", " ", regex=False).str.strip()
     index = pd.Index(table["landmark_id"].to_pandas())
     categories: pd.Series[str] = pd.Series(names.to_numpy(dtype=object), index=index)
-    return categories.loc[~index.duplicated()]
+    unique: pd.Series[str] = categories.loc[~index.duplicated()]
+    return unique
 
 
 def locate_images(labels: LabelTable, stores: list[FolderStore]) -> pd.DataFrame:

@@ -35,8 +35,12 @@ class ClassCounts:
     @classmethod
     def of(cls, targets: Ints, predicted: Ints, num_classes: int) -> "ClassCounts":
         """Count targets and predictions, both int64 [N]."""
-        count = lambda labels: np.bincount(labels, minlength=num_classes).astype(np.int64)  # noqa: E731
-        return cls(count(targets), count(predicted), count(targets[targets == predicted]))
+        return cls(
+            *(
+                np.bincount(labels, minlength=num_classes)
+                for labels in (targets, predicted, targets[targets == predicted])
+            )
+        )
 
     def __add__(self, other: "ClassCounts") -> "ClassCounts":
         return ClassCounts(self.support + other.support, self.predicted + other.predicted, self.correct + other.correct)

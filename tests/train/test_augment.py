@@ -79,9 +79,7 @@ def test_all_of_it_is_the_steps_one_after_the_other_then_a_clamp() -> None:
     batch, chosen = pixels(), augmentation_draws(np.arange(6), 3, 1)
     out = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU)(batch, chosen)
     for i, picture in enumerate(batch):
-        if chosen[i, 0] < 0.5:
-            picture = picture.flip(1)
-        value = picture.permute(2, 0, 1).double() / 255
+        value = (picture.flip(1) if chosen[i, 0] < 0.5 else picture).permute(2, 0, 1).double() / 255
         for name, column in (("brightness", 1), ("contrast", 2), ("saturation", 3), ("hue", 4)):
             value = apply(color_matrices(draws(**{name: chosen[i, column].item()}), 0.5)[0], value)
         torch.testing.assert_close(out[i], normalized(value.clamp(0, 1).float()), atol=2e-5, rtol=1e-4)

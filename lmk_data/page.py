@@ -1,0 +1,138 @@
+"""The look of every HTML page: one jinja2 shell, figures and pictures inlined, names escaped, light and dark."""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCENT, MUTED = "#3d8bc4", "#b7793e"
+_INK = "#010203"  # stands for the page's text colour, which a figure cannot know when it is drawn
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of a page; its parts come from the functions below and are escaped already."""
+
+    title: str
+    parts: Sequence[Markup]
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures of one kind side by side: a caption, a note beside it, and JPEGs."""
+
+    caption: str
+    note: str
+    jpegs: Sequence[bytes]
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """A whole page that needs no network and may load nothing from it."""
+    return _environment().get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+
+
+def paragraph(text: str) -> Markup:
+    """A paragraph of plain text."""
+    return Markup("<p>{}</p>").format(text)
+
+
+def code(text: str) -> Markup:
+    """Lines of code."""
+    return Markup("<pre>{}</pre>").format(text)
+
+
+def key_figures(figures: Iterable[tuple[str, str]]) -> Markup:
+    """Large figures with what they are: pairs of (value, name)."""
+    cells = [Markup("<div><b>{}</b><span>{}</span></div>").format(value, name) for value, name in figures]
+    return Markup('<div class="key">{}</div>').format(Markup("").join(cells))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
+    """A table; integers get thousands separators, numbers are set right."""
+    columns = list(rows)
+    head = Markup("").join(_cell("th", name, _is_number(_first(columns, i))) for i, name in enumerate(header))
+    body = [Markup("").join(_cell("td", _shown(v), _is_number(v)) for v in row) for row in columns]
+    lines = Markup("").join(Markup("<tr>{}</tr>\n").format(line) for line in [head, *body])
+    return Markup('<div class="box"><table>{}</table></div>').format(lines)
+
+
+def picture_rows(rows: Iterable[PictureRow]) -> Markup:
+    """Rows of pictures with their captions."""
+    parts = []
+    for row in rows:
+        images = Markup("").join(
+            Markup('<img alt="" src="data:image/jpeg;base64,{}">').format(base64.b64encode(jpeg).decode())
+            for jpeg in row.jpegs
+        )
+        heading = Markup("<h3>{} <span>{}</span></h3>").format(row.caption, row.note)
+        parts.append(Markup('<div>{}<div class="pictures">{}</div></div>').format(heading, images))
+    return Markup('<div class="rows">{}</div>').format(Markup("").join(parts))
+
+
+def new_figure(height: float = 3.4) -> "tuple[Figure, Axes]":
+    """An empty figure 8 inches wide, to be drawn on and given to `figure`."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, height), layout="constrained")
+    axes = drawn.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+    axes.tick_params(which="both", colors=_INK)
+    return drawn, axes
+
+
+def figure(drawn: "Figure", caption: str) -> Markup:
+    """A figure as inline SVG in the page's text colour, the same bytes each time."""
+    import matplotlib
+
+    for axes in drawn.axes:
+        if (legend := axes.get_legend()) is not None:
+            for label in legend.get_texts():
+                label.set_color(_INK)
+            legend.get_frame().set_alpha(0)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lmk", "svg.fonttype": "none"}):
+        drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    # Drawn by matplotlib from numbers and constant labels, in which it escapes what needs it.
+    return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)  # noqa: S704
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.PackageLoader("lmk_data"), autoescape=True, trim_blocks=True)
+
+
+def _first(rows: Sequence[Sequence[object]], column: int) -> object:
+    return rows[0][column] if rows else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and value.endswith(" %"))
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cell(tag: str, text: str, is_number: bool) -> Markup:
+    kind = Markup(' class="number"') if is_number else Markup("")
+    return Markup("<{tag}{kind}>{text}</{tag}>").format(tag=tag, kind=kind, text=text)

@@ -1,0 +1,327 @@
+"""The dataset report: every figure as JSON, a page for people, a few lines for the terminal."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from lmk_data import page
+from lmk_data.dataset import ShardedDataset
+from lmk_data.files import write_bytes
+from lmk_data.format import SPLITS, canonical_json
+
+MANY_ABOVE, FEW_BELOW = 100, 20
+_MOSAIC_CLASSES, _MOSAIC_PICTURES = 4, 8
+_WHOLE_TABLE, _TABLE_HEAD, _TABLE_TAIL = 200, 100, 20
+_EXAMPLES = 5
+_THUMBNAIL = 112
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of a dataset, as report.json has them."""
+
+    title: str
+    figures: dict[str, Any]
+
+
+def write_report(dataset: ShardedDataset, out: Path) -> Report:
+    """Write `index.html` and `report.json` into `out`.
+
+    Raises DatasetError if a file of the dataset cannot be read.
+    """
+    figures = summarize(dataset)
+    title = " ".join(dataset.manifest["title"].split()) or "Image shards"
+    subtitle = (
+        f"{figures['counts']['written']:,} images of {figures['classes']['kept']:,} classes, "
+        f"{dataset.recipe.size}x{dataset.recipe.size} pixels"
+    )
+    html = page.render_page(title, subtitle, _sections(dataset, figures))
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "report.json", canonical_json(figures) + b"\n")
+    write_bytes(out / "index.html", html.encode())
+    return Report(title, figures)
+
+
+def terminal_summary(report: Report) -> str:
+    """The report in a few lines."""
+    figures, counts = report.figures, report.figures["counts"]
+    left = [
+        f"{counts['below_min_samples']:,} in classes under {figures['plan']['min_samples']}",
+        f"{counts['outside_top']:,} outside the largest classes",
+        f"{counts['rejected']:,} rejected",
+    ]
+    lines = [
+        f"  {counts['listed']:,} images listed = {counts['written']:,} written + {' + '.join(left)}",
+        f"  {figures['classes']['kept']:,} classes of {figures['classes']['largest']:,} to "
+        f"{figures['classes']['smallest']:,} images; {figures['classes']['dropped']:,} classes left out",
+    ]
+    for name, split in figures["splits"].items():
+        lines.append(
+            f"  {name:5} {split['num_samples']:>9,} images ({split['ratio']:.1%}) of {split['num_classes']:,} classes, "
+            f"{split['num_shards']:,} shards, {split['num_bytes'] / 1e6:,.1f} MB"
+        )
+    for reason, number in figures["rejects"].items():
+        lines.append(f"  rejected {number['count']:,}: {reason} ({', '.join(number['examples'])})")
+    return "\n".join(lines)
+
+
+def summarize(dataset: ShardedDataset) -> dict[str, Any]:
+    """Every figure of the report, from the manifest and the Parquet files in columns."""
+    manifest, classes, dropped = dataset.manifest, dataset.classes, dataset.dropped_classes()
+    listed = classes["listed"].to_numpy(np.int64)
+    everyone = np.sort(np.concatenate([listed, dropped["listed"].to_numpy(np.int64)]))[::-1]
+    total = len(dataset)
+    return {
+        "source": manifest["source"],
+        "plan": manifest["plan"],
+        "recipe": manifest["recipe"],
+        "license": manifest["license"],
+        "fingerprint": manifest["fingerprint"],
+        "content_sha256": manifest["content_sha256"],
+        "counts": manifest["counts"],
+        "classes": {
+            "kept": len(classes),
+            "dropped": len(dropped),
+            "largest": int(listed.max()),
+            "smallest": int(listed.min()),
+            "median": float(np.median(listed)),
+            "imbalance_ratio": round(float(listed.max() / listed.min()), 4),
+            "gini": round(gini(listed), 4),
+            "gini_before_the_rule": round(gini(everyone), 4),
+            "half_of_images_in": int(np.searchsorted(listed.cumsum(), listed.sum() / 2) + 1),
+        },
+        "bands": _bands(classes),
+        "splits": {
+            name: {
+                "asked": manifest["plan"]["split"][name],
+                "ratio": round(split["num_samples"] / total, 6),
+                "num_samples": split["num_samples"],
+                "num_classes": int((classes[name] > 0).sum()),
+                "num_shards": len(split["shards"]),
+                "num_bytes": split["num_bytes"],
+            }
+            for name, split in ((name, manifest["splits"][name]) for name in dataset.splits)
+        },
+        "rejects": _rejects(dataset),
+    }
+
+
+def gini(counts: "np.ndarray[Any, np.dtype[np.int64]]") -> float:
+    """The Gini coefficient of class sizes: 0 if all are equal, near 1 if one class has nearly everything."""
+    ascending = np.sort(counts)
+    ranks = np.arange(1, len(counts) + 1)
+    return float((2 * ranks - len(counts) - 1) @ ascending / (len(counts) * ascending.sum()))
+
+
+def _bands(classes: pd.DataFrame) -> dict[str, dict[str, int]]:
+    train = classes["train"]
+    chosen = {
+        "many": train > MANY_ABOVE,
+        "medium": train.between(FEW_BELOW, MANY_ABOVE),
+        "few": train < FEW_BELOW,
+    }
+    return {
+        name: {"num_classes": int(rows.sum()), "num_train": int(train[rows].sum())} for name, rows in chosen.items()
+    }
+
+
+def _rejects(dataset: ShardedDataset) -> dict[str, dict[str, Any]]:
+    rejects = dataset.rejects()
+    return {
+        str(reason): {"count": len(rows), "examples": rows["key"].head(_EXAMPLES).tolist()}
+        for reason, rows in rejects.groupby("reason")
+    }
+
+
+def _sections(dataset: ShardedDataset, figures: dict[str, Any]) -> list[page.Section]:
+    counts, sizes = figures["counts"], figures["classes"]
+    key = [
+        (f"{counts['written']:,}", "images"),
+        (f"{sizes['kept']:,}", "classes"),
+        (f"{sizes['largest']:,} to {sizes['smallest']:,}", "images in a class"),
+        (f"{sizes['imbalance_ratio']:,.0f} : 1", "imbalance"),
+        (f"{sizes['gini']:.2f}", "Gini of class sizes"),
+        (f"{sum(s['num_bytes'] for s in figures['splits'].values()) / 1e6:,.1f} MB", "in shards"),
+    ]
+    return [
+        page.Section("At a glance", [page.key_figures(key)]),
+        page.Section("Where every image went", [_reconciliation(figures)]),
+        page.Section("Splits", [_split_table(figures)]),
+        page.Section("The long tail", [*_frequency_plots(dataset), _band_table(figures)]),
+        page.Section("Pictures", [page.picture_rows(_mosaic(dataset))]),
+        page.Section("Classes", _class_table(dataset.classes)),
+        page.Section("Rejected images", _reject_table(figures)),
+        page.Section("How it was made", [_provenance(figures)]),
+        page.Section("How to read it", [_reading()]),
+    ]
+
+
+def _reconciliation(figures: dict[str, Any]) -> Markup:
+    counts, rule = figures["counts"], figures["plan"]
+    rows = [
+        ("written", counts["written"]),
+        (f"in classes of fewer than {rule['min_samples']} images", counts["below_min_samples"]),
+        ("outside the largest classes", counts["outside_top"]),
+        ("rejected", counts["rejected"]),
+        ("listed in all", counts["listed"]),
+    ]
+    return page.table(["images", "number", "share"], [(n, v, _percent(v / counts["listed"])) for n, v in rows])
+
+
+def _split_table(figures: dict[str, Any]) -> Markup:
+    header = ["split", "asked", "actual", "images", "classes", "shards", "MB"]
+    rows = [
+        (
+            name,
+            _percent(split["asked"]),
+            _percent(split["ratio"]),
+            split["num_samples"],
+            split["num_classes"],
+            split["num_shards"],
+            round(split["num_bytes"] / 1e6, 1),
+        )
+        for name, split in figures["splits"].items()
+    ]
+    return page.table(header, rows)
+
+
+def _band_table(figures: dict[str, Any]) -> Markup:
+    names = {
+        "many": f"many (over {MANY_ABOVE} training images)",
+        "medium": f"medium ({FEW_BELOW} to {MANY_ABOVE})",
+        "few": f"few (under {FEW_BELOW})",
+    }
+    rows = [(names[n], band["num_classes"], band["num_train"]) for n, band in figures["bands"].items()]
+    return page.table(["size", "classes", "training images"], rows)
+
+
+def _frequency_plots(dataset: ShardedDataset) -> list[Markup]:
+    """Class sizes in descending order on a log scale with the cut, and the share of images they cover."""
+    kept = dataset.classes["listed"].to_numpy(np.int64)
+    dropped = np.sort(dataset.dropped_classes()["listed"].to_numpy(np.int64))[::-1]
+    drawn, axes = page.new_figure()
+    ranks = np.arange(1, len(kept) + len(dropped) + 1)
+    at = _thinned(len(kept))
+    axes.plot(ranks[: len(kept)][at], kept[at], color=page.ACCENT, linewidth=2, label="kept")
+    axes.fill_between(ranks[: len(kept)][at], kept[at], 1, color=page.ACCENT, alpha=0.25, linewidth=0)
+    if len(dropped):
+        at = _thinned(len(dropped))
+        axes.plot(ranks[len(kept) :][at], dropped[at], color=page.MUTED, linewidth=2, label="left out by the rule")
+        axes.axvline(len(kept) + 0.5, color=page.MUTED, linestyle=":", linewidth=1)
+        axes.legend(frameon=False)
+    axes.set(yscale="log", ylim=(1, None), xlim=(1, None), xlabel="class, the largest first", ylabel="images")
+    frequency = page.figure(drawn, "Images per class in descending order (log scale).")
+    drawn, axes = page.new_figure(2.6)
+    share = np.arange(len(kept) + 1) / len(kept)
+    covered = np.concatenate(([0], kept.cumsum())) / kept.sum()
+    at = _thinned(len(share))
+    axes.plot(share[at] * 100, covered[at] * 100, color=page.ACCENT, linewidth=2)
+    axes.plot([0, 100], [0, 100], color=page.MUTED, linestyle=":", linewidth=1)
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="% of classes, the largest first", ylabel="% of images")
+    caption = "Share of the images that the largest classes hold; dotted, if all were equal."
+    return [frequency, page.figure(drawn, caption)]
+
+
+def _thinned(number: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Up to 2,000 places along a curve, dense at its head, both ends included."""
+    places = np.unique(np.geomspace(1, number, 1000).round().astype(np.int64)) - 1
+    return np.union1d(places, np.linspace(0, number - 1, min(number, 1000)).round().astype(np.int64))
+
+
+def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
+    """Some classes of the head, the middle and the tail, with some of their training pictures."""
+    classes = dataset.classes
+    count = len(classes)
+    if count <= 3 * _MOSAIC_CLASSES:
+        chosen = list(range(count))
+    else:
+        middle = count // 2 - _MOSAIC_CLASSES // 2
+        starts = (0, middle, count - _MOSAIC_CLASSES)
+        chosen = [label for start in starts for label in range(start, start + _MOSAIC_CLASSES)]
+    index = dataset.index("train", ["label", "shard", "jpg_offset", "jpg_size"])
+    index = index[index["label"].isin(chosen)].groupby("label").head(_MOSAIC_PICTURES)
+    rows = []
+    for label in chosen:
+        found = index[index["label"] == label]
+        jpegs = [
+            _thumbnail(dataset.read_bytes(str(shard), int(offset), int(size)))
+            for shard, offset, size in zip(found["shard"], found["jpg_offset"], found["jpg_size"], strict=True)
+        ]
+        row = classes.loc[label]
+        rows.append(page.PictureRow(str(row["name"]), f"{row['landmark_id']}, {row['listed']:,} images", jpegs))
+    return rows
+
+
+def _thumbnail(jpeg: bytes) -> bytes:
+    """A smaller JPEG of a stored picture, so that the page stays small."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _class_table(classes: pd.DataFrame) -> list[Markup]:
+    header = ["label", "landmark", "name", "listed", *SPLITS, "rejected"]
+    parts = []
+    shown = classes
+    if len(classes) > _WHOLE_TABLE:
+        shown = pd.concat([classes.head(_TABLE_HEAD), classes.tail(_TABLE_TAIL)])
+        parts.append(
+            page.paragraph(
+                f"The {_TABLE_HEAD} largest and the {_TABLE_TAIL} smallest of {len(classes):,} classes; "
+                "classes.parquet has all of them."
+            )
+        )
+    columns = ["label", "landmark_id", "name", "listed", *SPLITS, "rejected"]
+    numbers = set(columns) - {"landmark_id", "name"}
+    rows = [
+        [int(value) if name in numbers else str(value) for name, value in zip(columns, row, strict=True)]
+        for row in shown[columns].itertuples(index=False)
+    ]
+    return [*parts, page.table(header, rows)]
+
+
+def _reject_table(figures: dict[str, Any]) -> list[Markup]:
+    if not figures["rejects"]:
+        return [page.paragraph("None: every planned image was written.")]
+    rows = [(name, row["count"], ", ".join(row["examples"])) for name, row in figures["rejects"].items()]
+    return [page.table(["reason", "images", "for example"], rows), page.paragraph("All of them: rejects.parquet.")]
+
+
+def _provenance(figures: dict[str, Any]) -> Markup:
+    source, rule, recipe = figures["source"], figures["plan"], figures["recipe"]
+    encoder = recipe["encoder"]
+    size = f"{recipe['size']}x{recipe['size']}, {recipe['fit']}, {recipe['filter']}"
+    rows = [
+        ("label table", f"{source['labels']} ({source['layout']}), {source['num_images']:,} images"),
+        ("ids with two labels, left out", f"{source['conflicting']:,}"),
+        ("rule", f"at least {rule['min_samples']} images" + (f", top {rule['top']}" if rule["top"] else "")),
+        ("seed", str(rule["seed"])),
+        ("pictures", f"{size}, JPEG quality {recipe['quality']}, {recipe['subsampling']}"),
+        ("encoder", f"{encoder['distribution']} {encoder['version']}, libjpeg-turbo {encoder['libjpeg_turbo']}"),
+        ("licence", figures["license"] or "not stated"),
+        ("fingerprint", figures["fingerprint"]),
+        ("content", figures["content_sha256"]),
+    ]
+    return page.table(["", ""], rows)
+
+
+def _reading() -> Markup:
+    return page.code(
+        "from lmk_data.dataset import ShardedDataset\n\n"
+        'dataset = ShardedDataset.open("path/to/the/folder")\n'
+        'sample = dataset.read("train", 0)            # key, label, landmark_id, jpeg\n'
+        'samples = dataset.webdataset("train")        # a ready webdataset pipeline'
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")

@@ -1,0 +1,109 @@
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmk_data.build import BuildOptions, build
+from lmk_data.cli import main
+from lmk_data.dataset import ShardedDataset
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
+from lmk_data.report import gini, write_report
+
+
+def test_figures_are_those_of_the_datasets_own_files(
+    dataset: ShardedDataset, dataset_path: Path, tmp_path: Path
+) -> None:
+    write_report(dataset, tmp_path)
+    figures = json.loads((tmp_path / "report.json").read_bytes())
+    classes = pd.read_parquet(dataset_path / "classes.parquet")
+    assert figures["counts"]["written"] == sum(len(pd.read_parquet(p)) for p in (dataset_path / "index").iterdir())
+    assert figures["classes"]["largest"] == classes["listed"].max()
+    assert figures["classes"]["imbalance_ratio"] == classes["listed"].max() / classes["listed"].min()
+    assert sum(band["num_classes"] for band in figures["bands"].values()) == len(classes)
+    assert {r: n["count"] for r, n in figures["rejects"].items()} == {"missing": 1, "not-an-image": 1}
+    for split, found in figures["splits"].items():
+        assert found["num_bytes"] == sum(p.stat().st_size for p in (dataset_path / "shards" / split).iterdir())
+    assert sum(found["ratio"] for found in figures["splits"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_report(dataset, tmp_path / name)
+    html = (tmp_path / "a" / "index.html").read_text()
+    assert html == (tmp_path / "b" / "index.html").read_text()
+    assert "<h1>Small &lt;set&gt;</h1>" in html
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html.replace("xmlns:xlink", ""))
+    assert "default-src 'none'" in html
+    assert html.count("<img ") == 5 * 8 - sum(max(0, 8 - n) for n in dataset.classes["train"])
+    assert len(html) < 2_000_000
+
+
+def test_hostile_class_names_stay_text(tmp_path: Path, collection: Path) -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    (tmp_path / "names.csv").write_text(f'landmark_id,category\n138982,"{hostile.replace(chr(34), chr(34) * 2)}"\n')
+    out = tmp_path / "shards"
+    build(
+        BuildOptions(
+            images=[str(collection / "train")],
+            labels=str(collection / "train.csv"),
+            out=out,
+            rule=PlanRule(top=2),
+            recipe=Recipe(size=32),
+            categories=str(tmp_path / "names.csv"),
+            title=hostile,
+            workers=1,
+            quiet=True,
+        )
+    )
+    assert main(["report", str(out)]) == 0
+    html = (out / "report" / "index.html").read_text()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
+    assert ShardedDataset.open(out).classes["name"][0] == hostile
+
+
+def test_gini() -> None:
+    assert gini(np.array([5, 5, 5])) == 0
+    assert gini(np.array([1, 2, 3])) == pytest.approx(2 / 9)
+    assert gini(np.array([0, 0, 0, 100])) == 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (390, 0)])
+def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width: int, scheme: int) -> None:
+    """Nothing on the console, nothing wider than a phone: the body is as wide as the window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    write_report(dataset, tmp_path / "report")
+    html = (tmp_path / "report" / "index.html").read_text()
+    # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe id="f" src="report/index.html" width="{width}" height="900"></iframe>'
+        '<script>document.getElementById("f").onload = () => {'
+        'const d = document.getElementById("f").contentDocument.documentElement;'
+        "document.title = d.scrollWidth + ' ' + d.clientWidth + ' ' + d.querySelectorAll('svg').length;}</script>"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+        "--allow-file-access-from-files",
+    ]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]
+    options += ["--virtual-time-budget=5000", "--dump-dom", outer.as_uri()]
+    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
+    assert title is not None, done.stdout[-300:]
+    scroll_width, client_width, figures = map(int, title.groups())
+    assert scroll_width <= client_width <= width
+    assert figures == html.count("<svg ") == 2
