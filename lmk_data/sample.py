@@ -22,7 +22,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from lmk_data.errors import BuildError, StorageError, UserError
-from lmk_data.landmarks import design_landmark, photograph
+from lmk_data.landmarks import design_landmark
+from lmk_data.photograph import photograph
 
 _RECEIPT = "sample.json"
 _LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"
