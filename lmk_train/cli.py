@@ -44,7 +44,8 @@ def _train(config: TrainConfig) -> None:
     result = train(config, announce=(lambda _: None) if config.quiet else print)
     if config.quiet:
         return
-    best = f"best epoch {result.best_epoch} (validation macro F1 {result.best_metric:.4f})"
+    judged = "no validation split" if result.best_metric is None else f"validation macro F1 {result.best_metric:.4f}"
+    best = f"best epoch {result.best_epoch} ({judged})"
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
         _print_evaluation(result.test)

@@ -1,22 +1,19 @@
 """The training step, the epoch, checkpoints and resuming; the only module that knows every part."""
 
 import json
-import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import TrainingError, UserError
+from lmk_data.errors import UserError
 from lmk_data.files import write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
@@ -29,92 +26,23 @@ from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parame
 from lmk_train.optim import clip_gradients, lr_factor, make_optimizer, set_lr
 from lmk_train.order import batch_rows, counter_hash, epoch_order, num_batches
 from lmk_train.precision import Precision, resolve_device
+from lmk_train.record import Record
 from lmk_train.stream import Batch, BatchStream, SplitReader
+from lmk_train.trainer import Progress, Sums, Trainer
 
-CONFIG, METRICS, EVENTS = "config.json", "metrics.jsonl", "tensorboard"
-_STEPS_BETWEEN_LINES = 50
+CONFIG = "config.json"
 _MAY_CHANGE_ON_RESUME = {"shards", "out", "device", "workers", "checkpoint_minutes", "resume", "quiet", "weights"}
-
-
-@dataclass
-class Sums:
-    """Running sums since the last line and since the start of the epoch, on the device until they are read."""
-
-    loss: torch.Tensor
-    correct: torch.Tensor
-    num_samples: int = 0
-
-    @classmethod
-    def zero(cls, device: torch.device) -> "Sums":
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-        )
-
-    def add(self, loss: torch.Tensor, correct: torch.Tensor, num_samples: int) -> None:
-        self.loss += loss.double() * num_samples
-        self.correct += correct
-        self.num_samples += num_samples
-
-    def state(self) -> dict[str, float | int]:
-        return {"loss": self.loss.item(), "correct": int(self.correct.item()), "num_samples": self.num_samples}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.loss.fill_(state["loss"])
-        self.correct.fill_(state["correct"])
-        self.num_samples = int(state["num_samples"])
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and accuracy; waits for the device."""
-        number = max(1, self.num_samples)
-        return {"loss": self.loss.item() / number, "accuracy": self.correct.item() / number}
-
-
-@dataclass
-class Progress:
-    """Where training stands: updates done, the best validation so far, seconds spent."""
-
-    step: int = 0
-    best_metric: float = -math.inf
-    best_epoch: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Trainer:
-    """A run in the making: everything that a training step touches."""
-
-    config: TrainConfig
-    run: Path
-    dataset: ShardedDataset
-    model: Classifier
-    criterion: nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    scaler: torch.amp.GradScaler
-    preprocess: Preprocess
-    train: SplitReader
-    steps_per_epoch: int
-    progress: Progress = field(default_factory=Progress)
-    epoch_sums: Sums = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.epoch_sums = Sums.zero(self.precision.device)
-
-    @property
-    def num_steps(self) -> int:
-        """Updates of the whole training."""
-        assert self.config.epochs is not None
-        return self.config.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the test evaluation (None without a test split), and where its best epoch was."""
+    """How training ended: the test evaluation (None without a test split), the best epoch and its validation macro
+    F1 (None without a validation split: then the last epoch counts as the best)."""
 
     run: Path
     test: Evaluation | None
     best_epoch: int
-    best_metric: float
+    best_metric: float | None
     seconds: float
 
 
@@ -136,12 +64,12 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
             _restore(trainer)
         else:
             _start(trainer)
-        with _Log(trainer) as log, _stopping_gently() as stop:
+        with Record(trainer) as log, _stopping_gently() as stop:
             _train_epochs(trainer, log, stop)
         trainer.train.close()
         test = _evaluate_best(trainer)
-    progress = trainer.progress
-    return TrainResult(run, test, progress.best_epoch, progress.best_metric, progress.seconds)
+        best = trainer.progress.best_metric if dataset.num_samples("val") else None
+    return TrainResult(run, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
 
 
 def _check_run(run: Path, config: TrainConfig) -> None:
@@ -210,7 +138,7 @@ def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, w
     )
 
 
-def _train_epochs(trainer: Trainer, log: "_Log", stop: "_Stop") -> None:
+def _train_epochs(trainer: Trainer, log: Record, stop: "_Stop") -> None:
     config, progress = trainer.config, trainer.progress
     assert config.batch_size is not None
     stream = BatchStream(trainer.train, trainer.precision.device, config.batch_size, config.workers)
@@ -222,14 +150,15 @@ def _train_epochs(trainer: Trainer, log: "_Log", stop: "_Stop") -> None:
             batches = (batch_rows(order, s, config.batch_size) for s in range(first, trainer.steps_per_epoch))
             for batch in stream(batches):
                 _step(trainer, batch, epoch)
-                log.after_step(epoch, stream.wait_seconds, len(batch.rows))
+                log.after_step(epoch, stream.wait_seconds)
                 bar.update()
                 bar.set_postfix_str(log.postfix, refresh=False)
-                if stop.requested or log.checkpoint_due():
+                # The last step of an epoch is saved with its validation, so that resuming cannot skip that.
+                if progress.step % trainer.steps_per_epoch and (stop.requested or log.checkpoint_due()):
                     log.save()
-                if stop.requested:
-                    raise KeyboardInterrupt(f"give the same command with --resume to go on at step {progress.step}")
+                    stop.heed(progress.step)
             _finish_epoch(trainer, log, epoch + 1)
+            stop.heed(progress.step)
 
 
 def _step(trainer: Trainer, batch: Batch, epoch: int) -> None:
@@ -255,7 +184,7 @@ def _step(trainer: Trainer, batch: Batch, epoch: int) -> None:
     trainer.progress.step += 1
 
 
-def _finish_epoch(trainer: Trainer, log: "_Log", epoch: int) -> None:
+def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     """Validate, keep the best weights, and save; `epoch` counts from 1."""
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
@@ -320,96 +249,15 @@ def _restore(trainer: Trainer) -> None:
     trainer.progress = Progress(**state["progress"])
 
 
-class _Log:
-    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._lines = Sums.zero(trainer.precision.device)
-        self._line_started = self._saved = self._counted = time.monotonic()
-        self._waited = 0.0
-        self.postfix = ""
-
-    def __enter__(self) -> "_Log":
-        path, step = self._trainer.run / METRICS, self._trainer.progress.step
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
-        self._before = self._trainer.epoch_sums.state()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def after_step(self, epoch: int, waited_seconds: float, batch_size: int) -> None:
-        """Every 50 updates: read the sums from the device, check them, and write a line."""
-        trainer, now = self._trainer, time.monotonic()
-        if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
-            return
-        sums = trainer.epoch_sums.state()
-        number = sums["num_samples"] - self._before["num_samples"]
-        loss = (sums["loss"] - self._before["loss"]) / number
-        accuracy = (sums["correct"] - self._before["correct"]) / number
-        factor = trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["peak_lr"]
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is no longer finite by step {trainer.progress.step} (learning rate x {factor:.3g}); "
-                f"lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
-            )
-        seconds = now - self._line_started
-        rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
-        line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
-        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}
-        if trainer.scaler.is_enabled():
-            line["grad_scale"] = trainer.scaler.get_scale()
-        self.line(line)
-        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s data {waiting:.0%}"
-        self._before = (
-            sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
-        )
-        self._line_started, self._waited = now, waited_seconds
-
-    def line(self, line: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, and each number to TensorBoard."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
-        if line["kind"] == "epoch":
-            self._line_started = time.monotonic()
-            self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
-
-    def checkpoint_due(self) -> bool:
-        """Whether the interval between checkpoints is over."""
-        return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
-
-    def save(self) -> None:
-        """Save all there is to resume."""
-        trainer, now = self._trainer, time.monotonic()
-        trainer.progress.seconds += now - self._counted
-        self._counted = self._saved = now
-        state = {
-            "model": trainer.model.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "progress": vars(trainer.progress),
-            "epoch_sums": trainer.epoch_sums.state(),
-            "config": trainer.config.json(),
-            "classes": class_table(trainer.dataset),
-            "content_sha256": trainer.dataset.manifest["content_sha256"],
-        }
-        save_checkpoint(trainer.run, LAST, state)
-        self._board.flush()
-
-
 class _Stop:
     """Set by the first Ctrl-C or SIGTERM; the step in hand is finished and saved."""
 
     requested = False
+
+    def heed(self, step: int) -> None:
+        """Interrupt if that was requested; everything up to `step` is saved."""
+        if self.requested:
+            raise KeyboardInterrupt(f"give the same command with --resume to go on at step {step}")
 
 
 @contextmanager
@@ -429,10 +277,3 @@ def _stopping_gently() -> Iterator[_Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**63  # a line that a crash cut short

@@ -121,6 +121,29 @@ def test_interrupted_training_goes_on_to_the_same_bits(config: Config, tmp_path:
     assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
 
 
+def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
+    """A request that comes within the last step of an epoch is heeded after its validation."""
+    from lmk_train import loop
+
+    train(config(out=tmp_path / "whole"))
+    step = loop._step
+    calls = []
+
+    def interrupting(*arguments: object) -> None:
+        step(*arguments)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step", interrupting)
+        with pytest.raises(KeyboardInterrupt, match="step 4"):
+            train(config(out=tmp_path / "parts"))
+    assert [line["epoch"] for line in lines(tmp_path / "parts", "epoch")] == [1]
+    train(config(out=tmp_path / "parts", resume=True))
+    assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
+
+
 def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint to go on from"):
         train(config(resume=True))

@@ -1,0 +1,110 @@
+"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, checkpoints; cut on resume."""
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from lmk_data.errors import TrainingError
+from lmk_data.files import write_bytes
+from lmk_train.checkpoint import LAST, save_checkpoint
+from lmk_train.evaluation import class_table
+from lmk_train.trainer import Sums, Trainer
+
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+_STEPS_BETWEEN_LINES = 50
+
+
+class Record:
+    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._line_started = self._saved = self._counted = time.monotonic()
+        self._waited = 0.0
+        self.postfix = ""
+
+    def __enter__(self) -> "Record":
+        path, step = self._trainer.run / METRICS, self._trainer.progress.step
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = open(path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
+        self._before = self._trainer.epoch_sums.state()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def after_step(self, epoch: int, waited_seconds: float) -> None:
+        """Every 50 updates: read the sums from the device, check them, and write a line."""
+        trainer, now = self._trainer, time.monotonic()
+        if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
+            return
+        sums = trainer.epoch_sums.state()
+        number = sums["num_samples"] - self._before["num_samples"]
+        loss = (sums["loss"] - self._before["loss"]) / number
+        accuracy = (sums["correct"] - self._before["correct"]) / number
+        factor = trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["peak_lr"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is no longer finite by step {trainer.progress.step} (learning rate x {factor:.3g}); "
+                f"lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
+            )
+        seconds = now - self._line_started
+        rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
+        line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
+        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}
+        if trainer.scaler.is_enabled():
+            line["grad_scale"] = trainer.scaler.get_scale()
+        self.line(line)
+        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s data {waiting:.0%}"
+        self._before = (
+            sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
+        )
+        self._line_started, self._waited = now, waited_seconds
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Append to metrics.jsonl, and each number to TensorBoard."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        if line["kind"] == "epoch":
+            self._line_started = time.monotonic()
+            self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
+
+    def checkpoint_due(self) -> bool:
+        """Whether the interval between checkpoints is over."""
+        return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
+
+    def save(self) -> None:
+        """Save all there is to resume."""
+        trainer, now = self._trainer, time.monotonic()
+        trainer.progress.seconds += now - self._counted
+        self._counted = self._saved = now
+        state = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "progress": vars(trainer.progress),
+            "epoch_sums": trainer.epoch_sums.state(),
+            "config": trainer.config.json(),
+            "classes": class_table(trainer.dataset),
+            "content_sha256": trainer.dataset.manifest["content_sha256"],
+        }
+        save_checkpoint(trainer.run, LAST, state)
+        self._board.flush()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**63  # a line that a crash cut short
