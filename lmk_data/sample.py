@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from tqdm import tqdm
 
 from lmk_data.errors import BuildError, StorageError, UserError
 from lmk_data.landmarks import design_landmark
 from lmk_data.photograph import photograph
+from lmk_data.terminal import progress_bar
 
 _RECEIPT = "sample.json"
 _LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"
@@ -177,7 +177,7 @@ def _draw(listing: pd.DataFrame, sample: Sample, seed: int, workers: int, quiet:
         shots = list(zip(rows["shot"].tolist(), (_path(sample.folder, key) for key in rows["id"]), strict=True))
         for k in range(0, len(shots), _BATCH):
             batches.append(_Batch(seed, int(str(number)), shots[k : k + _BATCH], unreadable))
-    with tqdm(total=len(listing), desc="drawing", unit="image", disable=True if quiet else None) as bar:
+    with progress_bar(len(listing), "drawing", "images", quiet=quiet) as bar:
         for done in map(_draw_batch, batches) if workers == 1 else _in_workers(batches, workers):
             bar.update(done)
 
