@@ -286,9 +286,11 @@ def _run(
     out = options.out
     bounds = _shard_bounds(plan)
     first = plan.samples.iloc[[start for start, _ in bounds]]
+    groups: dict[tuple[str, int], int] = {}
     receipts: dict[int, Receipt] = {}
     tasks: list[tuple[int, ShardTask]] = []
     for group, (split, number) in enumerate(zip(first["split"], first["shard"], strict=True)):
+        groups[split, int(number)] = group
         receipt = read_receipt(out, split, int(number), fingerprint)
         if receipt is not None:
             receipts[group] = receipt
@@ -299,33 +301,34 @@ def _run(
     total, done = len(plan.samples), sum(bounds[group][1] for group in receipts)
     rejections = _Rejections(total, options.max_rejected, receipts.values())
     with progress_bar(total, "building", "images", quiet=options.quiet, initial=done) as bar:
-        for group, receipt in _run_tasks([task for _, task in tasks], workers):
-            receipts[group] = receipt
+        for receipt in _run_tasks([task for _, task in tasks], workers):
+            receipts[groups[receipt.split, receipt.number]] = receipt
             rejections.add(receipt)
             bar.update(receipt.num_planned)
     return [receipts[group] for group in range(len(bounds))], total - done
 
 
-def _run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[int, Receipt]]:
+def _run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[Receipt]:
     """Receipts as they come, from loky's worker processes (or this one, for one worker or one task)."""
     workers = min(workers, len(tasks))
     if workers <= 1:
-        yield from ((task.row_group, build_shard(task)) for task in tasks)
+        yield from map(build_shard, tasks)
         return
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1)
     try:
-        yield from parallel(joblib.delayed(_build_in_worker)(task) for task in tasks)
+        # Ctrl-C reaches the whole process group; workers inherit the mask, and the main process ends them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            receipts = parallel(joblib.delayed(build_shard)(task) for task in tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from receipts
     except TerminatedWorkerError as error:
         raise BuildError(
             "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
         ) from error
     finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-def _build_in_worker(task: ShardTask) -> tuple[int, Receipt]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the workers
-    return task.row_group, build_shard(task)
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 class _Rejections:

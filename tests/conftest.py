@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("lmk", deadline=None)
+settings.load_profile("lmk")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
