@@ -37,11 +37,12 @@ class Build:
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")] = ("train",)
-    """Folders of images: in the layout a/b/c/<id>.jpg, flat, nested, or one folder per class."""
+    """Where the images are: folders (a/b/c/<id>.jpg, flat, nested, or one per class), tars, zips, globs of these,
+    or URLs such as s3://bucket/train; tars and zips are read where they lie."""
     labels: Annotated[str, tyro.conf.arg(metavar="FILE")] = "train.csv"
-    """Label table (CSV or Parquet); `classes` takes the names of the folders as labels."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("shards")
-    """Folder to write; new, empty, or one that an earlier run of this build left."""
+    """Label table (CSV or Parquet, a path or a URL); `classes` takes the names of the folders as labels."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "shards"
+    """Folder to write, a path or a URL; new, empty, or one that an earlier run of this build left."""
     min_samples: int = 6
     """Keep classes with at least this many images."""
     top: int | None = None
@@ -66,6 +67,8 @@ class Build:
     """Column of a label table of your own that holds the image's id, name or path."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Column of a label table of your own that holds the class."""
+    md5: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of checksum files (md5.images_000.txt ...): archives that do not match theirs are named."""
     title: str = ""
     """Title of the dataset, for its card."""
     license: str = ""
@@ -74,6 +77,8 @@ class Build:
     """Worker processes; by default one per core."""
     max_rejected: float = 0.05
     """Give up as soon as more than this share of the images is rejected."""
+    retry_rejected: bool = False
+    """Try the rejected images again, and write the shards that they belong to anew."""
     overwrite: bool = False
     """Remove what another build left in --out and start again."""
     dry_run: bool = False
@@ -89,9 +94,9 @@ class Report:
     Example: lmk-shard report shards
     """
 
-    dataset: tyro.conf.Positional[Path]
-    """The dataset's folder."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    dataset: tyro.conf.Positional[str]
+    """The dataset: a path or a URL."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the report; by default `report` inside the dataset."""
     quiet: bool = False
     """No summary."""
@@ -152,10 +157,12 @@ def _build(command: Build) -> None:
         categories=command.categories,
         id_column=command.id_column,
         label_column=command.label_column,
+        md5=command.md5,
         title=command.title,
         license=command.license,
         workers=command.workers,
         max_rejected=command.max_rejected,
+        retry_rejected=command.retry_rejected,
         overwrite=command.overwrite,
         quiet=command.quiet,
     )
@@ -194,17 +201,18 @@ def _sample(command: Sample) -> None:
         print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
 
 
-def _write_report(path: Path, out: Path | None, quiet: bool) -> None:
+def _write_report(path: str, out: str | None, quiet: bool) -> None:
     from lmk_data.dataset import ShardedDataset
     from lmk_data.format import REPORT_FOLDER
     from lmk_data.report import terminal_summary, write_report
+    from lmk_data.storage import open_folder
 
-    folder = out or path / REPORT_FOLDER
+    folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
     with ShardedDataset.open(path) as dataset:
-        report = write_report(dataset, folder)
+        report = write_report(dataset, open_folder(folder))
     if not quiet:
         print(terminal_summary(report))
-        print(f"report: {folder / 'index.html'}")
+        print(f"report: {folder}/index.html")
 
 
 def _print_plan(command: Build, labels: "LabelTable", plan: "Plan") -> None:
@@ -227,6 +235,8 @@ def _print_built(command: Build, result: "BuildResult") -> None:
     if result.already_complete:
         print(f"{command.out}: this build is already complete; nothing to do")
         return
+    if result.num_ignored:
+        print(f"{result.num_ignored:,} files belong to no row of the labels and were ignored")
     encoder = result.manifest["recipe"]["encoder"]
     rate = result.built_images / max(result.seconds, 1e-9)
     went_on = f", going on after {result.resumed_images:,} built earlier" if result.resumed_images else ""

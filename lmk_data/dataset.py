@@ -1,18 +1,20 @@
-"""A published dataset: open it, check that it is whole, read it by its index."""
+"""A published dataset or a view of one: open it, check that it is whole, read it by its index."""
 
 import json
 import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, UserError
 from lmk_data.format import (
     CLASSES,
     DROPPED_CLASSES,
@@ -25,13 +27,17 @@ from lmk_data.format import (
     Recipe,
     ShardEntry,
     SplitEntry,
+    dropped_classes_schema,
     index_name,
     recipe_of,
+    rejects_schema,
 )
+from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, is_url, open_folder
 
 if TYPE_CHECKING:
     import webdataset
 
+_OPEN_SHARDS = 128
 _MAX_MANIFEST_BYTES = 256 << 20
 _VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
 
@@ -46,33 +52,38 @@ class Sample:
     jpeg: bytes
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Parse a manifest and check that this version of the code can read it.
+def read_manifest(folder: Folder) -> Manifest:
+    """Parse the manifest of a folder and check that this version of the code can read it.
 
     Raises DatasetError that says what is wrong and what to do.
     """
+    location = folder.location(MANIFEST)
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise DatasetError(f"{path}: {path.stat().st_size:,} bytes is no manifest")
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        where = "the build is not finished, run it again" if (path.parent / ".build").exists() else "not a dataset"
-        raise DatasetError(f"{path}: no such file: {where}") from None
+        num_bytes = folder.size(MANIFEST)
+        if num_bytes > _MAX_MANIFEST_BYTES:
+            raise DatasetError(f"{location}: {num_bytes:,} bytes is no manifest")
+        manifest = json.loads(folder.read(MANIFEST))
+    except (FileNotFoundError, NotADirectoryError):
+        unfinished = folder.exists(BUILD_FOLDER)
+        where = "the build is not finished, run it again" if unfinished else "not a dataset"
+        raise DatasetError(f"{location}: no such file: {where}") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}); build the dataset again") from None
+        raise DatasetError(f"{location}: not JSON ({error}); build the dataset again") from None
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{location}: cannot be read: {error.strerror or error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
-        raise DatasetError(f"{path}: not the manifest of a dataset of shards (its format is not {FORMAT_NAME!r})")
+        raise DatasetError(f"{location}: not the manifest of a dataset of shards (its format is not {FORMAT_NAME!r})")
     if manifest.get("version") != FORMAT_VERSION:
         stated = manifest.get("version")
-        raise DatasetError(f"{path}: format version {stated!r}, this lmk reads {FORMAT_VERSION}; install another lmk")
-    _check_shape(path, manifest)
+        raise DatasetError(
+            f"{location}: format version {stated!r}, this lmk reads {FORMAT_VERSION}; install another lmk"
+        )
+    _check_shape(location, manifest)
     return cast(Manifest, manifest)
 
 
 class ShardedDataset:
-    """A published dataset, opened for reading.
+    """A published dataset, or a view of one, opened for reading; safe to read from several threads.
 
     >>> dataset = ShardedDataset.open("shards")
     >>> dataset.classes.head()                  # label, landmark_id, name, listed, train, val, test, rejected
@@ -80,23 +91,40 @@ class ShardedDataset:
     >>> for sample in dataset.samples("val"): ...
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder = folder
         self.manifest = manifest
+        self.shards_folder = _base_folder(folder, manifest)
         self._descriptors: dict[str, int] = {}
         self._columns: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a dataset and check that it is whole: its version, every shard's size, and that counts agree.
+        """Open a dataset by its path or URL and check that it is whole: version, every shard's size, counts that agree.
 
         Raises DatasetError that names the file and says what to do.
         """
-        root = Path(path)
-        dataset = cls(root, read_manifest(root / MANIFEST))
-        dataset._check_shards()
-        dataset._check_counts()
+        folder = open_folder(path)
+        dataset = cls(folder, read_manifest(folder))
+        try:
+            dataset._check_base()
+            dataset._check_shards()
+            dataset._check_counts()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DatasetError(f"{error.filename or folder.root}: cannot be read: {reason}") from error
         return dataset
+
+    @property
+    def location(self) -> str:
+        """The dataset's path or URL."""
+        return self.folder.root
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the shards are another dataset's; their `.cls` are then its labels, not this one's."""
+        return "view_of" in self.manifest
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -140,16 +168,22 @@ class ShardedDataset:
         return _frame(self.index_table(split, columns))
 
     def rejects(self) -> pd.DataFrame:
-        """rejects.parquet: every planned image that was not written, with its reason."""
+        """rejects.parquet: every planned image that was not written, with its reason; a view has none."""
+        if self.is_view:
+            return _frame(rejects_schema(pa.string()).empty_table())
         return _frame(self._read_parquet(REJECTS))
 
     def dropped_classes(self) -> pd.DataFrame:
-        """dropped_classes.parquet: the classes that the rule left out."""
+        """dropped_classes.parquet: the classes that the rule left out; a view has none."""
+        if self.is_view:
+            return _frame(dropped_classes_schema(pa.string()).empty_table())
         return _frame(self._read_parquet(DROPPED_CLASSES))
 
     def shard_path(self, name: str) -> Path:
-        """Where a shard lies."""
-        return self.path / name
+        """Where a shard lies on this machine; UserError for a dataset behind a URL."""
+        if not isinstance(self.shards_folder, LocalFolder):
+            raise UserError(f"{self.shards_folder.root}: not on this machine; copy the dataset here first")
+        return Path(self.shards_folder.location(name))
 
     def read(self, split: str, i: int) -> Sample:
         """Sample `i` (0-based, in shard order) of a split, by one read at its offset."""
@@ -157,32 +191,59 @@ class ShardedDataset:
         jpeg = self.read_bytes(columns["shard"][i], int(columns["jpg_offset"][i]), int(columns["jpg_size"][i]))
         return Sample(columns["key"][i], int(columns["label"][i]), columns["landmark_id"][i], jpeg)
 
+    def sample(self, key: str) -> Sample:
+        """The sample of this key, in whatever split it is.
+
+        Raises KeyError if there is none.
+        """
+        for split in self.splits:
+            keys = self._sample_columns(split)["keys"]
+            if key in keys:
+                return self.read(split, int(keys.get_loc(key)))
+        raise KeyError(key)
+
     def samples(self, split: str) -> Iterator[Sample]:
         """Every sample of a split in shard order."""
         for i in range(self.num_samples(split)):
             yield self.read(split, i)
 
+    def __iter__(self) -> Iterator[Sample]:
+        """Every sample: train, then val, then test."""
+        for split in self.splits:
+            yield from self.samples(split)
+
     def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` of a shard at `offset`; DatasetError if the shard ends before."""
-        descriptor = self._descriptors.get(shard)
-        if descriptor is None:
-            descriptor = self._descriptors[shard] = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
-        data = os.pread(descriptor, num_bytes, offset)
+        location = self.shards_folder.location(shard)
+        try:
+            if isinstance(self.shards_folder, LocalFolder):
+                with self._lock:  # so that no other thread closes the file in between
+                    data = os.pread(self._descriptor(location), num_bytes, offset)
+            else:
+                data = self.shards_folder.read_range(shard, offset, num_bytes)
+        except OSError as error:
+            raise DatasetError(f"{location}: cannot be read: {error.strerror or error}") from error
         if len(data) != num_bytes:
-            raise DatasetError(f"{self.shard_path(shard)}: ends within the sample at {offset}; {_VERIFY_HINT}")
+            raise DatasetError(f"{location}: ends within the sample at {offset}; {_VERIFY_HINT}")
         return data
 
     def webdataset(self, split: str) -> "webdataset.WebDataset":
-        """A ready webdataset pipeline over the split's shards, in shard order and undecoded."""
+        """A ready webdataset pipeline over the split's shards, in shard order and undecoded.
+
+        Raises UserError for a view: its shards hold samples that are not in it, under the base's labels.
+        """
         import webdataset
 
+        if self.is_view:
+            raise UserError(f"{self.location}: a view; `lmk-shard subset --copy` writes shards of its own")
         urls = [str(self.shard_path(shard["name"])) for shard in self.shards(split)]
         return webdataset.WebDataset(urls, shardshuffle=False)
 
     def close(self) -> None:
         """Close the shards that reading opened."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
 
     def __enter__(self) -> Self:
         return self
@@ -193,21 +254,43 @@ class ShardedDataset:
     def _split(self, split: str) -> SplitEntry:
         entry = self.manifest["splits"].get(split)
         if entry is None:
-            raise DatasetError(f"{self.path}: no split {split!r}; it has {', '.join(self.splits)}")
+            raise DatasetError(f"{self.location}: no split {split!r}; it has {', '.join(self.splits)}")
         return entry
 
     def _sample_columns(self, split: str) -> dict[str, Any]:
         if split not in self._columns:
             table = self.index_table(split, ["key", "label", "landmark_id", "shard", "jpg_offset", "jpg_size"])
-            self._columns[split] = {name: table[name].to_pandas().array for name in table.column_names}
+            columns: dict[str, Any] = {name: table[name].to_pandas().array for name in table.column_names}
+            self._columns[split] = {**columns, "keys": pd.Index(columns["key"])}
         return self._columns[split]
+
+    def _descriptor(self, path: str) -> int:
+        """An open shard; the one opened first is closed when there are too many."""
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            if len(self._descriptors) >= _OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return descriptor
 
     def _read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         try:
-            return pq.read_table(self.path / name, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DatasetError(f"{self.path / name}: cannot be read ({reason}); {_VERIFY_HINT}") from error
+            with self.folder.open(name) as file:
+                return pq.read_table(file, columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
+
+    def _check_base(self) -> None:
+        """A view's base is the very dataset that it was made of."""
+        if self.is_view:
+            stated = self.manifest["view_of"]["content_sha256"]
+            found = read_manifest(self.shards_folder)["content_sha256"]
+            if found != stated:
+                raise DatasetError(
+                    f"{self.location}: a view of another dataset than {self.shards_folder.root} is now (content "
+                    f"{found[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
+                )
 
     def _check_shards(self) -> None:
         """Every shard is there at its full size, by listing each folder once."""
@@ -215,37 +298,48 @@ class ShardedDataset:
             entries = {shard["name"]: shard["num_bytes"] for shard in self.shards(split)}
             sizes: dict[str, int] = {}
             for folder in {os.path.dirname(name) for name in entries}:
-                if (self.path / folder).is_dir():
-                    with os.scandir(self.path / folder) as found:
-                        sizes |= {f"{folder}/{entry.name}": entry.stat().st_size for entry in found if entry.is_file()}
+                sizes |= self.shards_folder.sizes(folder)
             for name, num_bytes in entries.items():
+                location = self.shards_folder.location(name)
                 if name not in sizes:
-                    raise DatasetError(
-                        f"{self.path / name}: shard is missing; copy it again or build the dataset again"
-                    )
+                    raise DatasetError(f"{location}: shard is missing; copy it again or build the dataset again")
                 if sizes[name] != num_bytes:
                     stated = f"{sizes[name]:,} bytes instead of {num_bytes:,}"
-                    raise DatasetError(f"{self.path / name}: {stated}; copy it again or build the dataset again")
+                    raise DatasetError(f"{location}: {stated}; copy it again or build the dataset again")
 
     def _check_counts(self) -> None:
         """The manifest, the indexes and the classes state the same numbers."""
-        classes = self.classes
+        classes, where = self.classes, self.folder.location
         if len(classes) != self.num_classes:
-            raise DatasetError(f"{self.path / CLASSES}: {len(classes)} classes, the manifest says {self.num_classes}")
+            raise DatasetError(f"{where(CLASSES)}: {len(classes)} classes, the manifest says {self.num_classes}")
         for split in SPLITS:
             stated, counted = self.num_samples(split), int(classes[split].sum())
             if stated != counted:
-                raise DatasetError(f"{self.path / CLASSES}: {counted} {split} samples, the manifest says {stated}")
+                raise DatasetError(f"{where(CLASSES)}: {counted} {split} samples, the manifest says {stated}")
             if stated and (rows := self._num_rows(self._split(split)["index"])) != stated:
-                raise DatasetError(f"{self.path / index_name(split)}: {rows} rows, the manifest says {stated}")
+                raise DatasetError(f"{where(index_name(split))}: {rows} rows, the manifest says {stated}")
 
     def _num_rows(self, name: str) -> int:
         try:
-            return int(pq.read_metadata(self.path / name).num_rows)
-        except (pa.ArrowException, OSError) as error:
+            with self.folder.open(name) as file:
+                return int(pq.read_metadata(file).num_rows)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DatasetError(
-                f"{self.path / name}: cannot be read; copy it again or build the dataset again"
+                f"{self.folder.location(name)}: cannot be read; copy it again or build the dataset again"
             ) from error
+
+
+def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
+    """Where the shards are: this folder, or for a view the one that `view_of.path` names."""
+    if "view_of" not in manifest:
+        return folder
+    path = str(manifest["view_of"]["path"])
+    if is_url(path):
+        return open_folder(path)
+    if isinstance(folder, LocalFolder):
+        return open_folder(os.path.normpath(os.path.join(folder.root, path)))
+    scheme, _, rest = folder.root.partition("://")
+    return open_folder(f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}")
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -253,7 +347,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
+def _check_shape(location: str, manifest: dict[str, Any]) -> None:
     """The parts that reading relies on are there, and no name leads out of the dataset's folder."""
     try:
         names = [manifest["classes"]["path"]]
@@ -261,11 +355,21 @@ def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
             names += [entry["index"], *(shard["name"] for shard in entry["shards"])]
             counted = sum(shard["num_samples"] for shard in entry["shards"])
             if split not in SPLITS or counted != entry["num_samples"]:
-                raise DatasetError(f"{path}: the shards of split {split!r} do not add up to {entry['num_samples']}")
+                raise DatasetError(f"{location}: the shards of split {split!r} do not add up to {entry['num_samples']}")
+        if "view_of" in manifest:
+            view_of = manifest["view_of"]
+            if not isinstance(view_of["path"], str) or not isinstance(view_of["content_sha256"], str):
+                raise TypeError("view_of")
+        for name, kind in (("source", dict), ("plan", dict), ("counts", dict), ("files", dict), ("title", str)):
+            if not isinstance(manifest[name], kind):
+                raise TypeError(name)
+        for name in ("content_sha256", "fingerprint", "license"):
+            if not isinstance(manifest[name], str):
+                raise TypeError(name)
         recipe_of(manifest["recipe"])
         int(manifest["classes"]["num_classes"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{path}: damaged manifest ({error!r}); build the dataset again") from None
-    for name in names:
+        raise DatasetError(f"{location}: damaged manifest ({error!r}); build the dataset again") from None
+    for name in [*names, *manifest["files"]]:
         if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
-            raise DatasetError(f"{path}: the name {name!r} leads out of the dataset; do not trust this dataset")
+            raise DatasetError(f"{location}: the name {name!r} leads out of the dataset; do not trust this dataset")

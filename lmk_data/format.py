@@ -7,13 +7,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmk_data.files import atomic_file
+from lmk_data.storage import Folder
 
 FORMAT_NAME = "lmk-shards"
 FORMAT_VERSION = 1
@@ -24,7 +23,6 @@ DROPPED_CLASSES = "dropped_classes.parquet"
 REJECTS = "rejects.parquet"
 CARD = "README.md"
 REPORT_FOLDER = "report"
-BUILD_FOLDER = ".build"
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
@@ -205,6 +203,7 @@ def index_schema(landmark_id: pa.DataType) -> pa.Schema:
             ("position", pa.int32()),
             ("jpg_offset", pa.int64()),
             ("jpg_size", pa.int32()),
+            ("jpg_crc32", pa.uint32()),
             ("original_width", pa.int32()),
             ("original_height", pa.int32()),
             ("original_bytes", pa.int32()),
@@ -236,7 +235,15 @@ def receipt_schema(landmark_id: pa.DataType) -> pa.Schema:
     return pa.schema([*planned, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 
-def write_parquet(table: pa.Table, path: Path, row_group_rows: int = _ROW_GROUP_ROWS) -> None:
-    """Write a table durably with bytes that depend on its content alone (and on pyarrow's version)."""
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
+def parquet_bytes(table: pa.Table, row_group_rows: int = _ROW_GROUP_ROWS) -> bytes:
+    """A table as a Parquet file whose bytes depend on its content alone (and on pyarrow's version)."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    return bytes(sink.getvalue())
+
+
+def write_file(folder: Folder, name: str, data: bytes) -> FileEntry:
+    """Write a file atomically and durably; returns its hash and size for the manifest."""
+    with folder.atomic(name) as file:
+        file.write(data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}

@@ -1,82 +1,34 @@
-"""Image stores: which pictures there are, and the bytes of one by its locator."""
+"""Which image of which store belongs to which row: label tables and class folders meet the members of the stores."""
 
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lmk_data.errors import StorageError, UserError
-from lmk_data.format import Rejection
+from lmk_data.archives import RAW
+from lmk_data.errors import UserError
+from lmk_data.stores import MEMBER_COLUMNS, FolderStore, Store
 
-MAX_IMAGE_BYTES = 1 << 30
-_ATTEMPTS = 4
-_FIRST_PAUSE_SECONDS = 0.1
 _PROBES = 256
-_IGNORED_NAMES = {"thumbs.db"}
+_REMOTE_PROBES = 16
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mpo", "tif", "tiff")
 
-
-@dataclass(frozen=True, slots=True)
-class FolderStore:
-    """A folder of image files; a locator is a file's path relative to it, with forward slashes."""
-
-    root: str
-
-    def read(self, source: str) -> bytes | Rejection:
-        """The bytes of one file, or why there are none.
-
-        Raises StorageError when the storage itself fails: only a file that is not there, in a folder that is,
-        is the image's own fault.
-        """
-        if not is_safe_path(source):
-            return Rejection("unsafe-path", "the path leads out of the image folder")
-        return _retrying(lambda: self._read_once(source), f"{self.root}/{source}")
-
-    def _read_once(self, source: str) -> bytes | Rejection:
-        try:
-            with open(f"{self.root}/{source}", "rb", buffering=0) as file:
-                num_bytes = os.fstat(file.fileno()).st_size
-                if num_bytes > MAX_IMAGE_BYTES:
-                    return Rejection("too-large", f"the file has {num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")
-                return file.readall()
-        except (FileNotFoundError, NotADirectoryError):
-            if not os.path.isdir(self.root):
-                raise
-            return Rejection("missing", "no such file")
-        except IsADirectoryError:
-            return Rejection("not-an-image", "a folder, not a file")
-
-    def scan(self) -> list[str]:
-        """All regular files below the root as sorted relative paths; links are followed, dotfiles left out."""
-        return sorted(_walk(self.root))
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Located:
-    """Where the images of a label table are: parallel arrays, one entry per row.
+    """A table with where each of its images lies: `MEMBER_COLUMNS`, and `reason` (empty for an image that was found).
 
-    `store` (int16) is the number of the store, -1 for a row that is in none of them, with `reason` saying why
-    (`missing` or `unsafe-path`, empty for a row that was found); `source` is the path relative to its store.
+    `store` is -1 for a row that is in none of the stores (`missing`) or must not be read (`unsafe-path`).
+    `num_ignored` counts the members that no row names; None where nothing was scanned.
     """
 
-    store: "np.ndarray[tuple[int], np.dtype[np.int16]]"
-    source: "np.ndarray[tuple[int], np.dtype[np.object_]]"
-    reason: "np.ndarray[tuple[int], np.dtype[np.object_]]"
-
-
-def open_stores(paths: list[str]) -> list[FolderStore]:
-    """Open each path given as `--images`.
-
-    Raises UserError for a path that is not a folder.
-    """
-    for path in paths:
-        if not os.path.isdir(path):
-            raise UserError(f"--images {path}: no such folder; give the folder that holds the images")
-    return [FolderStore(str(Path(path).absolute())) for path in paths]
+    frame: pd.DataFrame
+    num_ignored: int | None
 
 
 def is_safe_path(path: str) -> bool:
@@ -86,49 +38,53 @@ def is_safe_path(path: str) -> bool:
     return ".." not in PurePosixPath(path).parts
 
 
-def locate(stores: list[FolderStore], ids: "pd.Series[str]") -> Located:
-    """Find the image of every id of a label table; the first store that has it wins.
+def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[[], pd.DataFrame]) -> Located:
+    """Find the image of every row of a label table by its `id`.
 
-    One store in the GLR2020 layout `a/b/c/<id>.jpg` is recognised by a few ids and needs no scan: its missing
-    files are noticed when they are read. Anything else is scanned once, and an id stands for a relative path, a
-    file name, or a file name without its extension (if several files fit, the first in sorted order).
+    One folder in the GLR2020 layout `a/b/c/<id>.jpg` is recognised by a few ids and needs no scan: its missing
+    files are noticed when they are read. For anything else `read_members` scans the stores once, and an id stands
+    for a relative path, else a file name, else a file name without its extension (if several files fit, the first
+    in order of stores and names).
 
     Raises UserError if no image is found at all.
     """
+    ids = frame["id"]
     names = ids.to_numpy(dtype=object)
     safe = _safe_mask(ids)
-    if len(stores) == 1 and _is_fanned_out(stores[0], names[safe]):
+    if len(stores) == 1 and isinstance(stores[0], FolderStore) and _is_fanned_out(stores[0], names[safe]):
         source = np.array([f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" if len(i) > 2 else f"{i}.jpg" for i in names], dtype=object)
         source[~safe] = names[~safe]
-        reason = np.where(safe, "", "unsafe-path").astype(object)
-        return Located(np.where(safe, 0, -1).astype(np.int16), source, reason)
-    store, source = _match_scanned(stores, ids)
-    store[~safe] = -1
-    source[store < 0] = names[store < 0]
-    reason = np.where(safe, np.where(store < 0, "missing", ""), "unsafe-path").astype(object)
-    if not (store >= 0).any():
-        folders = ", ".join(s.root for s in stores)
-        raise UserError(f"no image of the label table was found below {folders}; is --images right?")
-    return Located(store, source, reason)
+        found = frame.assign(store=np.where(safe, 0, -1).astype(np.int16), source=source, offset=np.int64(-1))
+        found = found.assign(num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
+        return Located(found.assign(reason=np.where(safe, "", "unsafe-path").astype(object)), None)
+    members = read_members()
+    position = _match(ids, members["source"])
+    found = _taken(members, position)
+    lost = position < 0
+    found.loc[lost, "source"] = names[lost]
+    unsafe = ~safe | ~_safe_mask(found["source"])
+    found["reason"] = np.where(unsafe, "unsafe-path", np.where(lost, "missing", "")).astype(object)
+    found.loc[lost | unsafe, "store"] = np.int16(-1)
+    if not (found["store"] >= 0).any():
+        raise UserError(f"no image of the label table was found below {shown(stores)}; is --images right?")
+    num_ignored = len(members) - len(np.unique(position[~lost]))
+    return Located(pd.concat([frame, found.set_index(frame.index)], axis=1), num_ignored)
 
 
-def list_class_folders(stores: list[FolderStore]) -> pd.DataFrame:
-    """List collections whose folder names are the labels: columns store (int16), source, landmark_id (str).
+def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Located:
+    """List collections whose folder names are the labels: `MEMBER_COLUMNS`, `landmark_id` (str) and `reason`.
 
-    Every regular file below a first-level folder counts, dotfiles and Thumbs.db aside; files beside the folders
-    do not. Raises UserError if there is none.
+    Every member below a first-level folder counts; members beside the folders do not. Raises UserError if there
+    is none.
     """
-    frames = []
-    for number, store in enumerate(stores):
-        source = pd.Series(store.scan(), dtype=object)
-        source = source[source.str.contains("/", regex=False).astype(bool)]
-        frame = pd.DataFrame({"source": source, "landmark_id": source.str.split("/", n=1).str[0]})
-        frames.append(frame.assign(store=np.int16(number)))
-    listed = pd.concat(frames, ignore_index=True)
-    if listed.empty:
-        folders = ", ".join(s.root for s in stores)
-        raise UserError(f"no class folder with files below {folders}; --labels classes wants <class>/<image>")
-    return listed
+    inside = members[members["source"].str.contains("/", regex=False).astype(bool)].reset_index(drop=True)
+    if inside.empty:
+        raise UserError(f"no class folder with files below {shown(stores)}; --labels classes wants <class>/<image>")
+    unsafe = ~_safe_mask(inside["source"])
+    listed = inside.assign(landmark_id=inside["source"].str.split("/", n=1).str[0])
+    listed["reason"] = np.where(unsafe, "unsafe-path", "").astype(object)
+    listed.loc[unsafe, "store"] = np.int16(-1)
+    return Located(listed, len(members) - len(inside))
 
 
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
@@ -136,71 +92,46 @@ def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
     return ids.str.replace(rf"\.(?:{'|'.join(_EXTENSIONS)})$", "", case=False, regex=True)
 
 
-def _safe_mask(ids: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    plain = ids.str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(dtype=bool, copy=True)
-    odd = ids.to_numpy(dtype=object)[~plain]
+def shown(stores: Sequence[Store]) -> str:
+    """The first few stores, for a message."""
+    names = [store.location for store in stores[:3]]
+    return ", ".join(names) + (f" and {len(stores) - 3} more" if len(stores) > 3 else "")
+
+
+def _safe_mask(paths: "pd.Series[str]") -> Bools:
+    plain: Bools = paths.str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(dtype=bool, copy=True)
+    odd = paths.to_numpy(dtype=object)[~plain]
     plain[~plain] = np.fromiter((is_safe_path(i) for i in odd), dtype=bool, count=len(odd))
     return plain
 
 
 def _is_fanned_out(store: FolderStore, names: "np.ndarray[tuple[int], np.dtype[np.object_]]") -> bool:
     """Whether any of some ids, spread over the table, lies where GLR2020 has it."""
-    probes = names[:: max(1, len(names) // _PROBES)]
-    return any(len(i) > 2 and os.path.isfile(f"{store.root}/{i[0]}/{i[1]}/{i[2]}/{i}.jpg") for i in probes)
+    num_probes = _REMOTE_PROBES if "://" in store.location else _PROBES
+    probes = names[:: max(1, len(names) // num_probes)]
+    return any(len(i) > 2 and store.folder.is_file(f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg") for i in probes)
 
 
-def _match_scanned(
-    stores: list[FolderStore], ids: "pd.Series[str]"
-) -> "tuple[np.ndarray[tuple[int], np.dtype[np.int16]], np.ndarray[tuple[int], np.dtype[np.object_]]]":
-    """The store (-1 for none) and source of each id, by path, name, then stem."""
-    store = np.full(len(ids), -1, dtype=np.int16)
-    source = np.empty(len(ids), dtype=object)
-    wanted = pd.Index(ids)
-    for number, candidate in enumerate(stores):
-        paths = pd.Series(candidate.scan(), dtype=object)
-        if paths.empty:
-            continue
-        name = paths.str.rsplit("/", n=1).str[-1]
-        for spelling in (paths, name, strip_extension(name)):
-            found = pd.Series(paths.to_numpy(), index=spelling.to_numpy())
-            found = found[~found.index.duplicated()]
-            position = found.index.get_indexer(wanted)
-            fresh = (position >= 0) & (store < 0)
-            store[fresh] = number
-            source[fresh] = found.to_numpy()[position[fresh]]
-    return store, source
+def _match(ids: "pd.Series[str]", sources: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The number of each id's member by path, name, then stem; -1 for none."""
+    position = np.full(len(ids), -1, dtype=np.int64)
+    wanted = pd.Index(ids.to_numpy(dtype=object))
+    name = sources.str.rsplit("/", n=1).str[-1]
+    for spelling in (sources, name, strip_extension(name)):
+        index = pd.Index(spelling.to_numpy(dtype=object))
+        first = ~index.duplicated()
+        found = index[first].get_indexer(wanted)
+        fresh = (found >= 0) & (position < 0)
+        position[fresh] = np.flatnonzero(first)[found[fresh]]
+        if (position >= 0).all():
+            break
+    return position
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Relative paths of regular files below `root`, each real folder visited once (links may form a circle)."""
-    seen = {os.path.realpath(root)}
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(f"{root}/{prefix}") as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in _IGNORED_NAMES:
-                    continue
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in seen:
-                        seen.add(real)
-                        pending.append(f"{prefix}{entry.name}/")
-                elif entry.is_file():
-                    yield prefix + entry.name
-
-
-def _retrying(read: Callable[[], bytes | Rejection], what: str) -> bytes | Rejection:
-    """Call `read`, three times more when the storage fails, then give up with StorageError."""
-    pause = _FIRST_PAUSE_SECONDS
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return read()
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise StorageError(
-                    f"{what}: {error.strerror or error}; is the storage there? run again to go on"
-                ) from error
-            time.sleep(pause)
-            pause *= 4
-    raise AssertionError("unreachable")
+def _taken(members: pd.DataFrame, position: Any) -> pd.DataFrame:
+    """The rows of members at each position; store -1 and no place where the position is -1."""
+    if members.empty:
+        nothing = {"store": np.int16(-1), "source": "", "offset": np.int64(-1), "num_bytes": np.int64(-1)}
+        place = {"method": np.int8(RAW), "crc32": np.uint32(0)}
+        return pd.DataFrame({**nothing, **place}, index=range(len(position)))[MEMBER_COLUMNS]
+    return members[MEMBER_COLUMNS].take(np.maximum(position, 0)).reset_index(drop=True)

@@ -1,8 +1,8 @@
 """Label tables (GLR2020, GLDv2, any CSV or Parquet, class folders) to one DataFrame."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lmk_data.errors import UserError
-from lmk_data.files import sha256_file
-from lmk_data.images import FolderStore, list_class_folders, locate, strip_extension
+from lmk_data.errors import StorageError, UserError
+from lmk_data.images import list_class_folders, strip_extension
+from lmk_data.storage import is_url, read_file, storage_failure
+from lmk_data.stores import Store
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -47,7 +48,8 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     (`landmark_id,images`, ids separated by spaces); anything else needs both column names. CSV (also gzipped)
     or Parquet, by its first bytes. Raises UserError for a table that is absent, unreadable, empty or lacks a column.
     """
-    table = _read_strings(path)
+    data = _read(path)
+    table = _read_strings(data, path)
     layout, id_column, label_column = _layout(table.column_names, path, id_column, label_column)
     ids, labels = table[id_column], table[label_column]
     if ids.null_count or labels.null_count:
@@ -62,17 +64,29 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image")
     frame["id"] = strip_extension(frame["id"])
-    return _deduplicated(frame, Path(path).name, layout, sha256_file(Path(path)))
+    return _deduplicated(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
 
 
-def read_class_folders(stores: list[FolderStore]) -> LabelTable:
-    """List class folders as a label table: the id is the relative path, the label the first folder's name."""
-    frame = list_class_folders(stores)
+def read_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> tuple[LabelTable, int]:
+    """List class folders as a label table: the id is the relative path, the label the first folder's name.
+
+    A path that several stores hold is several images; the later ones' ids begin with the name of their store.
+    Also returns the number of members beside the folders, which do not count.
+    """
+    located = list_class_folders(stores, members)
+    frame = located.frame
     frame.insert(0, "id", frame["source"])
-    listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["source"]).encode("utf-8", "surrogateescape")
+    stems = [store.location.rstrip("/").rsplit("/", 1)[-1] for store in stores]
+    for prefixes in (stems, [str(number) for number in range(len(stores))]):
+        again = frame["id"].duplicated().to_numpy()
+        prefix = np.array(prefixes, dtype=object)[frame["store"].to_numpy()]
+        frame["id"] = np.where(again, prefix + "/" + frame["id"].to_numpy(dtype=object), frame["id"])
+    listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["id"]).encode()
     labels = pa.chunked_array([pa.array(frame["landmark_id"], pa.string())])
     frame["landmark_id"] = _typed(labels).to_pandas()
-    return _deduplicated(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())
+    table = _deduplicated(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())
+    assert located.num_ignored is not None
+    return table, located.num_ignored
 
 
 def read_categories(path: str) -> "pd.Series[str]":
@@ -80,7 +94,7 @@ def read_categories(path: str) -> "pd.Series[str]":
 
     A category that is a Wikimedia Commons URL becomes the plain words after `Category:`.
     """
-    table = _read_strings(path)
+    table = _read_strings(_read(path), path)
     for column in ("landmark_id", "category"):
         if column not in table.column_names:
             raise UserError(f"{path}: no column {column}; found {_listed(table.column_names)}")
@@ -92,33 +106,32 @@ def read_categories(path: str) -> "pd.Series[str]":
     return unique
 
 
-def locate_images(labels: LabelTable, stores: list[FolderStore]) -> pd.DataFrame:
-    """The label table with where each image lies: columns store (int16), source, reason (empty if found)."""
-    if labels.layout == "class-folders":
-        return labels.frame.assign(reason="")
-    found = locate(stores, labels.frame["id"])
-    return labels.frame.assign(store=found.store, source=found.source, reason=found.reason)
-
-
-def _read_strings(path: str) -> pa.Table:
-    """A CSV or Parquet file with every column as strings; UserError if it cannot be read."""
+def _read(path: str) -> bytes:
+    """A table's file; UserError if there is none."""
     try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic == b"PAR1":
-            table = pq.read_table(path)
-            return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
-        with pa.input_stream(path, compression="gzip" if magic[:2] == b"\x1f\x8b" else None) as stream:
-            header = pa.csv.open_csv(stream, parse_options=pa.csv.ParseOptions(newlines_in_values=True)).schema.names
-        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        parse = pa.csv.ParseOptions(newlines_in_values=True)
-        with pa.input_stream(path, compression="gzip" if magic[:2] == b"\x1f\x8b" else None) as stream:
-            return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
-    except FileNotFoundError:
+        return read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such label table; give it with --labels") from None
     except OSError as error:
+        if is_url(path):
+            raise StorageError(storage_failure(error, path)) from error
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pa.ArrowException, ValueError) as error:
+
+
+def _read_strings(data: bytes, path: str) -> pa.Table:
+    """A CSV or Parquet file with every column as strings; UserError if it cannot be read."""
+    try:
+        if data[:4] == b"PAR1":
+            table = pq.read_table(pa.BufferReader(data))
+            return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
+        compression = "gzip" if data[:2] == b"\x1f\x8b" else None
+        parse = pa.csv.ParseOptions(newlines_in_values=True)
+        with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
+            header = pa.csv.open_csv(stream, parse_options=parse).schema.names
+        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+        with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
+            return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
 
 

@@ -1,15 +1,14 @@
 """Publish what was built: indexes, classes, rejects, card and, last, the manifest."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lmk_data.files import remove_durably, sha256_file, write_bytes
 from lmk_data.format import (
     CARD,
     CLASSES,
@@ -28,9 +27,11 @@ from lmk_data.format import (
     dropped_classes_schema,
     index_name,
     index_schema,
+    parquet_bytes,
     rejects_schema,
-    write_parquet,
+    write_file,
 )
+from lmk_data.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,23 @@ class Publication:
     dropped: pd.DataFrame
 
 
-def publish(out: Path, publication: Publication, shards: list[BuiltShard]) -> Manifest:
+def publish(out: Folder, publication: Publication, shards: list[BuiltShard]) -> Manifest:
     """Write indexes, classes, rejects, card and, last, the manifest: from then on the dataset is whole.
 
     `shards` are in order of split and number. An earlier manifest is removed first.
     """
-    remove_durably(out / MANIFEST)
+    out.remove(MANIFEST)
     landmark_id = pa.int64() if pd.api.types.is_integer_dtype(publication.classes["landmark_id"]) else pa.string()
     splits, files = _publish_splits(out, shards, landmark_id)
     rejects = _rejects(shards, landmark_id)
     classes = _count_classes(publication.classes, shards)
-    write_parquet(rejects, out / REJECTS)
-    write_parquet(pa.Table.from_pandas(classes, classes_schema(landmark_id), preserve_index=False), out / CLASSES)
     dropped = publication.dropped[dropped_classes_schema(landmark_id).names]
-    dropped_table = pa.Table.from_pandas(dropped, dropped_classes_schema(landmark_id), preserve_index=False)
-    write_parquet(dropped_table, out / DROPPED_CLASSES)
+    for name, table in {
+        CLASSES: pa.Table.from_pandas(classes, classes_schema(landmark_id), preserve_index=False),
+        DROPPED_CLASSES: pa.Table.from_pandas(dropped, dropped_classes_schema(landmark_id), preserve_index=False),
+        REJECTS: rejects,
+    }.items():
+        files[name] = write_file(out, name, parquet_bytes(table))
     written = sum(split["num_samples"] for split in splits.values())
     manifest: Manifest = {
         "format": FORMAT_NAME,
@@ -95,28 +98,30 @@ def publish(out: Path, publication: Publication, shards: list[BuiltShard]) -> Ma
         "classes": {"path": CLASSES, "num_classes": len(classes)},
         "files": files,
     }
-    write_bytes(out / CARD, _card(manifest, classes).encode())
-    for name in [CLASSES, DROPPED_CLASSES, REJECTS, CARD, *(split["index"] for split in splits.values())]:
-        files[name] = {"sha256": sha256_file(out / name), "num_bytes": (out / name).stat().st_size}
+    files[CARD] = write_file(out, CARD, card(manifest, classes))
     manifest["content_sha256"] = content_sha256_of(files)
-    write_bytes(out / MANIFEST, canonical_json(manifest) + b"\n")
+    write_manifest(out, manifest)
     return manifest
 
 
+def write_manifest(out: Folder, manifest: Manifest) -> None:
+    """Write dataset.json, the last file of a dataset, and clear away what attempts that were cut short left."""
+    write_file(out, MANIFEST, canonical_json(manifest) + b"\n")
+    out.sweep()
+
+
 def _publish_splits(
-    out: Path, shards: list[BuiltShard], landmark_id: pa.DataType
+    out: Folder, shards: list[BuiltShard], landmark_id: pa.DataType
 ) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
     """Write each split's index; returns the manifest's splits, and the shards' part of its files."""
     splits: dict[str, SplitEntry] = {}
     files: dict[str, FileEntry] = {}
     for split in SPLITS:
         published = [shard for shard in shards if shard.split == split and shard.num_samples]
-        path = out / index_name(split)
         if not published:
-            path.unlink(missing_ok=True)
+            out.remove(index_name(split))
             continue
-        path.parent.mkdir(exist_ok=True)
-        write_parquet(_index(published, landmark_id), path)
+        files[index_name(split)] = write_file(out, index_name(split), parquet_bytes(_index(published, landmark_id)))
         splits[split] = {
             "num_samples": sum(shard.num_samples for shard in published),
             "num_bytes": sum(shard.num_bytes for shard in published),
@@ -160,23 +165,22 @@ def _rejects(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
 def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFrame:
     """Classes with the samples that each split really holds, and the rejected ones."""
     size = len(classes)
-    counted = {name: pd.Series(0, index=range(size), dtype="int32") for name in (*SPLITS, "rejected")}
+    counted = {name: np.zeros(size, dtype=np.int32) for name in (*SPLITS, "rejected")}
     for shard in shards:
-        labels = shard.rows["label"].to_numpy()
-        rejected = shard.rows["reason"].is_valid().to_numpy()
-        counted[shard.split] += pd.Series(labels[~rejected]).value_counts().reindex(range(size), fill_value=0)
-        counted["rejected"] += pd.Series(labels[rejected]).value_counts().reindex(range(size), fill_value=0)
+        labels, rejected = shard.rows["label"].to_numpy(), pc.is_valid(shard.rows["reason"]).to_numpy()
+        counted[shard.split] += np.bincount(labels[~rejected], minlength=size).astype(np.int32)
+        counted["rejected"] += np.bincount(labels[rejected], minlength=size).astype(np.int32)
     table = classes[["label", "landmark_id", "name", "listed"]].assign(**counted)
     assert (table["listed"] == table[[*SPLITS, "rejected"]].sum(axis=1)).all(), "counts do not reconcile"
     return table
 
 
-def _card(manifest: Manifest, classes: pd.DataFrame) -> str:
+def card(manifest: Manifest, classes: pd.DataFrame) -> bytes:
     """The dataset card: Hugging Face `configs`, how to read it, licence, counts."""
     loader = jinja2.PackageLoader("lmk_data")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
     first_split, first = next(iter(manifest["splits"].items()))
-    return environment.get_template("card.md").render(
+    text = environment.get_template("card.md").render(
         manifest=manifest,
         plan=manifest["plan"],
         recipe=manifest["recipe"],
@@ -186,3 +190,4 @@ def _card(manifest: Manifest, classes: pd.DataFrame) -> str:
         first_split=first_split,
         first_shard=first["shards"][0]["name"],
     )
+    return text.encode()

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from markupsafe import Markup
 
 from lmk_data import page
 from lmk_data.dataset import ShardedDataset
-from lmk_data.files import write_bytes
-from lmk_data.format import SPLITS, canonical_json
+from lmk_data.format import SPLITS, canonical_json, write_file
+from lmk_data.storage import Folder
 
 MANY_ABOVE, FEW_BELOW = 100, 20
 _MOSAIC_CLASSES, _MOSAIC_PICTURES = 4, 8
@@ -29,7 +28,7 @@ class Report:
     figures: dict[str, Any]
 
 
-def write_report(dataset: ShardedDataset, out: Path) -> Report:
+def write_report(dataset: ShardedDataset, out: Folder) -> Report:
     """Write `index.html` and `report.json` into `out`.
 
     Raises DatasetError if a file of the dataset cannot be read.
@@ -41,9 +40,9 @@ def write_report(dataset: ShardedDataset, out: Path) -> Report:
         f"{dataset.recipe.size}x{dataset.recipe.size} pixels"
     )
     html = page.render_page(title, subtitle, _sections(dataset, figures))
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / "report.json", canonical_json(figures) + b"\n")
-    write_bytes(out / "index.html", html.encode())
+    write_file(out, "report.json", canonical_json(figures) + b"\n")
+    write_file(out, "index.html", html.encode())
+    out.sweep()
     return Report(title, figures)
 
 
@@ -73,7 +72,7 @@ def terminal_summary(report: Report) -> str:
 def summarize(dataset: ShardedDataset) -> dict[str, Any]:
     """Every figure of the report, from the manifest and the Parquet files in columns."""
     manifest, classes, dropped = dataset.manifest, dataset.classes, dataset.dropped_classes()
-    listed = classes["listed"].to_numpy(np.int64)
+    listed = np.sort(classes["listed"].to_numpy(np.int64))[::-1]
     everyone = np.sort(np.concatenate([listed, dropped["listed"].to_numpy(np.int64)]))[::-1]
     total = len(dataset)
     return {

@@ -7,20 +7,16 @@ picture, and a file that is not there.
 import contextlib
 import json
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lmk_data.errors import BuildError, StorageError, UserError
+from lmk_data.engine import num_workers, run_tasks
+from lmk_data.errors import StorageError, UserError
 from lmk_data.landmarks import design_landmark
 from lmk_data.photograph import photograph
 from lmk_data.terminal import progress_bar
@@ -87,7 +83,7 @@ def draw_sample(
         out.mkdir(parents=True, exist_ok=True)
         _write(out / _LABELS, labels)  # first: an interrupted sample is known by it
         _write(out / _CATEGORIES, _categories(listing, seed))
-        _draw(listing[listing["id"] != sample.missing], sample, seed, workers or joblib.cpu_count(), quiet)
+        _draw(listing[listing["id"] != sample.missing], sample, seed, num_workers(workers), quiet)
         results = {"unreadable": sample.unreadable, "missing": sample.missing}
         _write(out / _RECEIPT, (json.dumps({**arguments, **results}, indent=2) + "\n").encode())
     except OSError as error:
@@ -178,7 +174,7 @@ def _draw(listing: pd.DataFrame, sample: Sample, seed: int, workers: int, quiet:
         for k in range(0, len(shots), _BATCH):
             batches.append(_Batch(seed, int(str(number)), shots[k : k + _BATCH], unreadable))
     with progress_bar(len(listing), "drawing", "images", quiet=quiet) as bar:
-        for done in map(_draw_batch, batches) if workers == 1 else _in_workers(batches, workers):
+        for done in run_tasks(_draw_batch, batches, workers):
             bar.update(done)
 
 
@@ -188,21 +184,6 @@ class _Batch:
     number: int
     shots: list[tuple[int, Path]]
     unreadable: Path
-
-
-def _in_workers(batches: list[_Batch], workers: int) -> Iterator[int]:
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-    try:
-        yield from parallel(joblib.delayed(_draw_in_worker)(batch) for batch in batches)
-    except TerminatedWorkerError as error:
-        raise BuildError("a worker process was killed (out of memory?); run again to complete the sample") from error
-    finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-def _draw_in_worker(batch: _Batch) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the workers
-    return _draw_batch(batch)
 
 
 def _draw_batch(batch: _Batch) -> int:

@@ -1,54 +1,55 @@
 """One shard: read its members in source order, resize them, write the tar atomically, then its receipt."""
 
 import hashlib
-import os
-import tarfile
 import warnings
+import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmk_data.archives import Place
 from lmk_data.errors import DatasetError
-from lmk_data.files import atomic_file
 from lmk_data.format import (
-    BUILD_FOLDER,
     Recipe,
     Rejection,
     Resized,
-    canonical_json,
+    parquet_bytes,
     receipt_schema,
     shard_name,
-    write_parquet,
+    write_file,
 )
-from lmk_data.images import FolderStore
 from lmk_data.resize import resize_image
+from lmk_data.storage import BUILD_FOLDER, Folder
+from lmk_data.stores import Store
+from lmk_data.tar import TarFile, cls_bytes, json_bytes
 
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
-TEMPORARY_FOLDER = f"{BUILD_FOLDER}/unfinished"
 
-# What webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
-_OWNER, _MODE = "lmk", 0o444
-_READ_AHEAD = 16
-_READING_THREADS = 2
+_PLANNED = ("key", "label", "landmark_id", "source")
+# How many images are read ahead of the decoder: more as soon as it has to wait, up to these bounds.
+_LEAST_READ_AHEAD, _MOST_READ_AHEAD = 4, 64
+_READ_AHEAD_BYTES = 256 << 20
+_DETAILS = {
+    "missing": "found in none of the image stores",
+    "unsafe-path": "the path leads out of the image store",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """All that a worker needs for one shard; the planned rows are row group `row_group` of the plan's table."""
 
-    out: str
+    out: Folder
     split: str
     number: int
     row_group: int
-    stores: tuple[FolderStore, ...]
+    stores: tuple[Store, ...]
     recipe: Recipe
     fingerprint: str
 
@@ -71,180 +72,148 @@ class Receipt:
         return shard_name(self.split, self.number)
 
 
-class TarFile:
-    """An uncompressed USTAR file in the making, byte for byte as webdataset's `TarWriter` writes it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.num_bytes = 0
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append one member; returns the offset of its payload in bytes."""
-        header = tarfile.TarInfo(name)
-        header.size, header.mode, header.uname, header.gname = len(data), _MODE, _OWNER, _OWNER
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.num_bytes
-        self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def close(self) -> str:
-        """Write the end of the archive; returns the sha256 of the whole file."""
-        end = 2 * tarfile.BLOCKSIZE
-        self._write(bytes(end + -(self.num_bytes + end) % tarfile.RECORDSIZE))
-        return self._digest.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.num_bytes += len(data)
-
-
 def build_shard(task: ShardTask) -> Receipt:
     """Build one shard and its receipt; the same task gives the same bytes wherever and however often it runs.
 
     Raises StorageError when the image storage fails, OSError when the output cannot be written.
     """
-    planned = pq.ParquetFile(f"{task.out}/{PLAN_TABLE}").read_row_group(task.row_group).to_pylist()
-    order = sorted(range(len(planned)), key=lambda i: (planned[i]["store"], planned[i]["source"]))
+    with task.out.open(PLAN_TABLE) as file:
+        planned = pq.ParquetFile(file).read_row_group(task.row_group).to_pylist()
+    order = sorted(range(len(planned)), key=lambda i: [planned[i][name] for name in ("store", "offset", "source")])
     outcomes: list[Resized | Rejection] = [Rejection("missing", "")] * len(planned)
-    digests: list[tuple[int, bytes]] = [(0, b"")] * len(planned)
+    rows: list[dict[str, Any]] = [{name: row[name] for name in _PLANNED} for row in planned]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and sizes; what matters comes back as a reason
         for i, data in zip(order, _read_ahead([planned[i] for i in order], task.stores), strict=True):
-            if isinstance(data, Rejection):
-                outcomes[i] = data
+            outcomes[i] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
+            if isinstance(outcome, Rejection):
+                rows[i] |= {"reason": outcome.reason, "detail": outcome.detail}
             else:
-                outcomes[i] = resize_image(data, task.recipe)
-                digests[i] = len(data), hashlib.sha256(data).digest()
-    return _write_shard(task, planned, outcomes, digests)
+                assert isinstance(data, bytes)
+                rows[i] |= _described(data, outcome)
+    pictures = (outcome.jpeg for outcome in outcomes if isinstance(outcome, Resized))
+    return write_shard(task.out, task.split, task.number, task.fingerprint, rows, pictures)
 
 
-def read_receipt(out: Path, split: str, number: int, fingerprint: str) -> Receipt | None:
+def write_shard(
+    out: Folder, split: str, number: int, fingerprint: str, rows: list[dict[str, Any]], pictures: Iterator[bytes]
+) -> Receipt:
+    """Write a tar and its receipt; no tar if every row was rejected.
+
+    `rows` are receipt rows without the places of the pictures, which this fills in; those with a `reason` have no
+    picture. An earlier receipt goes first, so that it never vouches for another tar.
+    """
+    name = shard_name(split, number)
+    stated = {"fingerprint": fingerprint, "sha256": "", "num_bytes": "0"}
+    out.remove(receipt_name(split, number))
+    if any(row.get("reason") is None for row in rows):
+        with out.atomic(name) as file:
+            tar = TarFile(file)
+            written = (row for row in rows if row.get("reason") is None)
+            for position, (row, picture) in enumerate(zip(written, pictures, strict=True)):
+                tar.add(f"{row['key']}.cls", cls_bytes(row))
+                offset = tar.add(f"{row['key']}.jpg", picture)
+                tar.add(f"{row['key']}.json", json_bytes(row))
+                row |= {"position": position, "jpg_offset": offset, "jpg_size": len(picture)}
+                row["jpg_crc32"] = zlib.crc32(picture)
+            stated |= {"sha256": tar.close(), "num_bytes": str(tar.num_bytes)}
+    else:
+        out.remove(name)
+    landmark_id = pa.int64() if isinstance(rows[0]["landmark_id"], int) else pa.string()
+    table = pa.Table.from_pylist(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
+    write_file(out, receipt_name(split, number), parquet_bytes(table))
+    return _receipt(split, number, [row.get("reason") for row in rows], stated)
+
+
+def _described(data: bytes, picture: Resized) -> dict[str, Any]:
+    """What the index says of a picture beside its place."""
+    return {
+        "original_width": picture.width,
+        "original_height": picture.height,
+        "original_bytes": len(data),
+        "source_sha256": hashlib.sha256(data).digest(),
+        "dhash": picture.dhash,
+    }
+
+
+def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: Mapping[str, int]) -> Receipt | None:
     """The receipt of a shard that this plan finished, or None if it is still to be built.
 
-    A receipt of another plan, one that cannot be read, or one whose tar is gone or short does not count.
+    `sizes` are those of the shards that are there. A receipt of another plan, one that cannot be read, or one whose
+    tar is gone or short does not count.
     """
-    path = receipt_path(out, split, number)
-    if not path.exists():
-        return None
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        stated = {key.decode(): value.decode() for key, value in metadata.items()}
+        table = pq.read_table(pa.BufferReader(out.read(receipt_name(split, number))), columns=["reason"])
+        stated = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if stated.get("fingerprint") != fingerprint:
             return None
-        receipt = _receipt(split, number, pq.read_table(path, columns=["reason"])["reason"].to_pylist(), stated)
-    except (pa.ArrowException, OSError, ValueError, KeyError):
+        receipt = _receipt(split, number, table["reason"].to_pylist(), stated)
+    except (FileNotFoundError, pa.ArrowException, ValueError, KeyError):
         return None
-    if receipt.num_samples and not _has_size(out / receipt.name, receipt.num_bytes):
+    if receipt.num_samples and sizes.get(receipt.name) != receipt.num_bytes:
         return None
     return receipt
 
 
-def receipt_path(out: Path, split: str, number: int) -> Path:
+def receipt_name(split: str, number: int) -> str:
     """Where a shard's receipt lies."""
-    return out / RECEIPTS_FOLDER / f"{split}-{number:06d}.parquet"
+    return f"{RECEIPTS_FOLDER}/{split}-{number:06d}.parquet"
 
 
-def read_receipt_table(out: Path, split: str, number: int) -> pa.Table:
+def read_receipt_table(out: Folder, split: str, number: int) -> pa.Table:
     """The rows of a receipt: the shard's planned images, written or rejected."""
-    path = receipt_path(out, split, number)
+    name = receipt_name(split, number)
     try:
-        return pq.read_table(path).replace_schema_metadata(None)
+        return pq.read_table(pa.BufferReader(out.read(name))).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not a readable receipt; delete it and run the build again") from error
+        raise DatasetError(
+            f"{out.location(name)}: not a readable receipt; delete it and run the build again"
+        ) from error
 
 
-def _read_ahead(rows: list[dict[str, Any]], stores: tuple[FolderStore, ...]) -> Iterator[bytes | Rejection]:
-    """The bytes of each row in order, read by threads a few images ahead of the decoder."""
+class _ReadAhead:
+    """How far ahead to read: shared by the shards of a process, so that a slow source is known after the first."""
+
+    window = _LEAST_READ_AHEAD
+
+
+def _read_ahead(rows: list[dict[str, Any]], stores: tuple[Store, ...]) -> Iterator[bytes | Rejection]:
+    """The bytes of each row in order, read by threads ahead of the decoder.
+
+    The window grows whenever the decoder has to wait, so that a source with latency is read by many threads and a
+    fast one by few; it stops growing at a number of images, and filling at a number of bytes.
+    """
 
     def read(row: dict[str, Any]) -> bytes | Rejection:
         if row["reason"]:
-            return Rejection(row["reason"], "found in none of the image folders")
-        store: FolderStore = stores[row["store"]]
-        return store.read(row["source"])
+            return Rejection(row["reason"], _DETAILS[row["reason"]])
+        place = Place(row["offset"], row["num_bytes"], row["method"], row["crc32"])
+        store: Store = stores[row["store"]]
+        return store.read(row["source"], place)
 
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
+    with ThreadPoolExecutor(_MOST_READ_AHEAD) as pool:
         remaining = iter(rows)
-        pending: deque[Future[bytes | Rejection]] = deque(
-            pool.submit(read, row) for row in islice(remaining, _READ_AHEAD)
-        )
+        pending: deque[Future[bytes | Rejection]] = deque()
         try:
-            while pending:
-                data = pending.popleft().result()
-                if (row := next(remaining, None)) is not None:
+            while True:
+                while len(pending) < _ReadAhead.window and _waiting_bytes(pending) < _READ_AHEAD_BYTES:
+                    if (row := next(remaining, None)) is None:
+                        break
                     pending.append(pool.submit(read, row))
-                yield data
+                if not pending:
+                    return
+                if not pending[0].done():
+                    _ReadAhead.window = min(_ReadAhead.window + 1, _MOST_READ_AHEAD)
+                yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _write_shard(
-    task: ShardTask,
-    planned: list[dict[str, Any]],
-    outcomes: list[Resized | Rejection],
-    digests: list[tuple[int, bytes]],
-) -> Receipt:
-    """Write the tar (unless every image was rejected), then the receipt."""
-    out, name = Path(task.out), shard_name(task.split, task.number)
-    rows: list[dict[str, Any]] = []
-    stated = {"fingerprint": task.fingerprint, "sha256": "", "num_bytes": "0"}
-    if any(isinstance(outcome, Resized) for outcome in outcomes):
-        with atomic_file(out / name, out / TEMPORARY_FOLDER) as file:
-            tar = TarFile(file)
-            position = 0
-            for row, outcome, (num_bytes, digest) in zip(planned, outcomes, digests, strict=True):
-                if isinstance(outcome, Resized):
-                    rows.append(_add_sample(tar, row, outcome, position, num_bytes, digest))
-                    position += 1
-                else:
-                    rows.append(_rejected_row(row, outcome))
-            stated |= {"sha256": tar.close(), "num_bytes": str(tar.num_bytes)}
-    else:
-        rows = [
-            _rejected_row(row, outcome)
-            for row, outcome in zip(planned, outcomes, strict=True)
-            if isinstance(outcome, Rejection)
-        ]
-        (out / name).unlink(missing_ok=True)
-    landmark_id = pa.int64() if isinstance(planned[0]["landmark_id"], int) else pa.string()
-    table = pa.Table.from_pylist(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
-    write_parquet(table, receipt_path(out, task.split, task.number))
-    return _receipt(task.split, task.number, [row["reason"] for row in rows], stated)
-
-
-def _add_sample(
-    tar: TarFile, row: dict[str, Any], picture: Resized, position: int, num_bytes: int, digest: bytes
-) -> dict[str, Any]:
-    """Append the three members of a sample; returns its row of the receipt."""
-    key, label = row["key"], row["label"]
-    sample = {
-        "key": key,
-        "label": label,
-        "landmark_id": row["landmark_id"],
-        "original_height": picture.height,
-        "original_width": picture.width,
-    }
-    tar.add(f"{key}.cls", str(label).encode())
-    offset = tar.add(f"{key}.jpg", picture.jpeg)
-    tar.add(f"{key}.json", canonical_json(sample))
-    return sample | {
-        "position": position,
-        "jpg_offset": offset,
-        "jpg_size": len(picture.jpeg),
-        "original_bytes": num_bytes,
-        "source": row["source"],
-        "source_sha256": digest,
-        "dhash": picture.dhash,
-        "reason": None,
-        "detail": None,
-    }
-
-
-def _rejected_row(row: dict[str, Any], rejection: Rejection) -> dict[str, Any]:
-    kept = {name: row[name] for name in ("key", "label", "landmark_id", "source")}
-    return kept | {"reason": rejection.reason, "detail": rejection.detail}
+def _waiting_bytes(pending: "deque[Future[bytes | Rejection]]") -> int:
+    """The bytes that were read and not yet decoded."""
+    done = [future.result() for future in pending if future.done() and future.exception() is None]
+    return sum(len(data) for data in done if isinstance(data, bytes))
 
 
 def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:
@@ -258,10 +227,3 @@ def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[st
         sha256=stated["sha256"],
         reasons=dict(rejected),
     )
-
-
-def _has_size(path: Path, num_bytes: int) -> bool:
-    try:
-        return os.stat(path).st_size == num_bytes
-    except FileNotFoundError:
-        return False

@@ -32,6 +32,11 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     return EXIT_DONE
 
 
+def notice(text: str) -> None:
+    """Tell the person something that stops nothing, on stderr, without disturbing a bar."""
+    tqdm.write(f"note: {text}", file=sys.stderr)
+
+
 def progress_bar(total: int, description: str, unit: str, *, quiet: bool = False, initial: int = 0) -> "tqdm[Any]":
     """A tqdm bar over `total` units of work, plain lines when stderr is not a terminal, nothing when quiet.
 

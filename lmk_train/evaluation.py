@@ -78,7 +78,7 @@ def evaluate_run(config: EvalConfig) -> Evaluation:
         check_classes(dataset, state["classes"])
         if not dataset.num_samples(config.split):
             raise UserError(
-                f"--split {config.split}: {dataset.path} has no such split; it has {', '.join(dataset.splits)}"
+                f"--split {config.split}: {dataset.location} has no such split; it has {', '.join(dataset.splits)}"
             )
         model = model_of(trained, dataset)
         model.load_state_dict(state["model"])
@@ -128,7 +128,7 @@ def check_classes(dataset: ShardedDataset, classes: list[int | str]) -> None:
     """Raise UserError unless the dataset has the classes that a checkpoint was trained on, under the same labels."""
     if class_table(dataset) != classes:
         raise UserError(
-            f"{dataset.path}: its {dataset.num_classes} classes are not the {len(classes)} of the run; "
+            f"{dataset.location}: its {dataset.num_classes} classes are not the {len(classes)} of the run; "
             "give the dataset of the run with --shards"
         )
 

@@ -84,7 +84,7 @@ def _check_run(run: Path, config: TrainConfig) -> None:
 def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset, announce: Callable[[str], None]) -> Trainer:
     """Dataset, model, loss and optimiser put together on the device."""
     if not dataset.num_samples("train"):
-        raise UserError(f"{dataset.path}: has no training split")
+        raise UserError(f"{dataset.location}: has no training split")
     assert config.batch_size is not None
     device = resolve_device(config.device)
     reader = SplitReader(dataset, "train")
@@ -241,7 +241,7 @@ def _restore(trainer: Trainer) -> None:
         raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")
     check_classes(trainer.dataset, state["classes"])
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
-        raise UserError(f"--resume: {trainer.dataset.path} is not the dataset that the run was trained on")
+        raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])

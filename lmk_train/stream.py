@@ -56,9 +56,13 @@ class SplitReader:
         self._lock = threading.Lock()
         unknown = set(self.shard_names) - {shard["name"] for shard in dataset.shards(split)}
         if unknown:
-            raise DatasetError(f"{dataset.path}: the {split} index names {min(unknown)!r}, which the manifest does not")
+            raise DatasetError(
+                f"{dataset.location}: the {split} index names {min(unknown)!r}, which the manifest does not"
+            )
         if len(self.labels) and not 0 <= pc.min(table["label"]).as_py() <= int(self.labels.max()) < dataset.num_classes:
-            raise DatasetError(f"{dataset.path}: a label of the {split} index is outside 0..{dataset.num_classes - 1}")
+            raise DatasetError(
+                f"{dataset.location}: a label of the {split} index is outside 0..{dataset.num_classes - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -25,7 +25,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import BuildError, DatasetError, UserError
 from lmk_data.format import Recipe, content_sha256_of
 from lmk_data.plan import PlanRule
-from lmk_data.shard import TarFile
+from lmk_data.tar import TarFile
 
 Options = Callable[..., BuildOptions]
 

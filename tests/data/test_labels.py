@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.images import open_stores
-from lmk_data.labels import locate_images, read_categories, read_class_folders, read_labels
+from lmk_data.labels import read_categories, read_labels
 
 
 def write(path: Path, text: str) -> str:
@@ -69,43 +68,3 @@ def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> No
 def test_categories_become_plain_names(tmp_path: Path) -> None:
     text = "landmark_id,category\n7,http://commons.wikimedia.org/wiki/Category:Hawa_Mahal\n9,Plain\n"
     assert read_categories(write(tmp_path / "c.csv", text)).to_dict() == {"7": "Hawa Mahal", "9": "Plain"}
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
-
-
-def test_class_folders_list_every_file_but_hidden_ones(tmp_path: Path) -> None:
-    touch(
-        tmp_path, "St. Paul's/1.jpg", "St. Paul's/deep/2.PNG", "Köln/3", "Köln/.hidden", "Köln/Thumbs.db", "beside.txt"
-    )
-    labels = read_class_folders(open_stores([str(tmp_path)]))
-    assert labels.frame.set_index("id")["landmark_id"].to_dict() == {
-        "Köln/3": "Köln",
-        "St. Paul's/1.jpg": "St. Paul's",
-        "St. Paul's/deep/2.PNG": "St. Paul's",
-    }
-
-
-@pytest.mark.parametrize("layout", ["{0}/{1}/{2}/{id}.jpg", "{id}.jpg", "some/where/{id}.PNG"])
-def test_images_are_found_in_any_layout(tmp_path: Path, layout: str) -> None:
-    ids = ["abcd1234", "efgh5678"]
-    touch(tmp_path / "images", *(layout.format(*i, id=i) for i in ids))
-    (tmp_path / "images" / "self").symlink_to(tmp_path / "images")
-    text = "id,landmark_id\n" + "".join(f"{i},1\n" for i in [*ids, "notthere", "../../etc/passwd"])
-    stores = open_stores([str(tmp_path / "images")])
-    images = locate_images(read_labels(write(tmp_path / "t.csv", text)), stores).set_index("id")
-    for i in ids:
-        assert images.loc[i, "source"] == layout.format(*i, id=i)
-        assert stores[0].read(images.loc[i, "source"]) == b"x"
-    assert images.loc["../../etc/passwd", "reason"] == "unsafe-path"
-    assert images.loc["notthere", "reason"] == "missing" or layout.startswith("{0}"), "a fan-out is not scanned"
-
-
-def test_no_image_at_all_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "other.jpg")
-    labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\nabc,1\n"))
-    with pytest.raises(UserError, match="no image of the label table was found"):
-        locate_images(labels, open_stores([str(tmp_path / "images")]))

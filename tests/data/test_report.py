@@ -14,12 +14,13 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
 from lmk_data.report import gini, write_report
+from lmk_data.storage import open_folder
 
 
 def test_figures_are_those_of_the_datasets_own_files(
     dataset: ShardedDataset, dataset_path: Path, tmp_path: Path
 ) -> None:
-    write_report(dataset, tmp_path)
+    write_report(dataset, open_folder(tmp_path))
     figures = json.loads((tmp_path / "report.json").read_bytes())
     classes = pd.read_parquet(dataset_path / "classes.parquet")
     assert figures["counts"]["written"] == sum(len(pd.read_parquet(p)) for p in (dataset_path / "index").iterdir())
@@ -34,7 +35,7 @@ def test_figures_are_those_of_the_datasets_own_files(
 
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_report(dataset, tmp_path / name)
+        write_report(dataset, open_folder(tmp_path / name))
     html = (tmp_path / "a" / "index.html").read_text()
     assert html == (tmp_path / "b" / "index.html").read_text()
     assert "<h1>Small &lt;set&gt;</h1>" in html
@@ -81,7 +82,7 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium is installed")
-    write_report(dataset, tmp_path / "report")
+    write_report(dataset, open_folder(tmp_path / "report"))
     html = (tmp_path / "report" / "index.html").read_text()
     # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
     outer = tmp_path / "outer.html"

@@ -1,0 +1,350 @@
+"""Folders on this machine or behind an fsspec URL: the same few operations, and files that are whole or absent."""
+
+import glob
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
+
+import fsspec
+
+from lmk_data.errors import StorageError, UserError
+from lmk_data.files import atomic_file, remove_durably
+
+BUILD_FOLDER = ".build"
+_UNFINISHED = f"{BUILD_FOLDER}/unfinished"
+_REMOTE_BLOCK_BYTES = 4 << 20
+_ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = {"local": 0.1, "remote": 0.5}
+
+Result = TypeVar("Result")
+
+
+class Folder(Protocol):
+    """A folder of files, named relative to it with forward slashes; failures are OSErrors, whatever the storage."""
+
+    @property
+    def root(self) -> str:
+        """The folder's path or URL."""
+
+    def location(self, name: str) -> str:
+        """The path or URL of a file, for messages and for other readers."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file; FileNotFoundError if it is not there."""
+
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
+        """Up to `num_bytes` of a file from `offset`; fewer at its end."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A file for reading, seekable."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or a folder of this name."""
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    def size(self, name: str) -> int:
+        """A file's size in bytes; FileNotFoundError if it is not there."""
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Name and size in bytes of every file directly in a folder, by one listing; empty if it is not there."""
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder."""
+
+    def walk(self) -> Iterator[str]:
+        """Names of all regular files below, in no order: links are followed, hidden files and folders left out."""
+
+    def atomic(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A binary file that becomes `name`, whole and durable, when the block ends, or vanishes when it raises."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file, durably, if it is there."""
+
+    def remove_tree(self, name: str) -> None:
+        """Delete a folder and what is in it, if it is there."""
+
+    def sweep(self) -> None:
+        """Delete what attempts that were cut short left behind; nobody else may be writing here."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder of this machine. Unfinished files lie in `.build/unfinished`, under names of their own per attempt."""
+
+    root: str
+
+    def location(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def read(self, name: str) -> bytes:
+        with open(self.location(name), "rb", buffering=0) as file:
+            return file.readall()
+
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
+        descriptor = os.open(self.location(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, num_bytes, offset)
+        finally:
+            os.close(descriptor)
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self.location(name), "rb")
+
+    def exists(self, name: str) -> bool:
+        return os.path.exists(self.location(name))
+
+    def is_file(self, name: str) -> bool:
+        return os.path.isfile(self.location(name))
+
+    def size(self, name: str) -> int:
+        return os.stat(self.location(name)).st_size
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        try:
+            with os.scandir(self.location(folder)) as entries:
+                return {_join(folder, entry.name): entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+
+    def folders(self, folder: str = "") -> list[str]:
+        try:
+            with os.scandir(self.location(folder)) as entries:
+                return sorted(_join(folder, entry.name) for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def walk(self) -> Iterator[str]:
+        seen = {os.path.realpath(self.root)}  # links may form a circle: each real folder is visited once
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            with os.scandir(f"{self.root}/{prefix}") as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        real = os.path.realpath(entry.path)
+                        if real not in seen:
+                            seen.add(real)
+                            pending.append(f"{prefix}{entry.name}/")
+                    elif entry.is_file():
+                        yield prefix + entry.name
+
+    @contextmanager
+    def atomic(self, name: str) -> Iterator[BinaryIO]:
+        path, unfinished = Path(self.location(name)), Path(self.location(_UNFINISHED))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, unfinished) as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        remove_durably(Path(self.location(name)))
+
+    def remove_tree(self, name: str) -> None:
+        if os.path.isdir(self.location(name)):
+            shutil.rmtree(self.location(name))
+
+    def sweep(self) -> None:
+        self.remove_tree(_UNFINISHED)
+        build = Path(self.location(BUILD_FOLDER))
+        if build.is_dir() and not any(build.iterdir()):
+            build.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFolder:
+    """A folder behind an fsspec URL. Files are written on this machine first and uploaded whole."""
+
+    root: str
+
+    def location(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def read(self, name: str) -> bytes:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return bytes(fs.cat_file(path))
+
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return bytes(fs.cat_file(path, start=offset, end=offset + num_bytes))
+
+    def open(self, name: str) -> BinaryIO:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return cast(BinaryIO, fs.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES, cache_type="readahead"))
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return bool(fs.exists(path))
+
+    def is_file(self, name: str) -> bool:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return bool(fs.isfile(path))
+
+    def size(self, name: str) -> int:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            return int(fs.size(path))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        return {
+            _join(folder, name): int(entry["size"])
+            for name, entry in self._list(folder)
+            if entry["type"] == "file" and name
+        }
+
+    def folders(self, folder: str = "") -> list[str]:
+        return sorted(_join(folder, name) for name, entry in self._list(folder) if entry["type"] == "directory")
+
+    def walk(self) -> Iterator[str]:
+        fs, path = self._file("")
+        with _as_os_errors(self.root):
+            fs.invalidate_cache()
+            found = fs.find(path)
+        start = len(path.lstrip("/")) + 1
+        for name in found:
+            relative = str(name).lstrip("/")[start:]
+            if relative and not any(part.startswith(".") for part in relative.split("/")):
+                yield relative
+
+    @contextmanager
+    def atomic(self, name: str) -> Iterator[BinaryIO]:
+        fs, path = self._file(name)
+        with tempfile.TemporaryDirectory(prefix="lmk-upload-") as folder:
+            local = Path(folder) / "file"
+            with open(local, "wb") as file:
+                yield file
+            retrying(lambda: self._upload(fs, str(local), path, name), self.location(name))
+
+    def remove(self, name: str) -> None:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            if fs.exists(path):
+                fs.rm_file(path)
+
+    def remove_tree(self, name: str) -> None:
+        fs, path = self._file(name)
+        with _as_os_errors(self.location(name)):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+
+    def sweep(self) -> None:
+        """Nothing: an upload that was cut short never shows."""
+
+    def _upload(self, fs: Any, local: str, path: str, name: str) -> None:
+        with _as_os_errors(self.location(name)):
+            fs.put_file(local, path)
+
+    def _list(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+        """The entries directly in a folder by name, from the storage and not from a cached listing."""
+        fs, path = self._file(folder)
+        with _as_os_errors(self.location(folder)):
+            fs.invalidate_cache()
+            try:
+                entries = fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return []
+        return [(str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
+
+    def _file(self, name: str) -> tuple[Any, str]:
+        fs, root = _file_system(self.root)
+        return fs, f"{root}/{name}" if name else root
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """A local folder (made absolute) or one behind an fsspec URL such as `s3://bucket/folder`; nothing is touched yet.
+
+    Raises UserError for a URL whose kind of storage is unknown or not installed.
+    """
+    text = os.fspath(path)
+    if not is_url(text):
+        return LocalFolder(os.path.abspath(os.path.expanduser(text)))
+    url = text.rstrip("/")
+    _file_system(url)
+    return RemoteFolder(url)
+
+
+def read_file(path: str) -> bytes:
+    """A whole file by its path or URL."""
+    folder, name = split_location(path)
+    return folder.read(name)
+
+
+def split_location(path: str) -> tuple[Folder, str]:
+    """The folder that a path or URL of a file lies in, and the file's name in it."""
+    parent, name = os.path.split(path.rstrip("/"))
+    return open_folder(parent or "."), name
+
+
+def retrying(action: Callable[[], Result], location: str) -> Result:
+    """Call `action`, three times more while the storage fails with OSError, then give up with StorageError."""
+    pause = _FIRST_PAUSE_SECONDS["remote" if is_url(location) else "local"]
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except OSError as error:
+            if attempt == _ATTEMPTS:
+                raise StorageError(storage_failure(error, location)) from error
+            time.sleep(pause)
+            pause *= 4
+    raise AssertionError("unreachable")
+
+
+def storage_failure(error: OSError, location: str) -> str:
+    """One line on a failure of the storage: where, what, and that running again goes on."""
+    return f"{error.filename or location}: {error.strerror or error}; is the storage there? run it again to go on"
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL; `file://` is one too."""
+    return "://" in path
+
+
+def expand_glob(pattern: str) -> list[str]:
+    """Paths or URLs that fit a pattern, sorted."""
+    if not is_url(pattern):
+        return sorted(glob.glob(os.path.expanduser(pattern)))
+    fs, path = _file_system(pattern)
+    with _as_os_errors(pattern):
+        return sorted(str(fs.unstrip_protocol(found)) for found in fs.glob(path))
+
+
+@lru_cache(maxsize=64)
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it; one connection a process."""
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {' '.join(str(error).split())}") from error
+    return fs, path.rstrip("/")
+
+
+@contextmanager
+def _as_os_errors(location: str) -> Iterator[None]:
+    """Every fsspec backend has exceptions of its own; to the rest of this project storage fails with OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = location
+        raise
+    except Exception as error:
+        raise OSError(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", location) from error
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,67 @@
+"""The tar of a shard, byte for byte: the members of a sample, their headers, and the end."""
+
+import hashlib
+import tarfile
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from lmk_data.format import canonical_json
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+# What webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
+_OWNER, _MODE = "lmk", 0o444
+
+
+class TarFile:
+    """An uncompressed USTAR file in the making, byte for byte as webdataset's `TarWriter` writes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member; returns the offset of its payload in bytes."""
+        self._write(member_header(name, len(data)))
+        offset = self.num_bytes
+        self._write(data + padding(len(data)))
+        return offset
+
+    def close(self) -> str:
+        """Write the end of the archive; returns the sha256 of the whole file."""
+        self._write(bytes(end_bytes(self.num_bytes)))
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+
+def member_header(name: str, num_bytes: int) -> bytes:
+    """The 512 bytes before the payload of a member."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode, header.uname, header.gname = num_bytes, _MODE, _OWNER, _OWNER
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padding(num_bytes: int) -> bytes:
+    """The zeros after a payload, up to a whole block."""
+    return bytes(-num_bytes % BLOCK_BYTES)
+
+
+def end_bytes(num_bytes: int) -> int:
+    """How many zeros end an archive whose members take `num_bytes`: two blocks, up to a whole record."""
+    end = 2 * BLOCK_BYTES
+    return end + -(num_bytes + end) % tarfile.RECORDSIZE
+
+
+def cls_bytes(row: Mapping[str, Any]) -> bytes:
+    """The content of a sample's `.cls`: its dense label in ASCII."""
+    return str(row["label"]).encode()
+
+
+def json_bytes(row: Mapping[str, Any]) -> bytes:
+    """The content of a sample's `.json`, of a row of the index."""
+    names = ("key", "label", "landmark_id", "original_height", "original_width")
+    return canonical_json({name: row[name] for name in names})
