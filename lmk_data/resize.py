@@ -1,7 +1,11 @@
 """Bytes and a recipe to a resized JPEG, or the reason why not; pure, and the only decoder of strangers' pictures."""
 
 import io
+import os
 import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 
@@ -41,6 +45,10 @@ _OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
 # At 2, scaled decoding cost 0.5 to 9 dB against full decoding on 1 to 2 Mpx photos; at 3, nothing measurable.
 _DECODED_PER_STORED_PIXEL = 3
 _WHITE = (255, 255, 255)
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_FILLER = b"\xaa\x55" * 2048  # no marker, and not the zeros that libjpeg makes up at the end of its data
+# What Pillow's decoders raise for damaged files; MemoryError and the like are not the file's fault.
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError)
 
 
 @cache
@@ -75,24 +83,28 @@ def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:
     """Decode a picture, bring it upright and to RGB (alpha over white), resize it and encode it as JPEG.
 
     Only the first frame counts. A JPEG much larger than needed is decoded at a fraction of its size, never below
-    three times the target. Nothing a stranger's file holds raises: it is rejected with a reason.
+    three times the target; one that lacks nothing but its end mark is whole. Nothing a stranger's file holds
+    raises: it is rejected with a reason.
     """
     if not data:
         return Rejection("empty", "0 bytes")
     try:
         with Image.open(io.BytesIO(data), formats=accepted_formats()) as image:
-            return _resize_opened(image, recipe)
+            return _resize_opened(image, data, recipe)
     except UnidentifiedImageError:
         return _unidentified(data)
     except Image.DecompressionBombError as error:
         return Rejection("too-large", _first_line(error))
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError) as error:
-        # What Pillow's decoders raise for damaged files; MemoryError and the like are not the file's fault.
+    except _DAMAGED as error:
         detail = _first_line(error)
-        return Rejection("truncated" if "truncated" in detail.lower() else "corrupt", detail)
+        if "truncated" not in detail.lower():
+            return Rejection("corrupt", detail)
+        if not data.endswith(_JPEG_END) and _holds_all_its_pixels(data + _JPEG_END):
+            return resize_image(data + _JPEG_END, recipe)
+        return Rejection("truncated", detail)
 
 
-def _resize_opened(image: Image.Image, recipe: Recipe) -> Resized | Rejection:
+def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized | Rejection:
     width, height = image.size
     if width < 1 or height < 1:
         return Rejection("corrupt", f"{width}x{height} pixels")
@@ -100,7 +112,10 @@ def _resize_opened(image: Image.Image, recipe: Recipe) -> Resized | Rejection:
         return Rejection("too-large", f"{width}x{height} pixels, more than {recipe.max_pixels:,}")
     orientation = _orientation(image) if recipe.exif_transpose else 1
     image.draft(None, _least_decoded_size(width, height, recipe))
-    square = _fit(_to_rgb(image), recipe)
+    rgb = _to_rgb(image)
+    if _looks_cut(image) and not _holds_all_its_pixels(data):
+        return Rejection("truncated", "the data of the picture ends before the picture does")
+    square = _fit(rgb, recipe)
     if orientation in _TRANSPOSE:
         square = square.transpose(_TRANSPOSE[orientation])
     if orientation >= 5:
@@ -108,6 +123,39 @@ def _resize_opened(image: Image.Image, recipe: Recipe) -> Resized | Rejection:
     buffer = io.BytesIO()
     square.save(buffer, "JPEG", quality=recipe.quality, subsampling=_SUBSAMPLING[recipe.subsampling])
     return Resized(buffer.getvalue(), width, height, _dhash(square))
+
+
+def _looks_cut(image: Image.Image) -> bool:
+    """Whether the last corner of a sequential JPEG is perfectly flat: so libjpeg fills what a short file lacks."""
+    if image.format not in ("JPEG", "MPO") or image.info.get("progressive"):
+        return False
+    width, height = image.size
+    corner = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    return bool((corner == corner[0, 0]).all())
+
+
+def _holds_all_its_pixels(data: bytes) -> bool:
+    """Whether a sequential JPEG has data for all of its picture, as far as can be told.
+
+    libjpeg makes up what is missing before the end mark; then other bytes there give other pixels, while after a
+    whole picture they are skipped. Compared at an eighth of the size, which the decoder gives cheaply.
+    """
+    end = data.rfind(_JPEG_END)
+    if not data.startswith(_JPEG_START) or end < 0:
+        return False
+    try:
+        return _eighth(data[:end] + _JPEG_END) == _eighth(data[:end] + _FILLER + _JPEG_END)
+    except _DAMAGED:
+        return False
+
+
+def _eighth(data: bytes) -> bytes:
+    """The pixels of a sequential JPEG at an eighth of its size; ValueError for a progressive one."""
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        if image.info.get("progressive"):
+            raise ValueError("progressive: what is missing cannot be told")
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        return image.tobytes()
 
 
 def _least_decoded_size(width: int, height: int, recipe: Recipe) -> tuple[int, int]:
@@ -125,14 +173,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError):
+    except _DAMAGED:
         return 1  # damaged metadata of a picture that may be fine
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16 bits scaled, transparency over white."""
-    image.load()
+    if image.format == "TIFF":
+        with _silent_stderr():
+            image.load()
+    else:
+        image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -179,6 +231,20 @@ def _unidentified(data: bytes) -> Rejection:
     if head.lstrip().startswith(_OTHER_PICTURES) or (head[4:8] == b"ftyp" and head[8:12] in _OTHER_BRANDS):
         return Rejection("unsupported-format", f"first bytes {head[:12]!r}")
     return Rejection("not-an-image", f"first bytes {head[:12]!r}")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Hold back what C code prints on stderr: libtiff reports damaged files there, past Python."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from lmk_data.archives import (
     Place,
     archive_kind,
     bytes_to_read,
+    readable_name,
     scan_archive,
     unpack,
 )
