@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.claim import begin, claim, holding
-from lmk_data.engine import num_workers, run_tasks
+from lmk_data.engine import num_workers
 from lmk_data.errors import BuildError, UserError
 from lmk_data.format import SPLITS, Manifest, Recipe, recipe_json
 from lmk_data.images import locate, shown
 from lmk_data.labels import CLASS_FOLDERS, LabelTable, read_categories, read_class_folders, read_labels
 from lmk_data.plan import Plan, PlanRule, make_plan, plan_fingerprint
-from lmk_data.publish import BuiltShard, Publication, publish
+from lmk_data.publish import Publication, publish
 from lmk_data.resize import check_recipe, encoder
-from lmk_data.shard import PLAN_TABLE, Receipt, ShardTask, build_shard, read_receipt, read_receipt_table
+from lmk_data.resume import PlannedShard, Work, built_shards, finish_shards
+from lmk_data.shard import PLAN_TABLE, Receipt, ShardTask, build_shard
 from lmk_data.storage import Folder, open_folder
 from lmk_data.stores import MEMBER_COLUMNS, FolderStore, Store, open_stores, read_members
-from lmk_data.terminal import progress_bar
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
 _REJECTIONS_ALWAYS_ALLOWED = 2
@@ -176,56 +175,52 @@ def _write_plan(out: Folder, plan: Plan) -> None:
     """Write the plan for the workers, one row group a shard."""
     table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
     with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
-        for start, size in _shard_bounds(plan):
-            writer.write_table(table.slice(start, size), row_group_size=size)
+        start = 0
+        for shard in _planned_shards(plan):
+            writer.write_table(table.slice(start, shard.num_samples), row_group_size=shard.num_samples)
+            start += shard.num_samples
 
 
-def _shard_bounds(plan: Plan) -> list[tuple[int, int]]:
-    """First row and number of rows of each planned shard, in order of `plan.samples`."""
+def _planned_shards(plan: Plan) -> list[PlannedShard]:
+    """The shards of a plan, in order of `plan.samples`."""
     split, shard = plan.samples["split"].cat.codes.to_numpy(), plan.samples["shard"].to_numpy()
     starts = np.flatnonzero(np.diff(split, prepend=-1) | np.diff(shard, prepend=-1))
     sizes = np.diff(starts, append=len(shard))
-    return list(zip(starts.tolist(), sizes.tolist(), strict=True))
+    return [
+        PlannedShard(SPLITS[split[start]], int(shard[start]), int(size), group)
+        for group, (start, size) in enumerate(zip(starts, sizes, strict=True))
+    ]
 
 
 def _run(
     options: BuildOptions, out: Folder, plan: Plan, stores: list[Store], fingerprint: str
 ) -> tuple[list[Receipt], int]:
     """Build what has no receipt yet; returns all receipts in order, and the number of images built now."""
-    bounds = _shard_bounds(plan)
-    first = plan.samples.iloc[[start for start, _ in bounds]]
-    sizes = {name: size for split in SPLITS for name, size in out.sizes(f"shards/{split}").items()}
-    groups: dict[tuple[str, int], int] = {}
-    receipts: dict[int, Receipt] = {}
-    tasks: list[tuple[int, ShardTask]] = []
-    for group, (split, number) in enumerate(zip(first["split"], first["shard"], strict=True)):
-        groups[split, int(number)] = group
-        receipt = read_receipt(out, split, int(number), fingerprint, sizes)
-        if receipt is not None and not (options.retry_rejected and receipt.reasons):
-            receipts[group] = receipt
-        else:
-            task = ShardTask(out, split, int(number), group, tuple(stores), options.recipe, fingerprint)
-            tasks.append((bounds[group][1], task))
-    tasks.sort(key=lambda sized: -sized[0])
-    total, done = len(plan.samples), sum(bounds[group][1] for group in receipts)
-    rejections = _Rejections(total, options.max_rejected, receipts.values())
-    with progress_bar(total, "building", "images", quiet=options.quiet, initial=done) as bar:
-        for receipt in run_tasks(build_shard, [task for _, task in tasks], num_workers(options.workers)):
-            receipts[groups[receipt.split, receipt.number]] = receipt
-            rejections.add(receipt)
-            bar.update(receipt.num_planned)
-    return [receipts[group] for group in range(len(bounds))], total - done
+    work = Work(
+        out=out,
+        fingerprint=fingerprint,
+        shards=_planned_shards(plan),
+        workers=num_workers(options.workers),
+        description="building",
+        quiet=options.quiet,
+        retry_rejected=options.retry_rejected,
+    )
+
+    def task(shard: PlannedShard) -> ShardTask:
+        place = (shard.split, shard.number, shard.row_group)
+        return ShardTask(out, *place, tuple(stores), options.recipe, fingerprint)
+
+    rejections = _Rejections(len(plan.samples), options.max_rejected)
+    return finish_shards(work, build_shard, task, rejections.add)
 
 
 class _Rejections:
     """Counts rejections and ends the build as soon as there are too many."""
 
-    def __init__(self, num_planned: int, max_rejected: float, receipts: Iterable[Receipt]) -> None:
+    def __init__(self, num_planned: int, max_rejected: float) -> None:
         self._allowed = max(max_rejected * num_planned, _REJECTIONS_ALWAYS_ALLOWED if max_rejected else 0)
         self._limit = max_rejected
         self._reasons: Counter[str] = Counter()
-        for receipt in receipts:
-            self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
         self._reasons.update(receipt.reasons)
@@ -242,10 +237,6 @@ def _publish(
 ) -> Manifest:
     if not any(receipt.num_samples for receipt in receipts):
         raise BuildError("every image was rejected; nothing to publish")
-    shards = [
-        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, read_receipt_table(out, r.split, r.number))
-        for r in receipts
-    ]
     publication = Publication(
         fingerprint=fingerprint,
         title=options.title,
@@ -255,4 +246,4 @@ def _publish(
         dropped=plan.dropped,
         **inputs,
     )
-    return publish(out, publication, shards)
+    return publish(out, publication, built_shards(out, receipts))

@@ -114,6 +114,20 @@ def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
     return counts
 
 
+def default_samples_per_shard(num_images: int) -> int:
+    """Samples in a shard where nobody says: a 256th of all images, within 256..4096."""
+    return min(max(num_images // _SHARDS_WANTED, _MIN_SHARD_SAMPLES), _MAX_SHARD_SAMPLES)
+
+
+def shard_sizes(num_samples: int, samples_per_shard: int) -> list[int]:
+    """The sizes of a split's shards: ceil(n / samples_per_shard) of equal size, the first one longer if need be."""
+    num_shards = -(-num_samples // samples_per_shard)
+    if not num_shards:
+        return []
+    small, longer = divmod(num_samples, num_shards)
+    return [small + (number < longer) for number in range(num_shards)]
+
+
 def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
     """A keyed hash of each key, uint64 [N], the same on every machine.
 
@@ -161,9 +175,7 @@ def _keys(ids: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.object_]
 
 
 def _with_shard_size(rule: PlanRule, num_images: int) -> PlanRule:
-    size = rule.samples_per_shard
-    if size is None:
-        size = min(max(num_images // _SHARDS_WANTED, _MIN_SHARD_SAMPLES), _MAX_SHARD_SAMPLES)
+    size = rule.samples_per_shard or default_samples_per_shard(num_images)
     return PlanRule(rule.min_samples, rule.top, rule.split, rule.seed, size)
 
 
@@ -200,16 +212,15 @@ def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tupl
 
 
 def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Shuffle each split globally; cut it into ceil(n / samples_per_shard) shards of equal size, give or take one."""
-    assert rule.samples_per_shard is not None
+    """Shuffle each split globally; cut it into shards of equal size, give or take one."""
     code = samples["split"].cat.codes.to_numpy()
     order = _hash_order(samples["key"], "shard", rule.seed, code)
     samples = samples.take(order).reset_index(drop=True)
-    sizes = np.bincount(code, minlength=len(SPLITS))
-    num_shards = -(-sizes // rule.samples_per_shard)
-    numbers = [_shard_of_position(int(n), int(shards)) for n, shards in zip(sizes, num_shards, strict=True)]
+    assert rule.samples_per_shard is not None
+    sizes = [shard_sizes(int(n), rule.samples_per_shard) for n in np.bincount(code, minlength=len(SPLITS))]
+    numbers = [np.repeat(np.arange(len(of_split), dtype=np.int32), of_split) for of_split in sizes]
     samples["shard"] = np.concatenate(numbers)
-    return samples, dict(zip(SPLITS, num_shards.tolist(), strict=True))
+    return samples, {split: len(of_split) for split, of_split in zip(SPLITS, sizes, strict=True)}
 
 
 def _hash_order(keys: "pd.Series[str]", purpose: str, seed: int, group: np.ndarray[Any, Any]) -> Ints:
@@ -218,13 +229,3 @@ def _hash_order(keys: "pd.Series[str]", purpose: str, seed: int, group: np.ndarr
     if pd.Series(hashes).duplicated().any():
         return np.lexsort((keys.to_numpy(dtype=object).astype(str), hashes, group))
     return np.lexsort((hashes, group))
-
-
-def _shard_of_position(num_samples: int, num_shards: int) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
-    """The shard number of each position of a split, the first shards one longer where it does not divide."""
-    if not num_shards:
-        return np.empty(0, dtype=np.int32)
-    small, longer = divmod(num_samples, num_shards)
-    sizes = np.full(num_shards, small)
-    sizes[:longer] += 1
-    return np.repeat(np.arange(num_shards, dtype=np.int32), sizes)

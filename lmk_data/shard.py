@@ -3,10 +3,10 @@
 import hashlib
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from lmk_data.format import (
     shard_name,
     write_file,
 )
+from lmk_data.readahead import read_ahead
 from lmk_data.resize import resize_image
 from lmk_data.storage import BUILD_FOLDER, Folder
 from lmk_data.stores import Store
@@ -32,9 +33,6 @@ PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 
 _PLANNED = ("key", "label", "landmark_id", "source")
-# How many images are read ahead of the decoder: more as soon as it has to wait, up to these bounds.
-_LEAST_READ_AHEAD, _MOST_READ_AHEAD = 4, 64
-_READ_AHEAD_BYTES = 256 << 20
 _DETAILS = {
     "missing": "found in none of the image stores",
     "unsafe-path": "the path leads out of the image store",
@@ -84,7 +82,8 @@ def build_shard(task: ShardTask) -> Receipt:
     rows: list[dict[str, Any]] = [{name: row[name] for name in _PLANNED} for row in planned]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and sizes; what matters comes back as a reason
-        for i, data in zip(order, _read_ahead([planned[i] for i in order], task.stores), strict=True):
+        images = read_ahead(partial(_read, stores=task.stores), [planned[i] for i in order])
+        for i, data in zip(order, images, strict=True):
             outcomes[i] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
             if isinstance(outcome, Rejection):
                 rows[i] |= {"reason": outcome.reason, "detail": outcome.detail}
@@ -171,49 +170,12 @@ def read_receipt_table(out: Folder, split: str, number: int) -> pa.Table:
         ) from error
 
 
-class _ReadAhead:
-    """How far ahead to read: shared by the shards of a process, so that a slow source is known after the first."""
-
-    window = _LEAST_READ_AHEAD
-
-
-def _read_ahead(rows: list[dict[str, Any]], stores: tuple[Store, ...]) -> Iterator[bytes | Rejection]:
-    """The bytes of each row in order, read by threads ahead of the decoder.
-
-    The window grows whenever the decoder has to wait, so that a source with latency is read by many threads and a
-    fast one by few; it stops growing at a number of images, and filling at a number of bytes.
-    """
-
-    def read(row: dict[str, Any]) -> bytes | Rejection:
-        if row["reason"]:
-            return Rejection(row["reason"], _DETAILS[row["reason"]])
-        place = Place(row["offset"], row["num_bytes"], row["method"], row["crc32"])
-        store: Store = stores[row["store"]]
-        return store.read(row["source"], place)
-
-    with ThreadPoolExecutor(_MOST_READ_AHEAD) as pool:
-        remaining = iter(rows)
-        pending: deque[Future[bytes | Rejection]] = deque()
-        try:
-            while True:
-                while len(pending) < _ReadAhead.window and _waiting_bytes(pending) < _READ_AHEAD_BYTES:
-                    if (row := next(remaining, None)) is None:
-                        break
-                    pending.append(pool.submit(read, row))
-                if not pending:
-                    return
-                if not pending[0].done():
-                    _ReadAhead.window = min(_ReadAhead.window + 1, _MOST_READ_AHEAD)
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _waiting_bytes(pending: "deque[Future[bytes | Rejection]]") -> int:
-    """The bytes that were read and not yet decoded."""
-    done = [future.result() for future in pending if future.done() and future.exception() is None]
-    return sum(len(data) for data in done if isinstance(data, bytes))
+def _read(row: dict[str, Any], stores: tuple[Store, ...]) -> bytes | Rejection:
+    """The bytes of one planned image, or why there are none."""
+    if row["reason"]:
+        return Rejection(row["reason"], _DETAILS[row["reason"]])
+    store: Store = stores[row["store"]]
+    return store.read(row["source"], Place(row["offset"], row["num_bytes"], row["method"], row["crc32"]))
 
 
 def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:

@@ -1,0 +1,76 @@
+"""Finish the shards of a plan: keep those that have a receipt, make the others, in any order and on any engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lmk_data.engine import run_tasks
+from lmk_data.format import SPLITS
+from lmk_data.publish import BuiltShard
+from lmk_data.shard import Receipt, read_receipt, read_receipt_table
+from lmk_data.storage import Folder
+from lmk_data.terminal import progress_bar
+
+Task = TypeVar("Task")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A shard of a plan; `row_group` of the plan's table holds its rows."""
+
+    split: str
+    number: int
+    num_samples: int
+    row_group: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to finish, where, and how it is shown."""
+
+    out: Folder
+    fingerprint: str
+    shards: list[PlannedShard]
+    workers: int
+    description: str
+    quiet: bool
+    retry_rejected: bool = False
+
+
+def finish_shards(
+    work: Work,
+    make_shard: Callable[[Task], Receipt],
+    task_of: Callable[[PlannedShard], Task],
+    watch: Callable[[Receipt], None] = lambda _: None,
+) -> tuple[list[Receipt], int]:
+    """All receipts in order of the plan, and the number of samples made now.
+
+    `watch` sees every receipt, those of earlier runs first, and may raise to end the work; receipts are kept.
+    """
+    out = work.out
+    sizes = {name: size for split in SPLITS for name, size in out.sizes(f"shards/{split}").items()}
+    receipts: dict[tuple[str, int], Receipt] = {}
+    missing: list[PlannedShard] = []
+    for shard in work.shards:
+        receipt = read_receipt(out, shard.split, shard.number, work.fingerprint, sizes)
+        if receipt is None or (work.retry_rejected and receipt.reasons):
+            missing.append(shard)
+        else:
+            receipts[shard.split, shard.number] = receipt
+            watch(receipt)
+    missing.sort(key=lambda shard: -shard.num_samples)
+    total, todo = sum(shard.num_samples for shard in work.shards), sum(shard.num_samples for shard in missing)
+    with progress_bar(total, work.description, "images", quiet=work.quiet, initial=total - todo) as bar:
+        for receipt in run_tasks(make_shard, [task_of(shard) for shard in missing], work.workers):
+            receipts[receipt.split, receipt.number] = receipt
+            bar.update(receipt.num_planned)
+            watch(receipt)
+    return [receipts[shard.split, shard.number] for shard in work.shards], todo
+
+
+def built_shards(out: Folder, receipts: list[Receipt]) -> list[BuiltShard]:
+    """What publishing needs of each finished shard."""
+    return [
+        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, read_receipt_table(out, r.split, r.number))
+        for r in receipts
+    ]
