@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmk_data.plan import Plan
 
 _PROGRAM = "lmk-shard"
+_SHOWN_PROBLEMS = 20
 _DESCRIPTION = """Turn a labelled pile of images into WebDataset shards, once, and look at what came out.
 
 In the folder that Kaggle's Google Landmark Recognition archive was unpacked to, this is all there is to type:
@@ -103,6 +104,58 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Prove that a dataset is what its manifest says, to the last byte.
+
+    Every file is hashed, every tar held against the index byte by byte and read with webdataset, counts are
+    reconciled, and a sample of the pictures is decoded. Exits with 1 and names file and bytes if anything differs.
+
+    Example: lmk-shard verify shards
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """The dataset or view: a path or a URL."""
+    quick: bool = False
+    """Leave out decoding."""
+    workers: int | None = None
+    """Worker processes; by default one per core."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Choose classes of a dataset: a view, made in seconds, that opens as a dataset and copies no picture.
+
+    The rules combine: of the classes listed, those with enough images, of these the largest. With --copy the
+    result is a dataset of its own around the same JPEG bytes.
+
+    Example: lmk-shard subset shards --out shards-top20 --top 20 --max-per-class 500
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """The dataset or view to choose from: a path or a URL."""
+    out: Annotated[str, tyro.conf.arg(metavar="VIEW")]
+    """Folder to write, a path or a URL; new, empty, or one that an earlier run left."""
+    classes: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Keep the landmark ids in this file: one a line, or the column landmark_id of a CSV or Parquet."""
+    min_samples: int | None = None
+    """Keep classes for which at least this many images are listed."""
+    top: int | None = None
+    """Keep only the K largest classes."""
+    max_per_class: int | None = None
+    """Keep at most this many training images of a class."""
+    copy: bool = False
+    """Write shards of its own, with new labels, instead of a view."""
+    workers: int | None = None
+    """Worker processes for --copy; by default one per core."""
+    overwrite: bool = False
+    """Remove what another build or view left in --out."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Draw a long-tailed set of synthetic landmarks in the layout of Google Landmark Recognition.
 
@@ -132,13 +185,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM} {__version__}")
         return 0
     command = tyro.extras.subcommand_cli_from_dict(
-        {"build": Build, "report": Report, "sample": Sample},
+        {"build": Build, "report": Report, "verify": Verify, "subset": Subset, "sample": Sample},
         prog=_PROGRAM,
         description=_DESCRIPTION,
         args=given,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    runners: dict[type, Callable[[Any], None]] = {Build: _build, Report: _report, Sample: _sample}
+    runners: dict[type, Callable[[Any], None]] = {
+        Build: _build,
+        Report: _report,
+        Verify: _verify,
+        Subset: _subset,
+        Sample: _sample,
+    }
     return run_command(_PROGRAM, lambda: runners[type(command)](command))
 
 
@@ -179,6 +238,57 @@ def _build(command: Build) -> None:
 
 def _report(command: Report) -> None:
     _write_report(command.dataset, command.out, command.quiet)
+
+
+def _verify(command: Verify) -> None:
+    from lmk_data.errors import DatasetError
+    from lmk_data.verify import verify
+
+    found = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
+    if found.problems:
+        for problem in found.problems[:_SHOWN_PROBLEMS]:
+            print(problem)
+        more = len(found.problems) - _SHOWN_PROBLEMS
+        if more > 0:
+            print(f"and {more:,} more")
+        raise DatasetError(
+            f"{command.dataset}: {len(found.problems):,} problems, see above; copy what is damaged again from a good "
+            "copy, or delete dataset.json and the damaged shards and run the build again"
+        )
+    if not command.quiet:
+        decoded = "" if command.quick else f", {found.num_decoded:,} pictures decoded"
+        print(
+            f"{command.dataset}: good: {found.num_files:,} files, {found.num_bytes / 1e6:,.1f} MB, every byte of "
+            f"{found.num_samples:,} samples accounted for{decoded}"
+        )
+
+
+def _subset(command: Subset) -> None:
+    from lmk_data.dataset import ShardedDataset
+    from lmk_data.repack import write_copy
+    from lmk_data.subset import Selection, read_class_list, write_view
+
+    classes = read_class_list(command.classes) if command.classes else None
+    selection = Selection(classes, command.min_samples, command.top, command.max_per_class)
+    with ShardedDataset.open(command.dataset) as dataset:
+        if command.copy:
+            manifest = write_copy(
+                dataset,
+                selection,
+                command.out,
+                workers=command.workers,
+                overwrite=command.overwrite,
+                quiet=command.quiet,
+            )
+        else:
+            manifest = write_view(dataset, selection, command.out, overwrite=command.overwrite)
+    if not command.quiet:
+        num_classes, written = manifest["classes"]["num_classes"], manifest["counts"]["written"]
+        kind = "copy" if command.copy else "view"
+        print(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
+        for split, entry in manifest["splits"].items():
+            print(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
+        print(f"next: lmk-train --shards {command.out}")
 
 
 def _sample(command: Sample) -> None:

@@ -347,29 +347,60 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
+_SHAPE: dict[str, Any] = {
+    "fingerprint": str,
+    "content_sha256": str,
+    "title": str,
+    "license": str,
+    "source": dict,
+    "plan": {"split": dict},
+    "recipe": {"encoder": dict},
+    "counts": dict.fromkeys(("listed", "below_min_samples", "outside_top", "rejected", "written"), int),
+    "splits": dict,
+    "classes": {"path": str, "num_classes": int},
+    "files": dict,
+}
+_SPLIT_SHAPE: dict[str, Any] = {"num_samples": int, "num_bytes": int, "index": str, "shards": list}
+_SHARD_SHAPE: dict[str, Any] = {"name": str, "num_samples": int, "num_bytes": int}
+_FILE_SHAPE: dict[str, Any] = {"sha256": str, "num_bytes": int}
+_VIEW_SHAPE: dict[str, Any] = {"path": str, "content_sha256": str, "selection": list, "removed": dict}
+
+
 def _check_shape(location: str, manifest: dict[str, Any]) -> None:
     """The parts that reading relies on are there, and no name leads out of the dataset's folder."""
     try:
-        names = [manifest["classes"]["path"]]
-        for split, entry in manifest["splits"].items():
-            names += [entry["index"], *(shard["name"] for shard in entry["shards"])]
-            counted = sum(shard["num_samples"] for shard in entry["shards"])
-            if split not in SPLITS or counted != entry["num_samples"]:
-                raise DatasetError(f"{location}: the shards of split {split!r} do not add up to {entry['num_samples']}")
+        _expect(manifest, _SHAPE, "")
         if "view_of" in manifest:
-            view_of = manifest["view_of"]
-            if not isinstance(view_of["path"], str) or not isinstance(view_of["content_sha256"], str):
-                raise TypeError("view_of")
-        for name, kind in (("source", dict), ("plan", dict), ("counts", dict), ("files", dict), ("title", str)):
-            if not isinstance(manifest[name], kind):
-                raise TypeError(name)
-        for name in ("content_sha256", "fingerprint", "license"):
-            if not isinstance(manifest[name], str):
-                raise TypeError(name)
+            _expect(manifest["view_of"], _VIEW_SHAPE, "view_of.")
+        names = [manifest["classes"]["path"], *manifest["files"]]
+        for name, entry in manifest["files"].items():
+            _expect(entry, _FILE_SHAPE, f"files.{name}.")
+        for split, entry in manifest["splits"].items():
+            _expect(entry, _SPLIT_SHAPE, f"splits.{split}.")
+            for shard in entry["shards"]:
+                _expect(shard, _SHARD_SHAPE, f"splits.{split}.shards.")
+            names += [entry["index"], *(shard["name"] for shard in entry["shards"])]
+            if split not in SPLITS or sum(shard["num_samples"] for shard in entry["shards"]) != entry["num_samples"]:
+                raise ValueError(f"the shards of split {split!r} do not add up to {entry['num_samples']}")
+            if entry["index"] != index_name(split):
+                raise ValueError(f"splits.{split}.index is not {index_name(split)}")
+        if manifest["classes"]["path"] != CLASSES:
+            raise ValueError(f"classes.path is not {CLASSES}")
         recipe_of(manifest["recipe"])
-        int(manifest["classes"]["num_classes"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{location}: damaged manifest ({error!r}); build the dataset again") from None
-    for name in [*names, *manifest["files"]]:
-        if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{location}: damaged manifest ({error}); build the dataset again") from None
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise DatasetError(f"{location}: the name {name!r} leads out of the dataset; do not trust this dataset")
+
+
+def _expect(value: Any, shape: dict[str, Any], prefix: str) -> None:
+    """Raise TypeError unless `value` has the parts of `shape`, of their kinds; others are left alone."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{prefix or 'it'} is no object")
+    for name, kind in shape.items():
+        part = value.get(name)
+        if isinstance(kind, dict):
+            _expect(part, kind, f"{prefix}{name}.")
+        elif not isinstance(part, kind) or isinstance(part, bool):
+            raise TypeError(f"{prefix}{name} is {'missing' if part is None else 'not of its kind'}")

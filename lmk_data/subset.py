@@ -1,0 +1,269 @@
+"""Subsets of a dataset: choose classes, number them anew, and write a view that points into the same shards."""
+
+import posixpath
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from lmk_data.claim import begin, claim, holding
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
+from lmk_data.format import (
+    CLASSES,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    SPLITS,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    classes_schema,
+    content_sha256_of,
+    fingerprint_of,
+    index_name,
+    index_schema,
+    parquet_bytes,
+    write_file,
+)
+from lmk_data.publish import write_manifest
+from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, is_url, open_folder, read_file
+
+_SHOWN_UNKNOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which classes and how much of them; None leaves a rule out. Raises UserError for a rule that makes no sense.
+
+    `classes` are landmark ids as strings. The rules apply in the order of the fields. `min_samples` and `top` judge
+    by the root dataset's `listed`; `max_per_class` caps training only.
+    """
+
+    classes: tuple[str, ...] | None = None
+    min_samples: int | None = None
+    top: int | None = None
+    max_per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_samples", "top", "max_per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+    def json(self) -> dict[str, Any]:
+        """The rules that were given, for the manifest; a list of classes as their number and a hash."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("min_samples", "top", "max_per_class")}
+        if self.classes is not None:
+            chosen = sorted(set(self.classes))
+            given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What a selection leaves of a dataset, relabelled densely.
+
+    `classes` as classes.parquet has them; `rows` the label index of each split that has samples, in shard order.
+    `steps` and `removed` lead from the root dataset here: its manifest's `view_of.selection` and `.removed`.
+    """
+
+    classes: pd.DataFrame
+    rows: dict[str, pa.Table]
+    steps: list[dict[str, Any]]
+    removed: dict[str, int]
+
+
+def read_class_list(path: str) -> tuple[str, ...]:
+    """Landmark ids as strings from a text file with one a line, or the `landmark_id` column of a CSV or Parquet."""
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
+    try:
+        if data[:4] == b"PAR1":
+            column = pq.read_table(pa.BufferReader(data), columns=["landmark_id"])["landmark_id"]
+            return tuple(pc.cast(column, pa.string()).to_pylist())
+        lines = data.decode("utf-8-sig").splitlines()
+        if lines and "landmark_id" in lines[0].split(","):
+            convert = pa.csv.ConvertOptions(column_types={"landmark_id": pa.string()}, include_columns=["landmark_id"])
+            return tuple(pa.csv.read_csv(pa.BufferReader(data), convert_options=convert)["landmark_id"].to_pylist())
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise UserError(f"--classes {path}: not a list of classes: {str(error).splitlines()[0]}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def select(dataset: ShardedDataset, selection: Selection) -> Subset:
+    """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing."""
+    root = _root_classes(dataset)
+    classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
+    kept = _choose(classes, selection, dataset.location)
+    new_label = np.full(len(classes), -1, dtype=np.int32)
+    new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
+    rows = {}
+    for split in dataset.splits:
+        table = dataset.index_table(split)
+        label = new_label[table["label"].to_numpy()]
+        chosen = label >= 0
+        if split == "train" and selection.max_per_class is not None:
+            chosen[chosen] = pd.Series(label[chosen]).groupby(label[chosen]).cumcount() < selection.max_per_class
+        table = table.set_column(table.column_names.index("label"), "label", pa.array(label, pa.int32()))
+        if chosen.any():
+            rows[split] = table.filter(pa.array(chosen))
+    kept = kept[["landmark_id", "name"]].reset_index(drop=True)
+    kept.insert(0, "label", kept.index.to_numpy(np.int32))
+    for split in SPLITS:
+        labels = rows[split]["label"].to_numpy() if split in rows else np.empty(0, dtype=np.int32)
+        kept[split] = np.bincount(labels, minlength=len(kept)).astype(np.int32)
+    kept.insert(3, "listed", kept[list(SPLITS)].sum(axis=1).astype("int32"))
+    if "train" not in rows:
+        raise UserError(f"{dataset.location}: this selection leaves no training image")
+    removed = {"classes": len(root) - len(kept)}
+    removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
+    earlier = dataset.manifest["view_of"]["selection"] if dataset.is_view else []
+    steps = [*earlier, selection.json()] if selection.json() else earlier
+    return Subset(kept.assign(rejected=np.int32(0)), rows, steps, removed)
+
+
+def write_view(dataset: ShardedDataset, selection: Selection, out: str, *, overwrite: bool = False) -> Manifest:
+    """Write a view: a manifest, classes and indexes that point into the dataset's shards; no picture is copied.
+
+    Raises UserError for a selection that makes no sense or an `out` that holds something else.
+    """
+    folder = open_folder(out)
+    if not selection.json():
+        raise UserError("choose something: --top, --min-samples, --classes or --max-per-class")
+    with holding(folder):
+        subset = select(dataset, selection)
+        view_of = {
+            "path": _way(folder, dataset.shards_folder),
+            "content_sha256": root_content(dataset),
+            "selection": subset.steps,
+            "removed": subset.removed,
+        }
+        base = dataset.manifest
+        inputs = {"source": base["source"], "plan": base["plan"], "recipe": base["recipe"], "view_of": view_of}
+        words = {"title": base["title"], "license": base["license"]}
+        fingerprint = view_fingerprint({**inputs, **words})
+        finished = claim(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
+        if finished is not None:
+            return finished
+        begin(folder, {**inputs, "fingerprint": fingerprint})
+        splits, files = _write_view_files(folder, subset, dataset)
+        manifest: Manifest = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "content_sha256": content_sha256_of(files),
+            "title": base["title"],
+            "license": base["license"],
+            "source": base["source"],
+            "plan": base["plan"],
+            "recipe": base["recipe"],
+            "counts": subset_counts(subset),
+            "splits": splits,
+            "classes": {"path": CLASSES, "num_classes": len(subset.classes)},
+            "files": files,
+            "view_of": view_of,
+        }
+        write_manifest(folder, manifest)
+        folder.remove_tree(BUILD_FOLDER)
+    return manifest
+
+
+def view_fingerprint(manifest: Any) -> str:
+    """The fingerprint of a view, of its manifest: everything that it states beside what its files say."""
+    names = ("source", "plan", "recipe", "view_of", "title", "license")
+    return fingerprint_of({**{name: manifest[name] for name in names}, "version": FORMAT_VERSION})
+
+
+def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataFrame:
+    """The classes that a selection keeps, in order of their labels."""
+    kept = classes
+    if selection.classes is not None:
+        wanted = set(selection.classes)
+        known = kept["landmark_id"].astype(str)
+        if unknown := sorted(wanted - set(known)):
+            shown = ", ".join(unknown[:_SHOWN_UNKNOWN])
+            raise UserError(f"--classes: {len(unknown):,} are not in {where}, such as {shown}")
+        kept = kept[known.isin(wanted)]
+    if selection.min_samples is not None:
+        kept = kept[kept["root_listed"] >= selection.min_samples]
+    if selection.top is not None:
+        kept = kept.head(selection.top)
+    if kept.empty:
+        largest = int(classes["root_listed"].max())
+        raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images")
+    return kept
+
+
+def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
+    """The classes of the dataset that holds the shards, by landmark id."""
+    if not dataset.is_view:
+        return dataset.classes.set_index("landmark_id")
+    with dataset.shards_folder.open(CLASSES) as file:
+        frame: pd.DataFrame = pq.read_table(file).to_pandas()
+    return frame.set_index("landmark_id")
+
+
+def root_content(dataset: ShardedDataset) -> str:
+    """The content hash of the dataset that holds the shards."""
+    return str(dataset.manifest["view_of"]["content_sha256"] if dataset.is_view else dataset.manifest["content_sha256"])
+
+
+def subset_counts(subset: Subset) -> dict[str, int]:
+    """The manifest's `counts` of a view or a copy: what was selected is listed, and all of it is there."""
+    num_samples = int(subset.classes["listed"].sum())
+    return {
+        "listed": num_samples,
+        "below_min_samples": 0,
+        "outside_top": 0,
+        "rejected": 0,
+        "written": num_samples,
+    }
+
+
+def _write_view_files(
+    folder: Folder, subset: Subset, dataset: ShardedDataset
+) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
+    """Write a view's classes and indexes; returns the manifest's splits and files."""
+    integers = pd.api.types.is_integer_dtype(subset.classes["landmark_id"])
+    landmark_id = pa.int64() if integers else pa.string()
+    table = pa.Table.from_pandas(subset.classes, classes_schema(landmark_id), preserve_index=False)
+    files = {CLASSES: write_file(folder, CLASSES, parquet_bytes(table))}
+    splits: dict[str, SplitEntry] = {}
+    for split, rows in subset.rows.items():
+        names = pc.cast(rows["shard"], pa.string()).combine_chunks().dictionary_encode()
+        held = dict(zip(names.dictionary.to_pylist(), np.bincount(names.indices.to_numpy()).tolist(), strict=True))
+        shards: list[ShardEntry] = [
+            {"name": shard["name"], "num_samples": held[shard["name"]], "num_bytes": shard["num_bytes"]}
+            for shard in dataset.shards(split)
+            if shard["name"] in held
+        ]
+        index = rows.set_column(rows.column_names.index("shard"), "shard", names).cast(index_schema(landmark_id))
+        files[index_name(split)] = write_file(folder, index_name(split), parquet_bytes(index.combine_chunks()))
+        splits[split] = {
+            "num_samples": rows.num_rows,
+            "num_bytes": sum(shard["num_bytes"] for shard in shards),
+            "index": index_name(split),
+            "shards": shards,
+        }
+    return splits, files
+
+
+def _way(folder: Folder, base: Folder) -> str:
+    """The path from a view to its base: relative where both lie in the same storage, else a URL."""
+    if isinstance(folder, LocalFolder) and isinstance(base, LocalFolder):
+        return Path(relpath(base.root, folder.root)).as_posix()
+    if is_url(folder.root) and is_url(base.root):
+        (scheme, _, here), (base_scheme, _, there) = folder.root.partition("://"), base.root.partition("://")
+        if scheme == base_scheme and here.split("/", 1)[0] == there.split("/", 1)[0]:
+            return posixpath.relpath(there, here)
+    return base.root if is_url(base.root) else Path(base.root).as_uri()

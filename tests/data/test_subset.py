@@ -1,0 +1,163 @@
+"""Views hold what a direct build would, and open as datasets; copies are datasets of their own."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import webdataset
+
+from lmk_data.build import BuildOptions, build
+from lmk_data.cli import main
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError, UserError
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
+from lmk_data.repack import write_copy
+from lmk_data.report import write_report
+from lmk_data.storage import open_folder
+from lmk_data.subset import Selection, read_class_list, write_view
+from lmk_data.verify import verify
+
+Options = Callable[..., BuildOptions]
+
+
+def members(path: str | os.PathLike[str]) -> dict[str, set[tuple[str, object, bytes]]]:
+    """Key, landmark id and JPEG of every sample of each split."""
+    with ShardedDataset.open(path) as dataset:
+        return {split: {(s.key, s.landmark_id, s.jpeg) for s in dataset.samples(split)} for split in dataset.splits}
+
+
+@pytest.mark.parametrize("rule", [{"top": 3}, {"min_samples": 10}, {"min_samples": 7, "top": 2}])
+def test_a_view_holds_what_a_direct_build_would(
+    options: Options, dataset_path: Path, tmp_path: Path, rule: dict[str, int]
+) -> None:
+    direct = {"min_samples": 6, **rule}
+    build(options(rule=PlanRule(**direct, samples_per_shard=8), out=tmp_path / "direct"))  # type: ignore[arg-type]
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(**rule), str(tmp_path / "view"))
+    assert members(tmp_path / "view") == members(tmp_path / "direct")
+    with ShardedDataset.open(tmp_path / "view") as view, ShardedDataset.open(tmp_path / "direct") as built:
+        columns = ["label", "landmark_id", "name", "train", "val", "test"]
+        pd.testing.assert_frame_equal(view.classes[columns], built.classes[columns])
+        assert (view.classes["listed"] == view.classes[["train", "val", "test"]].sum(axis=1)).all()
+        assert all(sample.label < view.num_classes for sample in view)
+
+
+def test_rules_combine_and_views_of_views_point_at_the_root(dataset_path: Path, tmp_path: Path) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(max_per_class=5), str(tmp_path / "a" / "capped"))
+        write_view(dataset, Selection(top=2, max_per_class=5), str(tmp_path / "direct"))
+    with ShardedDataset.open(tmp_path / "a" / "capped") as capped:
+        assert capped.classes["train"].max() == 5
+        assert capped.num_samples("val") == ShardedDataset.open(dataset_path).num_samples("val")
+        manifest = write_view(capped, Selection(top=2), str(tmp_path / "b"))
+    assert members(tmp_path / "b") == members(tmp_path / "direct")
+    assert (tmp_path / "b" / manifest["view_of"]["path"]).resolve() == dataset_path.resolve()
+    assert manifest["view_of"]["selection"] == [{"max_per_class": 5}, {"top": 2}]
+    assert manifest["view_of"]["removed"]["classes"] == 3
+    with ShardedDataset.open(tmp_path / "b") as view:
+        removed = sum(manifest["view_of"]["removed"][split] for split in ("train", "val", "test"))
+        assert len(view) == manifest["counts"]["written"] == len(dataset) - removed
+        first = view.index("train").iloc[0]
+        assert view.sample(first["key"]).jpeg == view.read("train", 0).jpeg
+
+
+def test_a_class_list_in_any_form(dataset_path: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"landmark_id": [7, 20409], "other": ["x", "y"]})
+    (tmp_path / "plain.txt").write_text("7\n\n20409 \n")
+    frame.to_csv(tmp_path / "list.csv", index=False)
+    frame.to_parquet(tmp_path / "list.parquet")
+    for name in ("plain.txt", "list.csv", "list.parquet"):
+        assert read_class_list(str(tmp_path / name)) == ("7", "20409")
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(classes=("7", "20409")), str(tmp_path / "view"))
+        assert ShardedDataset.open(tmp_path / "view").classes["landmark_id"].tolist() == [20409, 7]
+        with pytest.raises(UserError, match=r"1 are not in .*, such as 8"):
+            write_view(dataset, Selection(classes=("7", "8")), str(tmp_path / "other"))
+        with pytest.raises(UserError, match="leaves no class; the largest has 24 images"):
+            write_view(dataset, Selection(min_samples=1000), str(tmp_path / "other"))
+        with pytest.raises(UserError, match="choose something"):
+            write_view(dataset, Selection(), str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_view_opens_everywhere(dataset_path: Path, tmp_path: Path) -> None:
+    assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
+    assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
+    assert sorted(os.listdir(tmp_path / "view")) == ["classes.parquet", "dataset.json", "index"]
+    with ShardedDataset.open(tmp_path / "view") as view:
+        write_report(view, open_folder(tmp_path / "report"))
+        with pytest.raises(UserError, match="subset --copy"):
+            view.webdataset("train")
+    assert (tmp_path / "report" / "index.html").exists()
+    assert main(["verify", str(tmp_path / "view"), "--quiet"]) == 0
+    with pytest.raises(UserError, match="view_of"):
+        write_view(ShardedDataset.open(dataset_path), Selection(top=3), str(tmp_path / "view"))
+
+
+def test_a_view_of_a_base_that_changed_or_went_is_refused(dataset_path: Path, options: Options, tmp_path: Path) -> None:
+    build(options())
+    base = tmp_path / "shards"
+    with ShardedDataset.open(base) as dataset:
+        write_view(dataset, Selection(top=2), str(tmp_path / "view"))
+    build(options(recipe=Recipe(size=32), overwrite=True))
+    with pytest.raises(DatasetError, match="a view of another dataset"):
+        ShardedDataset.open(tmp_path / "view")
+    shutil.rmtree(base)
+    with pytest.raises(DatasetError, match="no such file"):
+        ShardedDataset.open(tmp_path / "view")
+
+
+def test_a_moved_pair_of_base_and_view_still_opens(dataset_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_path, tmp_path / "here" / "base")
+    write_view(ShardedDataset.open(tmp_path / "here" / "base"), Selection(top=2), str(tmp_path / "here" / "view"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert len(list(ShardedDataset.open(tmp_path / "there" / "view"))) > 10
+
+
+def test_a_copy_is_a_dataset_of_its_own(dataset_path: Path, tmp_path: Path) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(classes=("7", "83144")), str(tmp_path / "view"))
+    with ShardedDataset.open(tmp_path / "view") as view:
+        write_copy(view, Selection(), str(tmp_path / "copy"), workers=2, quiet=True)
+        again = write_copy(view, Selection(), str(tmp_path / "copy"), quiet=True)
+    assert members(tmp_path / "copy") == members(tmp_path / "view")
+    assert not verify(str(tmp_path / "copy"), quiet=True).problems
+    with ShardedDataset.open(tmp_path / "copy") as copied:
+        assert again == copied.manifest
+        assert not copied.is_view
+        assert copied.manifest["source"]["subset_of"]["selection"]
+        urls = [str(copied.shard_path(shard["name"])) for shard in copied.shards("train")]
+        for sample in webdataset.WebDataset(urls, shardshuffle=False):
+            stated = json.loads(sample["json"])
+            assert copied.classes["landmark_id"][int(sample["cls"])] == stated["landmark_id"]
+            assert stated["label"] == int(sample["cls"]) < 2
+
+
+def test_a_copy_that_was_cut_short_goes_on(dataset_path: Path, tmp_path: Path) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        whole = write_copy(dataset, Selection(top=3), str(tmp_path / "whole"), workers=1, quiet=True)
+        write_copy(dataset, Selection(top=3), str(tmp_path / "cut"), workers=1, quiet=True)
+        (tmp_path / "cut" / "dataset.json").unlink()
+        (tmp_path / "cut" / "shards" / "val" / "val-000000.tar").unlink()
+        kept = (tmp_path / "cut" / "shards" / "train" / "train-000000.tar").stat().st_mtime_ns
+        assert write_copy(dataset, Selection(top=3), str(tmp_path / "cut"), workers=1, quiet=True) == whole
+        assert (tmp_path / "cut" / "shards" / "train" / "train-000000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_damaged_picture_is_not_copied(dataset_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_path, tmp_path / "base")
+    with ShardedDataset.open(tmp_path / "base") as dataset:
+        row = dataset.index("train").iloc[3]
+        tar = tmp_path / "base" / row["shard"]
+        data = np.fromfile(tar, dtype=np.uint8)
+        data[int(row["jpg_offset"]) + 50] ^= 1
+        data.tofile(tar)
+        with pytest.raises(DatasetError, match=row["key"]):
+            write_copy(dataset, Selection(), str(tmp_path / "copy"), workers=1, quiet=True)
+    assert not (tmp_path / "copy" / "dataset.json").exists()

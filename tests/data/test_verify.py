@@ -1,0 +1,131 @@
+"""verify says good of a good dataset, and names file and bytes of anything else."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lmk_data.cli import main
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError
+from lmk_data.subset import Selection, write_view
+from lmk_data.verify import Problem, verify
+
+
+@pytest.fixture
+def copy(dataset_path: Path, tmp_path: Path) -> Path:
+    """A dataset to damage."""
+    out = tmp_path / "copy"
+    shutil.copytree(dataset_path, out)
+    return out
+
+
+def published(dataset: Path) -> list[Path]:
+    """Every published file."""
+    paths = [path for path in sorted(dataset.rglob("*")) if path.is_file()]
+    return [path for path in paths if path.relative_to(dataset).parts[0] not in (".build", "report")]
+
+
+def flip(path: Path, position: int, bit: int) -> bytes:
+    """Flip one bit; returns what the file was."""
+    before = path.read_bytes()
+    after = bytearray(before)
+    after[position] ^= 1 << bit
+    path.write_bytes(after)
+    return before
+
+
+def problems(dataset: Path, *, quick: bool = True) -> list[Problem]:
+    return verify(str(dataset), quick=quick, workers=1, quiet=True).problems
+
+
+def test_a_good_dataset_is_good(dataset_path: Path) -> None:
+    found = verify(str(dataset_path), workers=2, quiet=True)
+    assert not found.problems
+    assert found.num_samples == found.num_decoded == 60
+    assert found.num_bytes == sum(path.stat().st_size for path in published(dataset_path)) - (
+        (dataset_path / "dataset.json").stat().st_size
+    )
+
+
+def test_a_flipped_bit_is_named_wherever_it_is(copy: Path) -> None:
+    rng = random.Random(7)
+    tars = [path for path in published(copy) if path.suffix == ".tar"]
+    for path in [*published(copy), *rng.choices(tars, k=12)]:
+        if path.name == "dataset.json":
+            continue
+        position = rng.randrange(path.stat().st_size)
+        before = flip(path, position, rng.randrange(8))
+        found = problems(copy)
+        path.write_bytes(before)
+        named = [p for p in found if p.location == str(path) and p.start is not None and p.end is not None]
+        assert named, (path, position, found)
+        assert named[0].start <= position < named[0].end  # type: ignore[operator]
+        if path.suffix == ".tar":
+            assert named[0].end - named[0].start < 20_000, "a sample, not the tar"  # type: ignore[operator]
+
+
+def test_a_flipped_bit_of_the_manifest_is_noticed(copy: Path) -> None:
+    rng, path = random.Random(8), copy / "dataset.json"
+    for _ in range(40):
+        position = rng.randrange(path.stat().st_size)
+        before = flip(path, position, rng.randrange(8))
+        try:
+            found = problems(copy)
+        except DatasetError as error:
+            assert str(path) in str(error)  # noqa: PT017 - either way of saying it will do
+        else:
+            assert found, (position, before[max(0, position - 40) : position + 20])
+        path.write_bytes(before)
+    assert not problems(copy)
+
+
+def test_what_else_can_be_wrong(copy: Path) -> None:
+    tar = copy / "shards" / "train" / "train-000001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1000])
+    assert [(p.location, p.start) for p in problems(copy)] == [(str(tar), len(whole) - 1000)]
+    tar.write_bytes(whole + b"x")
+    assert [(p.location, p.start) for p in problems(copy)] == [(str(tar), len(whole))]
+    tar.unlink()
+    assert [p.location for p in problems(copy)] == [str(tar)]
+    tar.write_bytes(whole)
+    shutil.copy(tar, tar.with_name("train-000077.tar"))
+    assert [p.what for p in problems(copy)] == ["is not in the manifest; remove it"]
+    tar.with_name("train-000077.tar").unlink()
+    (copy / "rejects.parquet").unlink()
+    assert [p.location for p in problems(copy)] == [str(copy / "rejects.parquet")]
+
+
+def test_a_view_is_verified_with_the_pictures_that_it_uses(copy: Path, tmp_path: Path) -> None:
+    with ShardedDataset.open(copy) as dataset:
+        write_view(dataset, Selection(top=2), str(tmp_path / "view"))
+    assert not problems(tmp_path / "view", quick=False)
+    with ShardedDataset.open(tmp_path / "view") as view:
+        row = view.index("train").iloc[0]
+    tar = copy / row["shard"]
+    flip(tar, int(row["jpg_offset"]) + 100, 3)
+    (found,) = problems(tmp_path / "view")
+    assert found.location == str(tar)
+    assert row["key"] in found.what
+    manifest = json.loads((copy / "dataset.json").read_bytes())
+    (copy / "dataset.json").write_text(json.dumps({**manifest, "content_sha256": "0" * 64}))
+    with pytest.raises(DatasetError, match="a view of another dataset"):
+        verify(str(tmp_path / "view"), quiet=True)
+
+
+def test_the_command_says_where_and_exits_1(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(copy)]) == 0
+    assert "good: " in capsys.readouterr().out
+    tar = copy / "shards" / "val" / "val-000000.tar"
+    flip(tar, 3, 1)
+    assert main(["verify", str(copy), "--quick", "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert f"{tar}: bytes 3 to 3:" in said.out
+    assert said.err.count("\n") == 1
+    os.remove(copy / "dataset.json")
+    assert main(["verify", str(copy)]) == 1
+    assert "the build is not finished, run it again" in capsys.readouterr().err
