@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from lmk_data import page
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
 from lmk_data.storage import Folder
 
@@ -247,23 +248,28 @@ def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
     rows = []
     for label in chosen:
         found = index[index["label"] == label]
-        jpegs = [
-            _thumbnail(dataset.read_bytes(str(shard), int(offset), int(size)))
-            for shard, offset, size in zip(found["shard"], found["jpg_offset"], found["jpg_size"], strict=True)
-        ]
+        places = zip(found["shard"], found["jpg_offset"], found["jpg_size"], strict=True)
+        jpegs = [_thumbnail(dataset, str(shard), int(offset), int(size)) for shard, offset, size in places]
         row = classes.loc[label]
         rows.append(page.PictureRow(str(row["name"]), f"{row['landmark_id']}, {row['listed']:,} images", jpegs))
     return rows
 
 
-def _thumbnail(jpeg: bytes) -> bytes:
+def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int) -> bytes:
     """A smaller JPEG of a stored picture, so that the page stays small."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(buffer, "JPEG", quality=80)
+    try:
+        jpeg = dataset.read_bytes(shard, offset, num_bytes)
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            image.save(buffer, "JPEG", quality=80)
+    except (OSError, SyntaxError, ValueError) as error:
+        where = dataset.shards_folder.location(shard)
+        raise DatasetError(
+            f"{where}: the picture at {offset:,} is damaged ({error}); run `lmk-shard verify`"
+        ) from error
     return buffer.getvalue()
 
 

@@ -1,0 +1,151 @@
+"""What is done with a dataset of 1.49 million images: view, open, verify of the index, in seconds and megabytes.
+
+    python -m pipelines.bench.full_scale LABELS [--out DIR]
+
+LABELS is a table of GLR2020's size. The dataset is published from a real plan with made-up pictures: each shard holds
+a few, which all of its samples share, and is a hole from there on; everything but the pixels is as in the real one.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
+
+from lmk_data.format import SPLITS, Recipe, receipt_schema, recipe_json
+from lmk_data.labels import read_labels
+from lmk_data.plan import Plan, PlanRule, make_plan
+from lmk_data.publish import BuiltShard, Publication, publish
+from lmk_data.resize import encoder
+from lmk_data.storage import open_folder
+
+_SAMPLE_BYTES = 20 << 10  # of a sample with its headers, on average
+_PICTURES = 16  # different ones in a shard
+
+
+def make_dataset(labels_path: str, out: Path) -> None:
+    """Publish a dataset of the size of the table, with shards of holes."""
+    labels = read_labels(labels_path)
+    plan = make_plan(labels.frame, PlanRule())
+    shards = []
+    for split in SPLITS:
+        rows = plan.samples[plan.samples["split"] == split]
+        for number in range(plan.num_shards[split]):
+            pictures = _pictures(SPLITS.index(split), number)
+            shards.append(_made_up_shard(rows[rows["shard"] == number], split, number, pictures))
+            path = out / shards[-1].name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(b"".join(pictures))
+                file.truncate(shards[-1].num_bytes)
+    source = {"labels": labels.name, "labels_sha256": labels.sha256, "layout": labels.layout}
+    counted = {name: getattr(labels, name) for name in ("num_images", "num_classes", "conflicting", "duplicate_rows")}
+    publish(open_folder(out), _publication(plan, {**source, **counted}), shards)
+
+
+def _publication(plan: Plan, source: dict[str, object]) -> Publication:
+    return Publication(
+        fingerprint="0" * 64,
+        title="Made up, at full scale",
+        license="",
+        source=source,
+        plan=plan.json(),
+        recipe=recipe_json(Recipe(), encoder()),
+        counts=plan.counts,
+        classes=plan.classes,
+        dropped=plan.dropped,
+    )
+
+
+def _pictures(split: int, number: int) -> list[bytes]:
+    rng = np.random.default_rng([split, number])
+    pictures = []
+    for _ in range(_PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        sink = io.BytesIO()
+        coarse.resize((224, 224), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90)
+        pictures.append(sink.getvalue())
+    return pictures
+
+
+def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[bytes]) -> BuiltShard:
+    frame = rows.reset_index(drop=True)
+    rng = np.random.default_rng([SPLITS.index(split), number])
+    sizes = np.array([len(picture) for picture in pictures])
+    chosen = rng.integers(0, _PICTURES, len(frame))
+    width = rng.integers(200, 1600, len(frame)).astype(np.int32)
+    columns = {
+        "key": frame["key"],
+        "label": frame["label"],
+        "landmark_id": frame["landmark_id"],
+        "position": np.arange(len(frame), dtype=np.int32),
+        "jpg_offset": (sizes.cumsum() - sizes)[chosen],
+        "jpg_size": sizes[chosen],
+        "jpg_crc32": rng.integers(0, 2**32, len(frame), dtype=np.uint32),
+        "original_width": width,
+        "original_height": (width * rng.choice([0.67, 0.75, 1.0, 1.33], len(frame))).astype(np.int32),
+        "original_bytes": rng.integers(20_000, 400_000, len(frame)).astype(np.int32),
+        "source": frame["key"].map(lambda key: f"{key[0]}/{key[1]}/{key[2]}/{key}.jpg"),
+        "source_sha256": [rng.bytes(32) for _ in range(len(frame))],
+        "dhash": rng.integers(0, 2**64, len(frame), dtype=np.uint64),
+        "reason": pa.nulls(len(frame), pa.string()),
+        "detail": pa.nulls(len(frame), pa.string()),
+    }
+    schema = receipt_schema(pa.int64())
+    table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
+    num_bytes = _SAMPLE_BYTES * len(frame)
+    name = f"shards/{split}/{split}-{number:06d}.tar"
+    return BuiltShard(name, split, len(frame), num_bytes, f"{number:064x}", table)
+
+
+def measure(what: str, words: list[str]) -> dict[str, object]:
+    """Seconds and peak MB of a command."""
+    started = time.monotonic()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{what}: exit status {status}")
+    return {"what": what, "seconds": round(time.monotonic() - started, 2), "peak_mb": usage.ru_maxrss // 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels")
+    parser.add_argument("--out", type=Path, default=Path("full-scale"))
+    parser.add_argument("--only-make", action="store_true", help="make the dataset and measure nothing")
+    arguments = parser.parse_args()
+    dataset = arguments.out / "shards"
+    if arguments.only_make:
+        make_dataset(arguments.labels, dataset)
+        return
+    if not (dataset / "dataset.json").exists():  # in a process of its own: a child's peak begins at its parent's
+        subprocess.run([*sys.orig_argv, "--only-make"], check=True)
+    command = [sys.executable, "-m", "lmk_data.cli"]
+    opening = "from lmk_data.dataset import ShardedDataset; ShardedDataset.open({!r})"
+    view = str(arguments.out / "top20")
+    rows = [
+        measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset"]),
+        measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
+        measure("plan (--dry-run)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
+        measure(
+            "view of the 20 largest", [*command, "subset", str(dataset), "--out", view, "--top", "20", "--overwrite"]
+        ),
+        measure("open the view", [sys.executable, "-c", opening.format(view)]),
+        measure("report", [*command, "report", str(dataset), "--out", str(arguments.out / "report")]),
+    ]
+    print("| what | seconds | peak MB |\n|---|---:|---:|")
+    for row in rows:
+        print(f"| {row['what']} | {row['seconds']} | {row['peak_mb']} |")
+    (arguments.out / "full_scale.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

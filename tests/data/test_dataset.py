@@ -1,0 +1,80 @@
+"""The reader, as other teams use it: random access, keys, iteration, and refusals that say what to do."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from lmk_data import dataset as dataset_module
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError
+
+
+def test_every_way_of_reading_gives_the_same_samples(dataset: ShardedDataset) -> None:
+    everything = list(dataset)
+    assert len(everything) == len(dataset) == 60
+    assert [s.key for split in dataset.splits for s in dataset.samples(split)] == [s.key for s in everything]
+    for split in dataset.splits:
+        index = dataset.index(split)
+        for i, row in enumerate(index.itertuples()):
+            assert dataset.read(split, i) == dataset.sample(str(row.key))
+    for sample in everything:
+        assert dataset.classes["landmark_id"][sample.label] == sample.landmark_id
+        assert sample.jpeg.startswith(b"\xff\xd8\xff")
+    with pytest.raises(KeyError):
+        dataset.sample("no-such-key")
+    with pytest.raises(DatasetError, match="no split 'extra'; it has train, val, test"):
+        dataset.index("extra")
+
+
+def test_many_threads_read_with_few_open_files(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_module, "_OPEN_SHARDS", 2)
+    with ShardedDataset.open(dataset_path) as dataset, ThreadPoolExecutor(8) as pool:
+        expected = [sample.jpeg for sample in dataset.samples("train")]
+        order = [i * 7 % len(expected) for i in range(len(expected))] * 5
+        read = list(pool.map(lambda i: dataset.read("train", i).jpeg, order))
+        assert read == [expected[i] for i in order]
+        assert len(dataset._descriptors) <= 2
+
+
+def test_a_dataset_behind_a_url_reads_the_same(dataset_path: Path, dataset: ShardedDataset) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.put(str(dataset_path), "/bucket/shards", recursive=True)
+    with ShardedDataset.open("memory://bucket/shards") as remote:
+        assert remote.manifest == dataset.manifest
+        assert list(remote) == list(dataset)
+    fs.rm("/bucket", recursive=True)
+    with pytest.raises(DatasetError, match=r"memory://bucket/shards/dataset\.json: no such file"):
+        ShardedDataset.open("memory://bucket/shards")
+
+
+def test_what_is_not_whole_is_refused(dataset_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(dataset_path, out)
+    manifest = json.loads((out / "dataset.json").read_bytes())
+    evil = json.loads((out / "dataset.json").read_bytes())
+    evil["splits"]["train"]["shards"][0]["name"] = "../../etc/passwd"
+    fewer = json.loads((out / "dataset.json").read_bytes())
+    fewer["splits"]["train"]["shards"].pop()
+    for content, said in (
+        ({**manifest, "version": 2}, "format version 2, this lmk reads 1; install another lmk"),
+        ({**manifest, "format": "other"}, "not the manifest of a dataset of shards"),
+        ({**manifest, "counts": 5}, "damaged manifest \\(counts. is no object\\)"),
+        (evil, "leads out of the dataset; do not trust"),
+        (fewer, "do not add up"),
+        ([], "not the manifest"),
+    ):
+        (out / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(DatasetError, match=said):
+            ShardedDataset.open(out)
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    shard = out / "shards" / "train" / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(DatasetError, match=r"train-000001\.tar: .* instead of"):
+        ShardedDataset.open(out)
+    shard.unlink()
+    with pytest.raises(DatasetError, match=r"train-000001\.tar: shard is missing"):
+        ShardedDataset.open(out)

@@ -1,0 +1,74 @@
+"""Reading ahead: in order, as wide as the source is slow, bounded, and errors come out where they happened."""
+
+import threading
+import time
+
+import pytest
+
+from lmk_data import readahead
+from lmk_data.readahead import read_ahead
+
+
+class _Source:
+    """Counts how many reads are under way at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.at_once = self.most = 0
+        self._lock = threading.Lock()
+
+    def read(self, item: int) -> bytes:
+        with self._lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        time.sleep(self.seconds)
+        with self._lock:
+            self.at_once -= 1
+        return str(item).encode()
+
+
+@pytest.fixture(autouse=True)
+def fresh_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead._Window, "size", readahead._LEAST_AHEAD)
+
+
+def test_a_slow_source_is_read_by_many_threads_in_order() -> None:
+    source = _Source(seconds=0.01)
+    assert list(read_ahead(source.read, range(400))) == [str(i).encode() for i in range(400)]
+    assert 30 <= source.most <= readahead._MOST_AHEAD
+
+
+def test_a_fast_source_is_read_by_few() -> None:
+    source = _Source(seconds=0)
+    for _ in read_ahead(source.read, range(100)):
+        time.sleep(0.001)
+    assert source.most <= 2 * readahead._LEAST_AHEAD
+
+
+def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "_MOST_BYTES", 3_000)
+    monkeypatch.setattr(readahead._Window, "size", 50)
+    started: list[int] = []
+
+    def read(item: int) -> bytes:
+        started.append(item)
+        return bytes(1_000)
+
+    reading = read_ahead(read, range(1_000))
+    for _ in range(5):
+        next(reading)
+        time.sleep(0.02)
+    assert len(started) < 70
+    reading.close()
+
+
+def test_errors_come_in_their_place_and_end_the_reading() -> None:
+    def read(item: int) -> int:
+        if item == 7:
+            raise OSError("gone")
+        return item
+
+    reading = read_ahead(read, range(1_000))
+    assert [next(reading) for _ in range(7)] == list(range(7))
+    with pytest.raises(OSError, match="gone"):
+        next(reading)

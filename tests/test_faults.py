@@ -1,0 +1,228 @@
+"""Real faults: whatever happens to a build, nothing complete is lost, and going on ends with the same bytes."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmk_data.build import BuildOptions, build
+from lmk_data.dataset import ShardedDataset
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
+from tests.conftest import write_labels
+from tests.data.test_build import hashes
+
+pytestmark = pytest.mark.slow
+
+NUM_IMAGES, SAMPLES_PER_SHARD = 400, 8
+NO_TMPFS = "this machine does not let a test mount a file system of its own"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 images of 8 classes, large enough that a build takes seconds: one noisy photo under many names."""
+    folder = tmp_path_factory.mktemp("source")
+    pixels = np.random.default_rng(0).integers(0, 255, (450, 600, 3), dtype=np.uint8)
+    (folder / "train").mkdir()
+    Image.fromarray(pixels).save(folder / "train" / "0000.jpg", quality=80)
+    for i in range(1, NUM_IMAGES):
+        os.link(folder / "train" / "0000.jpg", folder / "train" / f"{i:04d}.jpg")
+    write_labels(folder / "train.csv", [(f"{i:04d}", i % 8) for i in range(NUM_IMAGES)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of an uninterrupted build."""
+    out = tmp_path_factory.mktemp("expected") / "shards"
+    rule = PlanRule(samples_per_shard=SAMPLES_PER_SHARD)
+    build(BuildOptions([str(source / "train")], str(source / "train.csv"), out, rule, Recipe(size=96), quiet=True))
+    return hashes(out)
+
+
+def words(source: Path, out: Path, *more: str) -> list[str]:
+    """The command line of that build."""
+    given = ["--images", str(source / "train"), "--labels", str(source / "train.csv"), "--out", str(out)]
+    shape = ["--size", "96", "--samples-per-shard", str(SAMPLES_PER_SHARD)]
+    return [sys.executable, "-m", "lmk_data.cli", "build", *given, *shape, *more]
+
+
+def start(command: Sequence[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for(is_so: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert process.poll() is None, f"ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def receipts(out: Path) -> int:
+    folder = out / ".build" / "receipts"
+    return len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
+
+
+def one_line(error: str) -> str:
+    """The one line that a command that failed leaves on stderr, beside its progress."""
+    lines = [line for line in error.splitlines() if line and not re.match(r"(building|scanning): ", line)]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("lmk-shard: error: ")
+    return lines[0]
+
+
+def only_whole_files(out: Path) -> bool:
+    """Nothing half-written has a final name: every tar is as long as its receipt says, or has none yet."""
+    return not [path for path in out.rglob("*.tmp") if ".build" not in path.parts]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_killed_at_any_moment(source: Path, expected: dict[str, str], tmp_path: Path, workers: int) -> None:
+    """kill -9 of the whole group, at random moments from the start to after publication, again and again."""
+    rng, out = random.Random(workers), tmp_path / "shards"
+    command = words(source, out, "--workers", str(workers), "--quiet")
+    started = time.monotonic()
+    finish(command)
+    seconds = time.monotonic() - started
+    assert hashes(out) == expected
+    shutil.rmtree(out)
+    killed = published = 0
+    while killed < 10:
+        process = start(command)
+        time.sleep(rng.uniform(0.2, 1.0) * seconds)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        assert only_whole_files(out)
+        if (out / "dataset.json").exists():
+            published += 1
+            ShardedDataset.open(out).close()
+            finish(command)
+            assert hashes(out) == expected
+            shutil.rmtree(out)
+    finish(command)
+    assert hashes(out) == expected
+
+
+def test_interrupted(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start(words(source, out, "--workers", "2"))
+        before = receipts(out)
+        wait_for(lambda before=before: receipts(out) > before, process)  # type: ignore[misc]
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        started = time.monotonic()
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert time.monotonic() - started < 15
+        assert said.rstrip().endswith("interrupted; run it again to go on")
+        assert "Traceback" not in said
+    kept = receipts(out)
+    finish(words(source, out, "--workers", "2"))
+    assert kept > 0
+    assert hashes(out) == expected
+
+
+def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "shards"
+    process = start(words(source, out, "--workers", "2"))
+    wait_for(lambda: receipts(out) > 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "out of memory" in one_line(said)
+    assert receipts(out) > 2
+    finish(words(source, out))
+    assert hashes(out) == expected
+
+
+def test_a_source_that_vanishes(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    """An unmounted disk is no missing image: the build ends, and goes on when the disk is back."""
+    moving = tmp_path / "disk"
+    shutil.copytree(source, moving, copy_function=os.link)
+    out = tmp_path / "shards"
+    process = start(words(moving, out, "--workers", "2"))
+    wait_for(lambda: receipts(out) > 1, process)
+    (moving / "train").rename(moving / "gone")
+    (moving / "train").mkdir()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is the storage there? run it again to go on" in one_line(said)
+    assert not (out / "dataset.json").exists()
+    (moving / "train").rmdir()
+    (moving / "gone").rename(moving / "train")
+    finish(words(moving, out))
+    assert hashes(out) == expected
+
+
+def mounted(folder: Path, size: str, script: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a shell script in a mount namespace of its own, where `folder` is a small tmpfs."""
+    folder.mkdir(exist_ok=True)
+    setup = f"mount -t tmpfs -o size={size} tmpfs {folder} || exit 77; {script}"
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", setup]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(NO_TMPFS)
+    return done
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk(source: Path, expected: dict[str, str], tmp_path: Path, workers: str) -> None:
+    disk = tmp_path / "disk"
+    command = " ".join(words(source, disk / "shards", "--workers", workers))
+    script = (
+        f"{command}; echo exit $?; find {disk} -name dataset.json; find {disk} -name '*.tmp' | grep -v .build; "
+        f"mount -o remount,size=64m {disk}; {command} --quiet; echo exit $?; cp -r {disk}/shards {tmp_path}/copy"
+    )
+    done = mounted(disk, "600k", script)
+    assert [line for line in done.stdout.splitlines() if "exit" in line or line.startswith(str(disk))][:2] == [
+        "exit 1",
+        "exit 0",
+    ]
+    said = one_line(done.stderr)
+    assert "No space left on device" in said
+    assert "run it again to go on" in said
+    assert hashes(tmp_path / "copy") == expected
+
+
+def test_a_disk_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    command = " ".join(words(source, disk / "shards"))
+    done = mounted(disk, "600k", f"mount -o remount,ro {disk}; {command}; echo exit $?")
+    assert done.stdout.splitlines() == ["exit 1"]
+    assert f"--out {disk}/shards: cannot be written: Read-only file system" in one_line(done.stderr)
+
+
+def test_a_second_build_is_refused_while_the_first_is_at_work(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "shards"
+    process = start(words(source, out, "--workers", "1"))
+    wait_for(lambda: receipts(out) > 0, process)
+    second = subprocess.run(words(source, out), capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "another build is at work there" in one_line(second.stderr)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert hashes(out) == expected
