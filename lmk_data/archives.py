@@ -105,9 +105,14 @@ def _inflated(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
 
 def _tar_members(file: BinaryIO, location: str) -> Iterator[tuple[str, int, int, int, int]]:
     with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+        places: dict[str, tuple[int, int]] = {}
         for member in tar:
-            if member.isreg() and not member.issparse() and (name := _listed_name(member.name)):
-                yield name, member.offset_data, member.size, RAW, 0
+            if member.isreg() and not member.issparse():
+                places[member.name] = (member.offset_data, member.size)
+            elif member.islnk() and member.linkname in places:  # the same file under another name
+                places[member.name] = places[member.linkname]
+            if member.name in places and (name := _listed_name(member.name)):
+                yield name, *places[member.name], RAW, 0
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
         end = tar.offset
     file.seek(end)

@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmk_data.archives import Place
 from lmk_data.claim import begin, claim, holding
-from lmk_data.engine import num_workers
+from lmk_data.cluster import check_workers, connect
+from lmk_data.engine import Engine, local_engine
 from lmk_data.errors import BuildError, UserError
 from lmk_data.format import SPLITS, Manifest, Recipe, recipe_json
 from lmk_data.images import locate, shown
@@ -46,6 +50,7 @@ class BuildOptions:
     title: str = ""
     license: str = ""
     workers: int | None = None
+    scheduler: str | None = None
     max_rejected: float = 0.05
     retry_rejected: bool = False
     overwrite: bool = False
@@ -55,6 +60,8 @@ class BuildOptions:
         check_recipe(self.recipe)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
+        if self.workers is not None and self.scheduler is not None:
+            raise UserError(f"--workers {self.workers}: is for one machine; a cluster has the workers that it has")
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"--max-rejected {self.max_rejected}: must be from 0 to 1")
 
@@ -101,11 +108,13 @@ def build(options: BuildOptions) -> BuildResult:
         fingerprint = plan_fingerprint(**inputs)
         finished = claim(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
         if finished is not None and _is_wanted(finished, options):
-            manifest, built, is_complete = finished, 0, True
+            manifest, built, is_complete, workers = finished, 0, True, 0
         else:
             begin(out, {**inputs, "fingerprint": fingerprint})
             _write_plan(out, plan)
-            receipts, built = _run(options, out, plan, stores, fingerprint)
+            with _engine(options, out, plan, stores) as engine:
+                workers = engine.workers
+                receipts, built = _run(options, engine, out, plan, stores, fingerprint)
             manifest, is_complete = _publish(options, out, plan, inputs, fingerprint, receipts), False
     return BuildResult(
         manifest=manifest,
@@ -114,8 +123,21 @@ def build(options: BuildOptions) -> BuildResult:
         resumed_images=len(plan.samples) - built,
         num_ignored=num_ignored,
         seconds=time.monotonic() - started,
-        workers=num_workers(options.workers),
+        workers=workers,
     )
+
+
+@contextmanager
+def _engine(options: BuildOptions, out: Folder, plan: Plan, stores: list[Store]) -> Iterator[Engine]:
+    """What builds the shards: this machine, or a cluster whose workers proved that they see what it sees."""
+    if options.scheduler is None:
+        yield local_engine(options.workers)
+        return
+    found = plan.samples[plan.samples["reason"] == ""].iloc[0]
+    place = Place(*(int(found[name]) for name in ("offset", "num_bytes", "method", "crc32")))
+    with connect(options.scheduler) as engine:
+        check_workers(engine, out, (stores[found["store"]], str(found["source"]), place))
+        yield engine
 
 
 def _read_labels(
@@ -124,7 +146,7 @@ def _read_labels(
     """The label table, the same with where each image lies, and how many files are in no label table."""
 
     def members() -> pd.DataFrame:
-        workers = num_workers(options.workers)
+        workers = local_engine(options.workers).workers
         return read_members(stores, cache=cache, md5=options.md5, workers=workers, quiet=options.quiet)
 
     if options.labels == CLASS_FOLDERS:
@@ -193,14 +215,14 @@ def _planned_shards(plan: Plan) -> list[PlannedShard]:
 
 
 def _run(
-    options: BuildOptions, out: Folder, plan: Plan, stores: list[Store], fingerprint: str
+    options: BuildOptions, engine: Engine, out: Folder, plan: Plan, stores: list[Store], fingerprint: str
 ) -> tuple[list[Receipt], int]:
     """Build what has no receipt yet; returns all receipts in order, and the number of images built now."""
     work = Work(
         out=out,
         fingerprint=fingerprint,
         shards=_planned_shards(plan),
-        workers=num_workers(options.workers),
+        engine=engine,
         description="building",
         quiet=options.quiet,
         retry_rejected=options.retry_rejected,

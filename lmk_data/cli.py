@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -76,6 +76,10 @@ class Build:
     """Licence of the pictures, for the card."""
     workers: int | None = None
     """Worker processes; by default one per core."""
+    engine: Literal["local", "dask"] = "local"
+    """This machine, or a Dask cluster whose workers see the same storage."""
+    scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """The cluster's scheduler, such as tcp://host:8786."""
     max_rejected: float = 0.05
     """Give up as soon as more than this share of the images is rejected."""
     retry_rejected: bool = False
@@ -220,6 +224,7 @@ def _build(command: Build) -> None:
         title=command.title,
         license=command.license,
         workers=command.workers,
+        scheduler=_scheduler(command),
         max_rejected=command.max_rejected,
         retry_rejected=command.retry_rejected,
         overwrite=command.overwrite,
@@ -234,6 +239,14 @@ def _build(command: Build) -> None:
     _write_report(command.out, None, command.quiet)
     if not command.quiet:
         print(f"next: lmk-train --shards {command.out}")
+
+
+def _scheduler(command: Build) -> str | None:
+    from lmk_data.errors import UserError
+
+    if (command.engine == "dask") != (command.scheduler is not None):
+        raise UserError("--engine dask and --scheduler ADDRESS go together; give both or neither")
+    return command.scheduler
 
 
 def _report(command: Report) -> None:

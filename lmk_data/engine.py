@@ -1,8 +1,10 @@
-"""Independent tasks on all cores of this machine: results as they come, clean interruption."""
+"""Engines run independent tasks: the interface, and the engine of one machine, a worker process for each core."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
@@ -14,32 +16,57 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def num_workers(asked: int | None) -> int:
-    """The number of worker processes: what was asked for, or one for each core that this process may use."""
-    return asked or int(joblib.cpu_count())
+class Engine(Protocol):
+    """Something that runs tasks side by side."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at once."""
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Results in the order in which they are ready. Leaving the iterator early, or Ctrl-C, ends the work.
+
+        Raises what a task raises, and BuildError when workers die.
+        """
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """Results in the order in which they are ready, from worker processes (this one, for one worker or one task).
+@dataclass(frozen=True, slots=True)
+class LocalEngine:
+    """Worker processes of this machine; one worker or one task runs in this process."""
 
-    Raises BuildError when a worker is killed. Leaving the iterator early, or Ctrl-C, ends the workers.
-    """
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1)
-    try:
-        # Ctrl-C reaches the whole process group; workers inherit the mask, and the main process ends them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    workers: int
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        workers = min(self.workers, len(tasks))
+        if workers <= 1:
+            yield from map(function, tasks)
+            return
+        parallel = joblib.Parallel(
+            n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
+        )
         try:
-            results = parallel(joblib.delayed(function)(task) for task in tasks)
+            # Ctrl-C reaches the whole process group; workers inherit the mask, and the main process ends them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                results = parallel(joblib.delayed(function)(task) for task in tasks)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            assert isinstance(results, Generator)
+            try:
+                for result in results:  # noqa: UP028 - `yield from` would close it beyond the filter below
+                    yield result
+            finally:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that tasks were cancelled is what leaving early asks for
+                    results.close()
+        except TerminatedWorkerError as error:
+            raise BuildError(
+                "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
+            ) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield from results
-    except TerminatedWorkerError as error:
-        raise BuildError(
-            "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
-        ) from error
-    finally:
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def local_engine(workers: int | None) -> LocalEngine:
+    """An engine of as many worker processes as asked for, or one for each core that this process may use."""
+    return LocalEngine(workers or int(joblib.cpu_count()))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from lmk_data.claim import begin, claim, holding
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import num_workers
+from lmk_data.engine import local_engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import Manifest, dropped_classes_schema
 from lmk_data.plan import default_samples_per_shard, plan_fingerprint, shard_sizes
@@ -57,7 +57,7 @@ def write_copy(
             return finished
         begin(folder, {**inputs, "fingerprint": fingerprint})
         shards = _write_copy_plan(folder, subset, inputs["plan"]["samples_per_shard"])
-        work = Work(folder, fingerprint, shards, num_workers(workers), "copying", quiet)
+        work = Work(folder, fingerprint, shards, local_engine(workers), "copying", quiet)
         receipts, _ = finish_shards(
             work, _copy_shard, lambda shard: _CopyTask(folder, dataset.shards_folder, shard, fingerprint)
         )

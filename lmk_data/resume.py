@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lmk_data.engine import run_tasks
+from lmk_data.engine import Engine
 from lmk_data.format import SPLITS
 from lmk_data.publish import BuiltShard
 from lmk_data.shard import Receipt, read_receipt, read_receipt_table
@@ -31,7 +31,7 @@ class Work:
     out: Folder
     fingerprint: str
     shards: list[PlannedShard]
-    workers: int
+    engine: Engine
     description: str
     quiet: bool
     retry_rejected: bool = False
@@ -61,7 +61,7 @@ def finish_shards(
     missing.sort(key=lambda shard: -shard.num_samples)
     total, todo = sum(shard.num_samples for shard in work.shards), sum(shard.num_samples for shard in missing)
     with progress_bar(total, work.description, "images", quiet=work.quiet, initial=total - todo) as bar:
-        for receipt in run_tasks(make_shard, [task_of(shard) for shard in missing], work.workers):
+        for receipt in work.engine.run(make_shard, [task_of(shard) for shard in missing]):
             receipts[receipt.split, receipt.number] = receipt
             bar.update(receipt.num_planned)
             watch(receipt)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lmk_data.engine import num_workers, run_tasks
+from lmk_data.engine import LocalEngine, local_engine
 from lmk_data.errors import StorageError, UserError
 from lmk_data.landmarks import design_landmark
 from lmk_data.photograph import photograph
@@ -83,7 +83,7 @@ def draw_sample(
         out.mkdir(parents=True, exist_ok=True)
         _write(out / _LABELS, labels)  # first: an interrupted sample is known by it
         _write(out / _CATEGORIES, _categories(listing, seed))
-        _draw(listing[listing["id"] != sample.missing], sample, seed, num_workers(workers), quiet)
+        _draw(listing[listing["id"] != sample.missing], sample, seed, local_engine(workers), quiet)
         results = {"unreadable": sample.unreadable, "missing": sample.missing}
         _write(out / _RECEIPT, (json.dumps({**arguments, **results}, indent=2) + "\n").encode())
     except OSError as error:
@@ -165,7 +165,7 @@ def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
     return False
 
 
-def _draw(listing: pd.DataFrame, sample: Sample, seed: int, workers: int, quiet: bool) -> None:
+def _draw(listing: pd.DataFrame, sample: Sample, seed: int, engine: LocalEngine, quiet: bool) -> None:
     """Draw what is not there yet, in batches of one class, so that a building is designed once per batch."""
     batches: list[_Batch] = []
     unreadable = _path(sample.folder, sample.unreadable)
@@ -174,7 +174,7 @@ def _draw(listing: pd.DataFrame, sample: Sample, seed: int, workers: int, quiet:
         for k in range(0, len(shots), _BATCH):
             batches.append(_Batch(seed, int(str(number)), shots[k : k + _BATCH], unreadable))
     with progress_bar(len(listing), "drawing", "images", quiet=quiet) as bar:
-        for done in run_tasks(_draw_batch, batches, workers):
+        for done in engine.run(_draw_batch, batches):
             bar.update(done)
 
 

@@ -340,6 +340,7 @@ def _as_os_errors(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.filename is None:
+            error.strerror = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
             error.filename = location
         raise
     except Exception as error:

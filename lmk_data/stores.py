@@ -26,7 +26,7 @@ from lmk_data.archives import (
     scan_archive,
     unpack,
 )
-from lmk_data.engine import run_tasks
+from lmk_data.engine import LocalEngine
 from lmk_data.errors import UserError
 from lmk_data.format import Rejection, parquet_bytes
 from lmk_data.storage import Folder, LocalFolder, expand_glob, is_url, open_folder, retrying, split_location
@@ -239,7 +239,7 @@ def _read_archives(
         else:
             members[number] = found
     with progress_bar(len(scans), "scanning", "archives", quiet=quiet or len(scans) < 2) as bar:
-        for scanned in run_tasks(_scan, scans, workers):
+        for scanned in LocalEngine(workers).run(_scan, scans):
             members[scanned.number] = scanned.members
             remembered.add(stores[scanned.number], scanned)
             if scanned.md5 is not None:

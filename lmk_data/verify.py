@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from lmk_data.audit import Problem, ShardToCheck, check_shard, first_difference
 from lmk_data.dataset import ShardedDataset, read_manifest
-from lmk_data.engine import num_workers, run_tasks
+from lmk_data.engine import local_engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import (
     CARD,
@@ -72,18 +72,13 @@ def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet:
     total = sum(task.num_bytes for task in tasks)
     num_decoded = 0
     with progress_bar(total, "verifying", "bytes", quiet=quiet) as bar:
-        for task, (found, decoded) in _checked(tasks, num_workers(workers)):
+        for number, found, decoded in local_engine(workers).run(check_shard, tasks):
             problems += found
             num_decoded += decoded
-            bar.update(task.num_bytes)
+            bar.update(tasks[number].num_bytes)
     problems.sort(key=lambda problem: (problem.location, problem.start or 0))
     small = sum(entry["num_bytes"] for name, entry in manifest["files"].items() if not name.endswith(".tar"))
     return Verification(len(manifest["files"]), total + small, len(dataset), num_decoded, problems)
-
-
-def _checked(tasks: list[ShardToCheck], workers: int) -> Iterator[tuple[ShardToCheck, tuple[list[Problem], int]]]:
-    for number, problems, decoded in run_tasks(check_shard, tasks, workers):
-        yield tasks[number], (problems, decoded)
 
 
 def _base_content(manifest: Manifest) -> str:

@@ -135,6 +135,19 @@ def test_members_are_read_where_other_tools_find_them(
     assert [read(stores, row) for _, row in scanned.iterrows()] == list(members.values())
 
 
+def test_links_in_a_tar(tmp_path: Path) -> None:
+    """Hard links are the same file again, as `tar` writes files that share their data; symbolic ones lead anywhere."""
+    touch(tmp_path, "a1.jpg")
+    os.link(tmp_path / "a1.jpg", tmp_path / "b1.jpg")
+    (tmp_path / "c1.jpg").symlink_to("/etc/hostname")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a1.jpg", "b1.jpg", "c1.jpg"):
+            tar.add(tmp_path / name, name)
+    stores, located = found(["a1", "b1", "c1"], tmp_path / "x.tar")
+    assert [read(stores, row) for _, row in located.frame.iloc[:2].iterrows()] == [content("a1.jpg")] * 2
+    assert located.frame["reason"].tolist() == ["", "", "missing"]
+
+
 def test_member_names_that_lead_out_are_unsafe(tmp_path: Path) -> None:
     write_tar(tmp_path / "evil.tar", {"../../evil.jpg": b"x", "/etc/absolute.jpg": b"y", "fine.jpg": b"z"})
     _, located = found(["evil", "absolute", "fine"], tmp_path / "evil.tar")

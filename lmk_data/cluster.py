@@ -1,0 +1,136 @@
+"""The engine of many machines: a Dask cluster, refused unless every worker would write the same bytes."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lmk_data import __version__
+from lmk_data.archives import Place
+from lmk_data.errors import BuildError, LmkError, UserError
+from lmk_data.format import Encoder, Rejection
+from lmk_data.resize import encoder
+from lmk_data.storage import BUILD_FOLDER, Folder
+from lmk_data.stores import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_CONNECT_SECONDS, _WORKERS_SECONDS = 10, 60
+
+
+@dataclass(frozen=True)
+class DaskEngine:
+    """The workers of a Dask cluster; a task whose worker dies runs again on another one."""
+
+    client: "Client"
+
+    @property
+    def workers(self) -> int:
+        return int(sum(self.client.nthreads().values()))
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        from distributed import KilledWorker, as_completed
+        from distributed.client import FutureCancelledError
+
+        futures = self.client.map(partial(_as_here, function, encoder()), tasks, pure=False, batch_size=1_000)
+        try:
+            for future in as_completed(futures, loop=self.client.loop):
+                yield future.result()
+                future.release()
+        except KilledWorker as error:
+            raise BuildError(
+                "worker after worker was killed on one shard (out of memory?); run again, with more memory for each"
+            ) from error
+        except FutureCancelledError as error:
+            raise BuildError("the connection to the Dask scheduler was lost; run again to go on") from error
+        finally:
+            self.client.cancel(futures)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What every worker has to show before a build: the output folder's `marker`, and one image (None for none)."""
+
+    out: Folder
+    marker: str
+    image: tuple[Store, str, Place] | None
+
+
+@contextmanager
+def connect(address: str) -> Iterator[DaskEngine]:
+    """Connect to a scheduler such as `tcp://host:8786` and wait for its first worker.
+
+    Raises UserError if `distributed` is not installed, nobody answers there, or no worker comes.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError("--engine dask: needs the package `distributed`; pip install 'lmk[dask]'") from error
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise UserError(f"--scheduler {address}: no worker came within {_WORKERS_SECONDS} s; start some") from error
+        yield DaskEngine(client)
+
+
+def check_workers(engine: DaskEngine, out: Folder, image: tuple[Store, str, Place] | None) -> None:
+    """Refuse a cluster whose workers differ from this process: lmk, encoder, the output folder, the images.
+
+    Raises UserError that names a worker and what differs.
+    """
+    probe = Probe(out, f"{BUILD_FOLDER}/seen-{secrets.token_hex(8)}", image)
+    with out.atomic(probe.marker) as file:
+        file.write(probe.marker.encode())
+    try:
+        here = look_around(probe)
+        for worker, there in engine.client.run(look_around, probe).items():
+            for what, value in here.items():
+                if there.get(what) != value:
+                    raise UserError(
+                        f"--engine dask: worker {worker} differs in {what}: {there.get(what)} there, {value} here; "
+                        "install the same packages and give it the same storage"
+                    )
+    finally:
+        out.remove(probe.marker)
+
+
+def look_around(probe: Probe) -> dict[str, Any]:
+    """What a process would build with, and what it sees of the storage."""
+    seen: dict[str, Any] = {"lmk": __version__, "the encoder": _named(encoder())}
+    try:
+        seen["a file just written to --out"] = probe.out.read(probe.marker).decode()
+    except OSError as error:
+        seen["a file just written to --out"] = f"{error.strerror or error}"
+    if probe.image is not None:
+        store, source, place = probe.image
+        try:
+            data = store.read(source, place)
+            shown = data.reason if isinstance(data, Rejection) else hashlib.sha256(data).hexdigest()
+        except LmkError as error:
+            shown = str(error)
+        seen[f"the image {source}"] = shown
+    return seen
+
+
+def _as_here(function: Callable[[Task], Result], expected: Encoder, task: Task) -> Result:
+    """Run a task, unless this worker, which may have come after the check, would encode otherwise."""
+    if encoder() != expected:
+        raise BuildError(f"a worker came with another encoder: {_named(encoder())} there, {_named(expected)} here")
+    return function(task)
+
+
+def _named(found: Encoder) -> str:
+    turbo = f"libjpeg-turbo {found.libjpeg_turbo}"
+    return f"{found.distribution} {found.version} with {turbo} and {', '.join(found.codecs)}"
