@@ -130,6 +130,8 @@ def _looks_cut(image: Image.Image) -> bool:
     if image.format not in ("JPEG", "MPO") or image.info.get("progressive"):
         return False
     width, height = image.size
+    if image.getpixel((width - 1, height - 1)) != image.getpixel((max(0, width - 8), max(0, height - 8))):
+        return False
     corner = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
     return bool((corner == corner[0, 0]).all())
 
@@ -221,8 +223,8 @@ def _fit(image: Image.Image, recipe: Recipe) -> Image.Image:
 
 
 def _dhash(image: Image.Image) -> int:
-    """Perceptual hash of a picture, 64 bits: the sign of each horizontal step of its 9x8 grey thumbnail."""
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
+    """Perceptual hash of a picture, 64 bits: the sign of each horizontal step of its 9x8 thumbnail in grey."""
+    grey = np.asarray(image.resize((9, 8), Image.Resampling.BOX).convert("L"))
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 

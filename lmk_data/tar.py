@@ -12,6 +12,19 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 _OWNER, _MODE = "lmk", 0o444
 
 
+def _blank_header() -> bytes:
+    """A header without name, size and checksum, whose field counts as spaces while it is summed."""
+    member = tarfile.TarInfo("")
+    member.mode, member.uname, member.gname = _MODE, _OWNER, _OWNER
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[124:135], header[148:156] = bytes(11), b" " * 8
+    return bytes(header)
+
+
+_HEADER = _blank_header()
+_HEADER_SUM = sum(_HEADER)
+
+
 class TarFile:
     """An uncompressed USTAR file in the making, byte for byte as webdataset's `TarWriter` writes it."""
 
@@ -39,10 +52,15 @@ class TarFile:
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes before the payload of a member."""
-    header = tarfile.TarInfo(name)
-    header.size, header.mode, header.uname, header.gname = num_bytes, _MODE, _OWNER, _OWNER
-    return header.tobuf(tarfile.USTAR_FORMAT)
+    """The 512 bytes before the payload of a member: all are alike but for name, size and checksum."""
+    encoded, size = name.encode(), b"%011o" % num_bytes
+    assert len(encoded) <= 100, "keys are short enough for the name field"
+    assert len(size) == 11, "pictures are small enough for the size field"
+    header = bytearray(_HEADER)
+    header[: len(encoded)] = encoded
+    header[124:135] = size
+    header[148:156] = b"%06o\0 " % (_HEADER_SUM + sum(encoded) + sum(size))
+    return bytes(header)
 
 
 def padding(num_bytes: int) -> bytes:

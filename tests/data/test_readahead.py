@@ -9,7 +9,7 @@ from lmk_data import readahead
 from lmk_data.readahead import read_ahead
 
 
-class _Source:
+class _SlowSource:
     """Counts how many reads are under way at once."""
 
     def __init__(self, seconds: float) -> None:
@@ -21,7 +21,8 @@ class _Source:
         with self._lock:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
-        time.sleep(self.seconds)
+        if self.seconds:
+            time.sleep(self.seconds)
         with self._lock:
             self.at_once -= 1
         return str(item).encode()
@@ -29,25 +30,40 @@ class _Source:
 
 @pytest.fixture(autouse=True)
 def fresh_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead._Window, "size", readahead._LEAST_AHEAD)
+    monkeypatch.setattr(readahead._Source, "window", readahead._LEAST_AHEAD)
+    monkeypatch.setattr(readahead._Source, "mean_seconds", 0.0)
 
 
 def test_a_slow_source_is_read_by_many_threads_in_order() -> None:
-    source = _Source(seconds=0.01)
+    source = _SlowSource(seconds=0.01)
     assert list(read_ahead(source.read, range(400))) == [str(i).encode() for i in range(400)]
     assert 30 <= source.most <= readahead._MOST_AHEAD
 
 
-def test_a_fast_source_is_read_by_few() -> None:
-    source = _Source(seconds=0)
-    for _ in read_ahead(source.read, range(100)):
-        time.sleep(0.001)
-    assert source.most <= 2 * readahead._LEAST_AHEAD
+def test_a_fast_source_is_read_as_it_is_used() -> None:
+    started: list[int] = []
+
+    def read(item: int) -> int:
+        started.append(item)
+        return item
+
+    for item in read_ahead(read, range(100)):
+        assert len(started) == item + 1
+
+
+def test_a_source_that_turns_slow_is_noticed() -> None:
+    source = _SlowSource(seconds=0.0)
+    reading = read_ahead(source.read, range(300))
+    assert [next(reading) for _ in range(50)] == [str(i).encode() for i in range(50)]
+    source.seconds = 0.01
+    assert [*reading] == [str(i).encode() for i in range(50, 300)]
+    assert source.most >= 20
 
 
 def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_MOST_BYTES", 3_000)
-    monkeypatch.setattr(readahead._Window, "size", 50)
+    monkeypatch.setattr(readahead._Source, "window", 50)
+    monkeypatch.setattr(readahead._Source, "mean_seconds", 1.0)
     started: list[int] = []
 
     def read(item: int) -> bytes:

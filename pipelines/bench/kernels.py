@@ -1,0 +1,83 @@
+"""Decode, resize and encode photos that are in memory: the floor under every builder, for one library at a time.
+
+    python pipelines/bench/kernels.py pillow|opencv LIST --seconds 5 [--processes N] [--size 224]
+
+LIST names photos, one a line. Runs alone, so that another environment can run it. Prints JSON: milliseconds of
+processor time and of wall time an image (over all processes together), and the library's version.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+
+
+def pillow(size: int) -> tuple[str, Callable[[bytes], bytes]]:
+    """Full decoding, bicubic, JPEG quality 90."""
+    import PIL
+    from PIL import Image
+
+    def convert(data: bytes) -> bytes:
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        sink = io.BytesIO()
+        image.save(sink, "JPEG", quality=90)
+        return sink.getvalue()
+
+    return f"Pillow {PIL.__version__}", convert
+
+
+def opencv(size: int) -> tuple[str, Callable[[bytes], bytes]]:
+    """Full decoding, INTER_AREA, JPEG quality 90; one thread, as a worker of many has."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(1)
+
+    def convert(data: bytes) -> bytes:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1])
+
+    return f"OpenCV {cv2.__version__}", convert
+
+
+def measure(library: str, paths: list[str], size: int, seconds: float) -> tuple[str, int, float, float]:
+    """Images converted, processor seconds and wall seconds, over whole rounds of the photos."""
+    name, convert = {"pillow": pillow, "opencv": opencv}[library](size)
+    photos = []
+    for path in paths:
+        with open(path, "rb") as file:
+            photos.append(file.read())
+    for photo in photos[:20]:
+        convert(photo)
+    num_images, started, used = 0, time.monotonic(), time.process_time()
+    while time.monotonic() - started < seconds:
+        for photo in photos:
+            convert(photo)
+        num_images += len(photos)
+    return name, num_images, time.process_time() - used, time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", choices=["pillow", "opencv"])
+    parser.add_argument("list")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--size", type=int, default=224)
+    arguments = parser.parse_args()
+    with open(arguments.list) as file:
+        paths = file.read().splitlines()
+    job = (arguments.library, paths, arguments.size, arguments.seconds)
+    with multiprocessing.Pool(arguments.processes) as pool:
+        parts = pool.starmap(measure, [job] * arguments.processes, chunksize=1)
+    num_images = sum(part[1] for part in parts)
+    rate = sum(part[1] / part[3] for part in parts)
+    cpu_ms = 1000 * sum(part[2] for part in parts) / num_images
+    print(json.dumps({"library": parts[0][0], "cpu_ms": cpu_ms, "images_per_second": rate}))
+
+
+if __name__ == "__main__":
+    main()
