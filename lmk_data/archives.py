@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-import pandas as pd
-
 from lmk_data.errors import UserError
 from lmk_data.format import Rejection
 
@@ -22,6 +20,7 @@ _LOCAL_SLACK_BYTES = 1024  # room for a name and extra fields, read together wit
 _ENCRYPTED = 0x1
 
 ArchiveKind = Literal["tar", "zip"]
+Member = tuple[str, int, int, int, int]  # source, then the fields of `Place`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +33,18 @@ class Place:
     crc32: int
 
 
-def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> pd.DataFrame:
-    """The regular files of an archive: columns source, offset, num_bytes, method, crc32, in the archive's order.
+def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[Member]:
+    """The regular files of an archive, in its order, of which only headers are read.
 
-    Only headers are read. A name that occurs twice counts as its last occurrence, as unpacking would have it.
-    Raises UserError for an archive that is damaged or cannot be read by offset.
+    A name may occur twice; unpacking would leave its last occurrence. Raises UserError for an archive that is
+    damaged or cannot be read by offset.
     """
     try:
-        rows = list(_zip_members(file, location) if kind == "zip" else _tar_members(file, location))
+        yield from _zip_members(file, location) if kind == "zip" else _tar_members(file, location)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{location}: cannot be read as a {kind} ({error}); copy it again, an unfinished download ends like this"
         ) from error
-    members = pd.DataFrame(rows, columns=["source", "offset", "num_bytes", "method", "crc32"])
-    members = members.drop_duplicates("source", keep="last", ignore_index=True)
-    return members.astype({"offset": "int64", "num_bytes": "int64", "method": "int8", "crc32": "uint32"})
 
 
 def archive_kind(head: bytes) -> ArchiveKind | None:
@@ -103,7 +99,7 @@ def _inflated(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
     return payload
 
 
-def _tar_members(file: BinaryIO, location: str) -> Iterator[tuple[str, int, int, int, int]]:
+def _tar_members(file: BinaryIO, location: str) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
         places: dict[str, tuple[int, int]] = {}
         for member in tar:
@@ -120,7 +116,7 @@ def _tar_members(file: BinaryIO, location: str) -> Iterator[tuple[str, int, int,
         raise UserError(f"{location}: damaged at byte {end:,}, or an unfinished download; copy it again")
 
 
-def _zip_members(file: BinaryIO, location: str) -> Iterator[tuple[str, int, int, int, int]]:
+def _zip_members(file: BinaryIO, location: str) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.flag_bits & _ENCRYPTED:

@@ -21,13 +21,14 @@ from lmk_data.errors import BuildError, UserError
 from lmk_data.format import SPLITS, Manifest, Recipe, recipe_json
 from lmk_data.images import locate, shown
 from lmk_data.labels import CLASS_FOLDERS, LabelTable, read_categories, read_class_folders, read_labels
+from lmk_data.members import MEMBER_COLUMNS, read_members
 from lmk_data.plan import Plan, PlanRule, make_plan, plan_fingerprint
 from lmk_data.publish import Publication, publish
 from lmk_data.resize import check_recipe, encoder
 from lmk_data.resume import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.shard import PLAN_TABLE, Receipt, ShardTask, build_shard
 from lmk_data.storage import Folder, open_folder
-from lmk_data.stores import MEMBER_COLUMNS, FolderStore, Store, open_stores, read_members
+from lmk_data.stores import FolderStore, Store, open_stores
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
 _REJECTIONS_ALWAYS_ALLOWED = 2

@@ -10,7 +10,8 @@ import pandas as pd
 
 from lmk_data.archives import RAW
 from lmk_data.errors import UserError
-from lmk_data.stores import MEMBER_COLUMNS, FolderStore, Store
+from lmk_data.members import MEMBER_COLUMNS
+from lmk_data.stores import FolderStore, Store
 
 _PROBES = 256
 _REMOTE_PROBES = 16

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmk_data.archives import Place, scan_archive
+from lmk_data.archives import Member, Place, scan_archive
 from lmk_data.errors import StorageError, UserError
 from lmk_data.format import Rejection
 from lmk_data.images import Located, locate
 from lmk_data.labels import read_class_folders
+from lmk_data.members import MEMBERS_TABLE, read_members
 from lmk_data.storage import LocalFolder
-from lmk_data.stores import MEMBERS_TABLE, Store, open_stores, read_members
+from lmk_data.stores import Store, open_stores
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -193,11 +194,11 @@ def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, mo
     first = read_members(stores, cache=cache)
     scanned: list[str] = []
 
-    def counting(file: io.BufferedReader, kind: str, location: str) -> pd.DataFrame:
+    def counting(file: io.BufferedReader, kind: str, location: str) -> Iterator[Member]:
         scanned.append(location)
         return scan_archive(file, kind, location)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lmk_data.stores.scan_archive", counting)
+    monkeypatch.setattr("lmk_data.members.scan_archive", counting)
     pd.testing.assert_frame_equal(read_members(stores, cache=cache), first)
     assert not scanned
     write_tar(tmp_path / "b.tar", {"b1.jpg": b"2", "b2.jpg": b"3"})
