@@ -35,9 +35,8 @@ class TarFile:
 
     def add(self, name: str, data: bytes) -> int:
         """Append one member; returns the offset of its payload in bytes."""
-        self._write(member_header(name, len(data)))
-        offset = self.num_bytes
-        self._write(data + padding(len(data)))
+        offset = self.num_bytes + BLOCK_BYTES
+        self._write(b"".join((member_header(name, len(data)), data, padding(len(data)))))
         return offset
 
     def close(self) -> str:

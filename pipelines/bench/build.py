@@ -170,7 +170,7 @@ def main() -> None:
     one = kernel("kernel in memory, one core", sys.executable, "pillow", listing, 1, plain_psnr)
     every = kernel(f"kernel in memory, {cores} cores", sys.executable, "pillow", listing, cores, plain_psnr)
     rows = [one, every]
-    for fit in ("squash", "crop"):
+    for fit in ("squash",) if arguments.without_peers else ("squash", "crop"):
         shutil.rmtree(out / "shards", ignore_errors=True)
         words = [sys.executable, "-c", _BUILD, str(tree), str(out / "shards"), fit, str(cores)]
         rows.append(run(f"lmk-shard build, --fit {fit}, {cores} workers", words, arguments.images))
