@@ -149,10 +149,12 @@ class Subset:
     """Keep only the K largest classes."""
     max_per_class: int | None = None
     """Keep at most this many training images of a class."""
+    drop_duplicates: Literal["exact", "near"] | None = None
+    """Leave out validation and test images with a duplicate in training, and all but one of each group in a split."""
     copy: bool = False
     """Write shards of its own, with new labels, instead of a view."""
     workers: int | None = None
-    """Worker processes for --copy; by default one per core."""
+    """Worker processes for --copy and for comparing pictures; by default one per core."""
     overwrite: bool = False
     """Remove what another build or view left in --out."""
     quiet: bool = False
@@ -282,7 +284,7 @@ def _subset(command: Subset) -> None:
     from lmk_data.subset import Selection, read_class_list, write_view
 
     classes = read_class_list(command.classes) if command.classes else None
-    selection = Selection(classes, command.min_samples, command.top, command.max_per_class)
+    selection = Selection(classes, command.min_samples, command.top, command.drop_duplicates, command.max_per_class)
     with ShardedDataset.open(command.dataset) as dataset:
         if command.copy:
             manifest = write_copy(
@@ -294,7 +296,7 @@ def _subset(command: Subset) -> None:
                 quiet=command.quiet,
             )
         else:
-            manifest = write_view(dataset, selection, command.out, overwrite=command.overwrite)
+            manifest = write_view(dataset, selection, command.out, workers=command.workers, overwrite=command.overwrite)
     if not command.quiet:
         num_classes, written = manifest["classes"]["num_classes"], manifest["counts"]["written"]
         kind = "copy" if command.copy else "view"
@@ -326,13 +328,14 @@ def _sample(command: Sample) -> None:
 
 def _write_report(path: str, out: str | None, quiet: bool) -> None:
     from lmk_data.dataset import ShardedDataset
+    from lmk_data.engine import local_engine
     from lmk_data.format import REPORT_FOLDER
     from lmk_data.report import terminal_summary, write_report
     from lmk_data.storage import open_folder
 
     folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
     with ShardedDataset.open(path) as dataset:
-        report = write_report(dataset, open_folder(folder))
+        report = write_report(dataset, open_folder(folder), local_engine(None))
     if not quiet:
         print(terminal_summary(report))
         print(f"report: {folder}/index.html")

@@ -10,8 +10,10 @@ from markupsafe import Markup
 
 from lmk_data import page
 from lmk_data.dataset import ShardedDataset
+from lmk_data.engine import Engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
+from lmk_data.quality import Quality, assess
 from lmk_data.storage import Folder
 
 MANY_ABOVE, FEW_BELOW = 100, 20
@@ -29,18 +31,19 @@ class Report:
     figures: dict[str, Any]
 
 
-def write_report(dataset: ShardedDataset, out: Folder) -> Report:
-    """Write `index.html` and `report.json` into `out`.
+def write_report(dataset: ShardedDataset, out: Folder, engine: Engine) -> Report:
+    """Write `index.html` and `report.json` into `out`; `engine` compares pictures for near duplicates.
 
     Raises DatasetError if a file of the dataset cannot be read.
     """
-    figures = summarize(dataset)
+    quality = assess(dataset, engine)
+    figures = {**summarize(dataset), **quality.figures}
     title = " ".join(dataset.manifest["title"].split()) or "Image shards"
     subtitle = (
         f"{figures['counts']['written']:,} images of {figures['classes']['kept']:,} classes, "
         f"{dataset.recipe.size}x{dataset.recipe.size} pixels"
     )
-    html = page.render_page(title, subtitle, _sections(dataset, figures))
+    html = page.render_page(title, subtitle, _sections(dataset, figures, quality))
     write_file(out, "report.json", canonical_json(figures) + b"\n")
     write_file(out, "index.html", html.encode())
     out.sweep()
@@ -65,6 +68,11 @@ def terminal_summary(report: Report) -> str:
             f"  {name:5} {split['num_samples']:>9,} images ({split['ratio']:.1%}) of {split['num_classes']:,} classes, "
             f"{split['num_shards']:,} shards, {split['num_bytes'] / 1e6:,.1f} MB"
         )
+    for kind, found in figures["duplicates"].items():
+        leaked = ", ".join(f"{part['share']:.1%} of {split}" for split, part in found["leaked"].items())
+        if found["groups"] and (kind == "exact" or found != figures["duplicates"]["exact"]):
+            words = {"exact": "exact", "near": "exact or near"}[kind]
+            lines.append(f"  {found['groups']:,} groups of {words} duplicates; in training too: {leaked or 'nothing'}")
     for reason, number in figures["rejects"].items():
         lines.append(f"  rejected {number['count']:,}: {reason} ({', '.join(number['examples'])})")
     return "\n".join(lines)
@@ -138,7 +146,7 @@ def _rejects(dataset: ShardedDataset) -> dict[str, dict[str, Any]]:
     }
 
 
-def _sections(dataset: ShardedDataset, figures: dict[str, Any]) -> list[page.Section]:
+def _sections(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality) -> list[page.Section]:
     counts, sizes = figures["counts"], figures["classes"]
     key = [
         (f"{counts['written']:,}", "images"),
@@ -154,6 +162,7 @@ def _sections(dataset: ShardedDataset, figures: dict[str, Any]) -> list[page.Sec
         page.Section("Splits", [_split_table(figures)]),
         page.Section("The long tail", [*_frequency_plots(dataset), _band_table(figures)]),
         page.Section("Pictures", [page.picture_rows(_mosaic(dataset))]),
+        page.Section("Duplicates and leakage", _duplicates(dataset, figures, quality)),
         page.Section("Classes", _class_table(dataset.classes)),
         page.Section("Rejected images", _reject_table(figures)),
         page.Section("How it was made", [_provenance(figures)]),
@@ -253,6 +262,40 @@ def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
         row = classes.loc[label]
         rows.append(page.PictureRow(str(row["name"]), f"{row['landmark_id']}, {row['listed']:,} images", jpegs))
     return rows
+
+
+def _duplicates(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality) -> list[Markup]:
+    """How many pictures come twice, how much of validation and test is in training, and the worst groups."""
+    splits = [split for split in dataset.splits if split != "train"]
+    header = ["duplicates", "groups", "images in them", "groups with several labels"]
+    header += [f"{split} also in train" for split in splits] + ["a clean view leaves out"]
+    rows = [
+        (
+            {"exact": "exact (the same file)", "near": "exact or near"}[kind],
+            found["groups"],
+            found["samples"],
+            found["groups_with_several_labels"],
+            *(f"{found['leaked'][s]['num_samples']:,} ({_percent(found['leaked'][s]['share'])})" for s in splits),
+            found["superfluous"],
+        )
+        for kind, found in figures["duplicates"].items()
+    ]
+    parts = [page.table(header, rows)]
+    if quality.groups:
+        kinds = "exact" if figures["duplicates"]["near"] == figures["duplicates"]["exact"] else "near"
+        advice = f"lmk-shard subset DATASET --out CLEAN --drop-duplicates {kinds}"
+        parts.append(page.paragraph(f"`{advice}` makes a view without them. The groups most worth a look:"))
+        parts.append(page.picture_rows([_group_row(dataset, what, samples) for what, samples in quality.groups]))
+    return parts
+
+
+def _group_row(dataset: ShardedDataset, what: str, samples: pd.DataFrame) -> page.PictureRow:
+    jpegs, names = [], dataset.classes["name"]
+    for split, row in zip(samples["split"], samples["row"], strict=True):
+        place = dataset.index_table(split, ["shard", "jpg_offset", "jpg_size"]).slice(int(row), 1).to_pylist()[0]
+        jpegs.append(_thumbnail(dataset, place["shard"], place["jpg_offset"], place["jpg_size"]))
+    shown = ", ".join(dict.fromkeys(str(names[label]) for label in samples["label"]))
+    return page.PictureRow(shown, f"{what}; in {', '.join(dict.fromkeys(samples['split']))}", jpegs)
 
 
 def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int) -> bytes:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from lmk_data.claim import begin, claim, holding
 from lmk_data.dataset import ShardedDataset
+from lmk_data.duplicates import Kind, find_duplicates
+from lmk_data.engine import Engine, local_engine
 from lmk_data.errors import UserError
 from lmk_data.format import (
     CLASSES,
@@ -44,12 +46,14 @@ class Selection:
     """Which classes and how much of them; None leaves a rule out. Raises UserError for a rule that makes no sense.
 
     `classes` are landmark ids as strings. The rules apply in the order of the fields. `min_samples` and `top` judge
-    by the root dataset's `listed`; `max_per_class` caps training only.
+    by the root dataset's `listed`; `drop_duplicates` leaves out validation and test images with a duplicate in
+    training, and within a split all but one of each group; `max_per_class` caps training only.
     """
 
     classes: tuple[str, ...] | None = None
     min_samples: int | None = None
     top: int | None = None
+    drop_duplicates: Kind | None = None
     max_per_class: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +64,8 @@ class Selection:
 
     def json(self) -> dict[str, Any]:
         """The rules that were given, for the manifest; a list of classes as their number and a hash."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("min_samples", "top", "max_per_class")}
+        rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
+        given: dict[str, Any] = {name: getattr(self, name) for name in rules}
         if self.classes is not None:
             chosen = sorted(set(self.classes))
             given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
@@ -100,18 +105,23 @@ def read_class_list(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def select(dataset: ShardedDataset, selection: Selection) -> Subset:
-    """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing."""
+def select(dataset: ShardedDataset, selection: Selection, engine: Engine) -> Subset:
+    """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing.
+
+    `engine` compares pictures for near duplicates.
+    """
     root = _root_classes(dataset)
     classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
     kept = _choose(classes, selection, dataset.location)
     new_label = np.full(len(classes), -1, dtype=np.int32)
     new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
+    superfluous = _superfluous(dataset, selection, kept["label"].to_numpy(), engine)
     rows = {}
     for split in dataset.splits:
         table = dataset.index_table(split)
         label = new_label[table["label"].to_numpy()]
         chosen = label >= 0
+        chosen[superfluous.get(split, [])] = False
         if split == "train" and selection.max_per_class is not None:
             chosen[chosen] = pd.Series(label[chosen]).groupby(label[chosen]).cumcount() < selection.max_per_class
         table = table.set_column(table.column_names.index("label"), "label", pa.array(label, pa.int32()))
@@ -132,16 +142,18 @@ def select(dataset: ShardedDataset, selection: Selection) -> Subset:
     return Subset(kept.assign(rejected=np.int32(0)), rows, steps, removed)
 
 
-def write_view(dataset: ShardedDataset, selection: Selection, out: str, *, overwrite: bool = False) -> Manifest:
+def write_view(
+    dataset: ShardedDataset, selection: Selection, out: str, *, workers: int | None = None, overwrite: bool = False
+) -> Manifest:
     """Write a view: a manifest, classes and indexes that point into the dataset's shards; no picture is copied.
 
     Raises UserError for a selection that makes no sense or an `out` that holds something else.
     """
     folder = open_folder(out)
     if not selection.json():
-        raise UserError("choose something: --top, --min-samples, --classes or --max-per-class")
+        raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
     with holding(folder):
-        subset = select(dataset, selection)
+        subset = select(dataset, selection, local_engine(workers))
         view_of = {
             "path": _way(folder, dataset.shards_folder),
             "content_sha256": root_content(dataset),
@@ -202,6 +214,16 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
         largest = int(classes["root_listed"].max())
         raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images")
     return kept
+
+
+def _superfluous(
+    dataset: ShardedDataset, selection: Selection, labels: "np.ndarray[Any, Any]", engine: Engine
+) -> dict[str, Any]:
+    """The rows of each split that dropping duplicates takes from the classes kept."""
+    if selection.drop_duplicates is None:
+        return {}
+    found = find_duplicates(dataset, selection.drop_duplicates, engine).among(labels).superfluous()
+    return {str(split): part["row"].to_numpy() for split, part in found.groupby("split")}
 
 
 def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:

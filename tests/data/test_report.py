@@ -11,6 +11,7 @@ import pytest
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from lmk_data.engine import LocalEngine
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
 from lmk_data.report import gini, write_report
@@ -20,7 +21,7 @@ from lmk_data.storage import open_folder
 def test_figures_are_those_of_the_datasets_own_files(
     dataset: ShardedDataset, dataset_path: Path, tmp_path: Path
 ) -> None:
-    write_report(dataset, open_folder(tmp_path))
+    write_report(dataset, open_folder(tmp_path), LocalEngine(1))
     figures = json.loads((tmp_path / "report.json").read_bytes())
     classes = pd.read_parquet(dataset_path / "classes.parquet")
     assert figures["counts"]["written"] == sum(len(pd.read_parquet(p)) for p in (dataset_path / "index").iterdir())
@@ -35,13 +36,14 @@ def test_figures_are_those_of_the_datasets_own_files(
 
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_report(dataset, open_folder(tmp_path / name))
+        write_report(dataset, open_folder(tmp_path / name), LocalEngine(1))
     html = (tmp_path / "a" / "index.html").read_text()
     assert html == (tmp_path / "b" / "index.html").read_text()
     assert "<h1>Small &lt;set&gt;</h1>" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html.replace("xmlns:xlink", ""))
     assert "default-src 'none'" in html
-    assert html.count("<img ") == 5 * 8 - sum(max(0, 8 - n) for n in dataset.classes["train"])
+    pictures = html[html.index("<h2>Pictures</h2>") : html.index("<h2>Duplicates and leakage</h2>")]
+    assert pictures.count("<img ") == 5 * 8 - sum(max(0, 8 - n) for n in dataset.classes["train"])
     assert len(html) < 2_000_000
 
 
@@ -82,7 +84,7 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium is installed")
-    write_report(dataset, open_folder(tmp_path / "report"))
+    write_report(dataset, open_folder(tmp_path / "report"), LocalEngine(1))
     html = (tmp_path / "report" / "index.html").read_text()
     # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
     outer = tmp_path / "outer.html"

@@ -1,0 +1,155 @@
+"""Duplicates: every close pair is found, pictures confirm it, and clean views hold none."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lmk_data.build import BuildOptions, build
+from lmk_data.cli import main
+from lmk_data.dataset import ShardedDataset
+from lmk_data.duplicates import Duplicates, find_duplicates, near_pairs
+from lmk_data.engine import LocalEngine
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
+from lmk_data.subset import Selection, write_view
+from lmk_data.verify import verify
+from tests.conftest import write_labels
+
+HERE = LocalEngine(1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_every_pair_within_the_distance_is_found_and_no_other(seed: int, distance: int) -> None:
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, 60, dtype=np.uint64)
+    for i in range(1, 60):  # neighbours, at any distance from 0 to 8
+        if rng.random() < 0.7:
+            flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, rng.integers(1, 9)).astype(np.uint64))
+            hashes[i] = hashes[rng.integers(0, i)] ^ flips
+    found = {
+        frozenset(pair) for a, b in near_pairs(hashes, distance) for pair in zip(a.tolist(), b.tolist(), strict=True)
+    }
+    expected = {
+        frozenset((i, j))
+        for i in range(60)
+        for j in range(i)
+        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= distance
+    }
+    assert found == expected
+
+
+def paint(path: Path, seed: int) -> None:
+    """A smooth picture of its own, as photos are at the scale of a perceptual hash."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def changed(path: Path, out: Path, kind: str) -> None:
+    """A transformed copy of a photo."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    width, height = image.size
+    if kind == "smaller":
+        image = image.resize((width * 2 // 3, height * 2 // 3), Image.Resampling.BICUBIC)
+    if kind == "cropped":
+        image = image.crop((width // 100, height // 100, width - width // 100, height - height // 100))
+    image.save(out, quality=60 if kind == "re-encoded" else 85)
+
+
+@pytest.fixture
+def collection_with_copies(tmp_path: Path) -> Path:
+    """20 pictures of 2 classes; of class 0, number 0 also as two exact copies, number 1 as two transformed ones; one
+    picture of class 0 under class 1 too."""
+    rows = []
+    for label in (0, 1):
+        for number in range(10):
+            name = f"c{label}n{number}"
+            paint(tmp_path / "train" / f"{name}.jpg", 2 * number + label)
+            rows.append((name, label))
+    train = tmp_path / "train"
+    for name, source, label in (("copy1", "c0n0", 0), ("copy2", "c0n0", 0), ("other", "c0n2", 1)):
+        shutil.copy(train / f"{source}.jpg", train / f"{name}.jpg")
+        rows.append((name, label))
+    for kind in ("re-encoded", "smaller", "cropped"):
+        changed(train / "c0n1.jpg", train / f"{kind}.jpg", kind)
+        rows.append((kind, 0))
+    write_labels(tmp_path / "train.csv", rows)
+    return tmp_path
+
+
+def built(folder: Path, **rule: object) -> ShardedDataset:
+    chosen = PlanRule(min_samples=2, samples_per_shard=8, **rule)  # type: ignore[arg-type]
+    out = folder / "shards"
+    options = BuildOptions([str(folder / "train")], str(folder / "train.csv"), out, chosen, Recipe(size=96), quiet=True)
+    build(options)
+    return ShardedDataset.open(out)
+
+
+def groups(found: Duplicates) -> set[frozenset[str]]:
+    return {frozenset(keys) for _, keys in found.samples.groupby("group")["key"]}
+
+
+def test_groups_conflicts_and_leakage(collection_with_copies: Path) -> None:
+    with built(collection_with_copies) as dataset:
+        exact = find_duplicates(dataset, "exact", HERE)
+        assert groups(exact) == {frozenset({"c0n0", "copy1", "copy2"}), frozenset({"c0n2", "other"})}
+        near = find_duplicates(dataset, "near", HERE)
+        assert groups(near) == groups(exact) | {frozenset({"c0n1", "re-encoded", "smaller", "cropped"})}
+        assert set(near.conflicts()["key"]) == {"c0n2", "other"}
+        split_of = {key: split for split in dataset.splits for key in dataset.index(split)["key"]}
+        expected = {
+            key
+            for group in groups(near)
+            for key in group
+            if split_of[key] != "train" and any(split_of[other] == "train" for other in group)
+        }
+        assert set(near.leaked()["key"]) == expected
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_a_clean_view_holds_no_duplicate_of_its_kind(collection_with_copies: Path, tmp_path: Path, kind: str) -> None:
+    with built(collection_with_copies) as dataset:
+        found = find_duplicates(dataset, kind, HERE)  # type: ignore[arg-type]
+        selection = Selection(drop_duplicates=kind)  # type: ignore[arg-type]
+        manifest = write_view(dataset, selection, str(tmp_path / "clean"), workers=1)
+        assert sum(manifest["view_of"]["removed"][s] for s in ("train", "val", "test")) == len(found.superfluous())
+        everything = {sample.key for sample in dataset}
+    with ShardedDataset.open(tmp_path / "clean") as clean:
+        again = find_duplicates(clean, kind, HERE)  # type: ignore[arg-type]
+        assert not len(again.leaked())
+        assert not again.samples.duplicated(["group", "split"]).any()
+        assert everything - {sample.key for sample in clean} == set(found.superfluous()["key"])
+        assert manifest["view_of"]["selection"] == [{"drop_duplicates": kind}]
+    assert not verify(str(tmp_path / "clean"), workers=1, quiet=True).problems
+
+
+def test_the_pairs_of_the_monuments(shared: Path, tmp_path: Path) -> None:
+    images = shared / "monuments"
+    build(BuildOptions([str(images / "train")], str(images / "train.csv"), tmp_path / "shards", quiet=True))
+    with ShardedDataset.open(tmp_path / "shards") as dataset:
+        exact = find_duplicates(dataset, "exact", HERE)
+        hashed = pd.concat([dataset.index(split) for split in dataset.splits])["source_sha256"]
+        assert exact.num_groups == int((hashed.value_counts() > 1).sum())
+        assert 14 <= exact.num_groups <= 15  # of 15 pairs; classes below 6 images left
+    assert main(["subset", str(tmp_path / "shards"), "--out", str(tmp_path / "v"), "--drop-duplicates", "near"]) == 0
+
+
+def test_flat_pictures_are_no_duplicates(tmp_path: Path) -> None:
+    rows = []
+    (tmp_path / "train").mkdir()
+    for i in range(12):
+        sink = io.BytesIO()
+        Image.new("RGB", (80, 60), (20 * i, 100, 100)).save(sink, "JPEG")
+        (tmp_path / "train" / f"flat{i}.jpg").write_bytes(sink.getvalue())
+        rows.append((f"flat{i}", i % 2))
+    write_labels(tmp_path / "train.csv", rows)
+    with built(tmp_path) as dataset:
+        assert not find_duplicates(dataset, "near", HERE).num_groups
