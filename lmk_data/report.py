@@ -283,8 +283,9 @@ def _duplicates(dataset: ShardedDataset, figures: dict[str, Any], quality: Quali
     parts = [page.table(header, rows)]
     if quality.groups:
         kinds = "exact" if figures["duplicates"]["near"] == figures["duplicates"]["exact"] else "near"
-        advice = f"lmk-shard subset DATASET --out CLEAN --drop-duplicates {kinds}"
-        parts.append(page.paragraph(f"`{advice}` makes a view without them. The groups most worth a look:"))
+        parts.append(page.paragraph("A view without them:"))
+        parts.append(page.code(f"lmk-shard subset DATASET --out CLEAN --drop-duplicates {kinds}"))
+        parts.append(page.paragraph("The groups most worth a look:"))
         parts.append(page.picture_rows([_group_row(dataset, what, samples) for what, samples in quality.groups]))
     return parts
 
