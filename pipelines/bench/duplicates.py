@@ -90,7 +90,7 @@ def main() -> None:
         print(f"  {a.name} {b.name}")
     print("\n| copy | photos | candidates | found |\n|---|---:|---:|---:|")
     for what, change in _CHANGES.items():
-        found = []
+        verdicts = []
         for path in names:
             with Image.open(path) as image:
                 changed, quality = change(image.convert("RGB"))
@@ -98,9 +98,9 @@ def main() -> None:
             changed.save(sink, "JPEG", quality=quality)
             copy = stored(sink.getvalue())
             assert copy is not None
-            found.append(alike(seen[path], copy))
-        hits = np.array(found).mean(axis=0)
-        print(f"| {what} | {len(found)} | {hits[0]:.1%} | {hits[1]:.1%} |")
+            verdicts.append(alike(seen[path], copy))
+        hits = np.array(verdicts).mean(axis=0)
+        print(f"| {what} | {len(verdicts)} | {hits[0]:.1%} | {hits[1]:.1%} |")
 
 
 if __name__ == "__main__":
