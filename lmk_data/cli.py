@@ -99,7 +99,7 @@ class Report:
     Example: lmk-shard report shards
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """The dataset: a path or a URL."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the report; by default `report` inside the dataset."""
@@ -117,7 +117,7 @@ class Verify:
     Example: lmk-shard verify shards
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """The dataset or view: a path or a URL."""
     quick: bool = False
     """Leave out decoding."""
@@ -137,7 +137,7 @@ class Subset:
     Example: lmk-shard subset shards --out shards-top20 --top 20 --max-per-class 500
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """The dataset or view to choose from: a path or a URL."""
     out: Annotated[str, tyro.conf.arg(metavar="VIEW")]
     """Folder to write, a path or a URL; new, empty, or one that an earlier run left."""
@@ -170,7 +170,7 @@ class Sample:
     Example: lmk-shard sample demo/images && lmk-shard build --images demo/images/train --labels demo/images/train.csv
     """
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder to write."""
     classes: int = 24
     """Number of landmarks."""

@@ -17,6 +17,7 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
+from lmk_data.subset import Selection, write_view
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import EvalConfig, TrainConfig
 from lmk_train.evaluation import evaluate_run
@@ -58,6 +59,19 @@ def lines(run: Path, kind: str) -> list[dict[str, float]]:
 def weights(run: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
     model: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / name, weights_only=True)["model"]
     return model
+
+
+def test_a_view_trains_as_a_dataset_does(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
+    """Its labels, counts and margins are its own, though the tars carry the base's labels."""
+    write_view(dataset, Selection(classes=("83144", "113209", "7")), str(tmp_path / "view"))
+    train(config(shards=str(tmp_path / "view"), epochs=1))
+    with ShardedDataset.open(tmp_path / "view") as view:
+        predictions = pd.read_parquet(tmp_path / "run" / "predictions-test.parquet")
+        index = view.index("test")
+        assert predictions.set_index("key")["target"].to_dict() == index.set_index("key")["label"].to_dict()
+        per_class = pd.read_parquet(tmp_path / "run" / "per-class-test.parquet")
+        assert per_class["support"].tolist() == view.classes["test"].tolist()
+        assert weights(tmp_path / "run")["head.weight"].shape[0] == view.num_classes == 3
 
 
 def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
