@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmk_data.dataset import read_manifest
-from lmk_data.errors import StorageError, UserError
+from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.format import (
     CARD,
     CLASSES,
@@ -48,9 +48,15 @@ def holding(out: Folder) -> Iterator[None]:
 def claim(out: Folder, inputs: dict[str, Any], *, overwrite: bool) -> Manifest | None:
     """The manifest, if the build with these inputs (and their `fingerprint`) is published here already.
 
-    Refuses the folder of another build with what differs; with `overwrite`, removes whatever build it holds.
+    Refuses the folder of another build with what differs; with `overwrite`, removes whatever build it holds, even
+    one whose manifest cannot be read.
     """
-    earlier = _earlier_inputs(out)
+    try:
+        earlier = _earlier_inputs(out)
+    except DatasetError:
+        if not overwrite:
+            raise
+        earlier = {}
     if earlier is not None:
         if earlier.get("fingerprint") != inputs["fingerprint"] and not overwrite:
             shown = _differences(earlier, inputs)

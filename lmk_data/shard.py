@@ -138,11 +138,14 @@ def _described(data: bytes, picture: Resized) -> dict[str, Any]:
 def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: Mapping[str, int]) -> Receipt | None:
     """The receipt of a shard that this plan finished, or None if it is still to be built.
 
-    `sizes` are those of the shards that are there. A receipt of another plan, one that cannot be read, or one whose
-    tar is gone or short does not count.
+    `sizes` are those of the shards that are there. A receipt of another plan or another lmk, one that cannot be
+    read, or one whose tar is gone or short does not count.
     """
     try:
-        table = pq.read_table(pa.BufferReader(out.read(receipt_name(split, number))), columns=["reason"])
+        file = pq.ParquetFile(pa.BufferReader(out.read(receipt_name(split, number))))
+        if file.schema_arrow.names != receipt_schema(pa.int64()).names:
+            return None
+        table = file.read(columns=["reason"])
         stated = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if stated.get("fingerprint") != fingerprint:
             return None

@@ -14,7 +14,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0 done, 1 for an `LmkError` (one line on stderr), 130 interrupted.
+    """Run a command and return its exit code: 0 done, 1 for an error (one line on stderr), 130 interrupted.
+
+    Errors are `LmkError`, and what the system refuses: a folder that cannot be written, a full disk. Anything else
+    is a defect and shows itself as one.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
@@ -23,6 +26,10 @@ def run_command(program: str, command: Callable[[], None]) -> int:
         command()
     except LmkError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to go on'}", file=sys.stderr)

@@ -148,6 +148,29 @@ def test_another_build_in_the_same_folder_is_refused_with_the_difference(options
     ShardedDataset.open(tmp_path / "shards")
 
 
+def test_a_damaged_manifest_is_refused_and_overwritten(options: Options, tmp_path: Path) -> None:
+    build(options())
+    expected = hashes(tmp_path / "shards")
+    (tmp_path / "shards" / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="not JSON"):
+        build(options())
+    build(options(overwrite=True))
+    assert hashes(tmp_path / "shards") == expected
+
+
+def test_receipts_that_do_not_count(options: Options, tmp_path: Path) -> None:
+    """A receipt that is damaged, or from a version with other columns, only means that its shard is built again."""
+    build(options())
+    out = tmp_path / "shards"
+    expected = hashes(out)
+    (out / "dataset.json").unlink()
+    damaged, old = sorted((out / ".build" / "receipts").iterdir())[:2]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    pd.read_parquet(old).drop(columns="jpg_crc32").to_parquet(old)
+    assert 0 < build(options()).built_images <= 16
+    assert hashes(out) == expected
+
+
 def test_too_many_rejections_end_the_build(options: Options, collection: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(collection / "train", images)
