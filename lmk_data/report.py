@@ -9,10 +9,12 @@ import pandas as pd
 from markupsafe import Markup
 
 from lmk_data import page
+from lmk_data.census import QUANTILES, read_pictures, take_census
 from lmk_data.dataset import ShardedDataset
 from lmk_data.engine import Engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
+from lmk_data.plots import frequency_plots, picture_plots
 from lmk_data.quality import Quality, assess
 from lmk_data.storage import Folder
 
@@ -37,7 +39,7 @@ def write_report(dataset: ShardedDataset, out: Folder, engine: Engine) -> Report
     Raises DatasetError if a file of the dataset cannot be read.
     """
     quality = assess(dataset, engine)
-    figures = {**summarize(dataset), **quality.figures}
+    figures = {**summarize(dataset), **take_census(dataset), **quality.figures}
     title = " ".join(dataset.manifest["title"].split()) or "Image shards"
     subtitle = (
         f"{figures['counts']['written']:,} images of {figures['classes']['kept']:,} classes, "
@@ -160,9 +162,10 @@ def _sections(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality
         page.Section("At a glance", [page.key_figures(key)]),
         page.Section("Where every image went", [_reconciliation(figures)]),
         page.Section("Splits", [_split_table(figures)]),
-        page.Section("The long tail", [*_frequency_plots(dataset), _band_table(figures)]),
+        page.Section("The long tail", [*frequency_plots(dataset), _band_table(figures)]),
         page.Section("Pictures", [page.picture_rows(_mosaic(dataset))]),
         page.Section("Duplicates and leakage", _duplicates(dataset, figures, quality)),
+        page.Section("The sources and what is stored", _census_parts(dataset, figures)),
         page.Section("Classes", _class_table(dataset.classes)),
         page.Section("Rejected images", _reject_table(figures)),
         page.Section("How it was made", [_provenance(figures)]),
@@ -209,39 +212,6 @@ def _band_table(figures: dict[str, Any]) -> Markup:
     return page.table(["size", "classes", "training images"], rows)
 
 
-def _frequency_plots(dataset: ShardedDataset) -> list[Markup]:
-    """Class sizes in descending order on a log scale with the cut, and the share of images they cover."""
-    kept = dataset.classes["listed"].to_numpy(np.int64)
-    dropped = np.sort(dataset.dropped_classes()["listed"].to_numpy(np.int64))[::-1]
-    drawn, axes = page.new_figure()
-    ranks = np.arange(1, len(kept) + len(dropped) + 1)
-    at = _thinned(len(kept))
-    axes.plot(ranks[: len(kept)][at], kept[at], color=page.ACCENT, linewidth=2, label="kept")
-    axes.fill_between(ranks[: len(kept)][at], kept[at], 1, color=page.ACCENT, alpha=0.25, linewidth=0)
-    if len(dropped):
-        at = _thinned(len(dropped))
-        axes.plot(ranks[len(kept) :][at], dropped[at], color=page.MUTED, linewidth=2, label="left out by the rule")
-        axes.axvline(len(kept) + 0.5, color=page.MUTED, linestyle=":", linewidth=1)
-        axes.legend(frameon=False)
-    axes.set(yscale="log", ylim=(1, None), xlim=(1, None), xlabel="class, the largest first", ylabel="images")
-    frequency = page.figure(drawn, "Images per class in descending order (log scale).")
-    drawn, axes = page.new_figure(2.6)
-    share = np.arange(len(kept) + 1) / len(kept)
-    covered = np.concatenate(([0], kept.cumsum())) / kept.sum()
-    at = _thinned(len(share))
-    axes.plot(share[at] * 100, covered[at] * 100, color=page.ACCENT, linewidth=2)
-    axes.plot([0, 100], [0, 100], color=page.MUTED, linestyle=":", linewidth=1)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="% of classes, the largest first", ylabel="% of images")
-    caption = "Share of the images that the largest classes hold; dotted, if all were equal."
-    return [frequency, page.figure(drawn, caption)]
-
-
-def _thinned(number: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Up to 2,000 places along a curve, dense at its head, both ends included."""
-    places = np.unique(np.geomspace(1, number, 1000).round().astype(np.int64)) - 1
-    return np.union1d(places, np.linspace(0, number - 1, min(number, 1000)).round().astype(np.int64))
-
-
 def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
     """Some classes of the head, the middle and the tail, with some of their training pictures."""
     classes = dataset.classes
@@ -262,6 +232,36 @@ def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
         row = classes.loc[label]
         rows.append(page.PictureRow(str(row["name"]), f"{row['landmark_id']}, {row['listed']:,} images", jpegs))
     return rows
+
+
+def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Markup]:
+    """Sizes of the sources and of what is stored, the odd ones, and how well labels are mixed over shards."""
+    names = {
+        "width": "source width, pixels",
+        "height": "source height, pixels",
+        "megapixels": "source megapixels",
+        "aspect": "source width / height",
+        "source_kb": "source KB",
+        "stored_kb": "stored KB",
+    }
+    header = ["", "least", "5 %", "half", "95 %", "most"]
+    rows = [(names[name], *(f"{found[at]:,.4g}" for at in QUANTILES)) for name, found in figures["pictures"].items()]
+    odd, mixing = figures["odd"], figures["mixing"]
+    told = (
+        f"Enlarged, because a side of the source is shorter than the stored one: {odd['enlarged']:,}. Longer than four "
+        f"times their width or height: {odd['elongated']:,}. Under 2 KB as stored, so nearly uniform: "
+        f"{odd['nearly_uniform']:,}."
+    )
+    mixed = (
+        f"Labels in a training shard have {mixing['entropy']:.3f} bits of entropy on average; shuffled by chance they "
+        f"would have {mixing['by_chance']:.3f}."
+    )
+    return [
+        page.table(header, rows),
+        *picture_plots(read_pictures(dataset)),
+        page.paragraph(told),
+        page.paragraph(mixed),
+    ]
 
 
 def _duplicates(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality) -> list[Markup]:

@@ -31,6 +31,13 @@ def test_figures_are_those_of_the_datasets_own_files(
     assert {r: n["count"] for r, n in figures["rejects"].items()} == {"missing": 1, "not-an-image": 1}
     for split, found in figures["splits"].items():
         assert found["num_bytes"] == sum(p.stat().st_size for p in (dataset_path / "shards" / split).iterdir())
+    index = pd.concat([pd.read_parquet(p) for p in (dataset_path / "index").iterdir()])
+    assert figures["pictures"]["width"] == dict.fromkeys(("least", "5%", "half", "95%", "most"), 96.0)
+    assert figures["pictures"]["stored_kb"]["most"] == pytest.approx(index["jpg_size"].max() / 1e3, abs=1e-4)
+    assert figures["odd"] == {"elongated": 0, "enlarged": 0, "nearly_uniform": int((index["jpg_size"] < 2000).sum())}
+    assert 0 < figures["mixing"]["entropy"] < np.log2(5)
+    assert figures["mixing"]["entropy"] == pytest.approx(figures["mixing"]["by_chance"], rel=0.2)
+    assert set(figures["duplicates"]) == {"exact", "near"}
     assert sum(found["ratio"] for found in figures["splits"].values()) == pytest.approx(1, abs=1e-5)
 
 
@@ -109,4 +116,4 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     assert title is not None, done.stdout[-300:]
     scroll_width, client_width, figures = map(int, title.groups())
     assert scroll_width <= client_width <= width
-    assert figures == html.count("<svg ") == 2
+    assert figures == html.count("<svg ") == 5
