@@ -42,7 +42,7 @@ _OTHER_PICTURES = (
     b"\xff\x4f\xff\x51",
 )
 _OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
-# At 2, scaled decoding cost 0.5 to 9 dB against full decoding on 1 to 2 Mpx photos; at 3, nothing measurable.
+# At 2, scaled decoding cost 0.02 to 0.18 dB on 1 to 2 Mpx photos; at 3, 0.02 and less.
 _DECODED_PER_STORED_PIXEL = 3
 _WHITE = (255, 255, 255)
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -111,11 +111,13 @@ def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized |
     if width * height > recipe.max_pixels:
         return Rejection("too-large", f"{width}x{height} pixels, more than {recipe.max_pixels:,}")
     orientation = _orientation(image) if recipe.exif_transpose else 1
-    image.draft(None, _least_decoded_size(width, height, recipe))
+    drafted = image.draft(None, _least_decoded_size(width, height, recipe))
     rgb = _to_rgb(image)
     if _looks_cut(image) and not _holds_all_its_pixels(data):
         return Rejection("truncated", "the data of the picture ends before the picture does")
-    square = _fit(rgb, recipe)
+    # A scaled decode rounds its size up: only this part of it is the picture, to a fraction of a pixel.
+    decoded = rgb.size if drafted is None else drafted[1][2:]
+    square = _fit(rgb, decoded, recipe)
     if orientation in _TRANSPOSE:
         square = square.transpose(_TRANSPOSE[orientation])
     if orientation >= 5:
@@ -206,11 +208,14 @@ def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
 
 
-def _fit(image: Image.Image, recipe: Recipe) -> Image.Image:
-    """An RGB image brought to the square: squashed, cropped around the centre, or padded with white."""
-    size, (width, height) = recipe.size, image.size
+def _fit(image: Image.Image, decoded: tuple[float, float], recipe: Recipe) -> Image.Image:
+    """An RGB image, of which the picture is `decoded` wide and high, brought to the square.
+
+    Squashed, cropped around the centre, or padded with white.
+    """
+    size, (width, height) = recipe.size, decoded
     if recipe.fit == "squash":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
+        return image.resize((size, size), Image.Resampling.BICUBIC, box=(0, 0, width, height))
     if recipe.fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -218,7 +223,8 @@ def _fit(image: Image.Image, recipe: Recipe) -> Image.Image:
     scale = size / max(width, height)
     inner = max(1, round(width * scale)), max(1, round(height * scale))
     square = Image.new("RGB", (size, size), _WHITE)
-    square.paste(image.resize(inner, Image.Resampling.BICUBIC), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    upright = image.resize(inner, Image.Resampling.BICUBIC, box=(0, 0, width, height))
+    square.paste(upright, ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return square
 
 
