@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmk_data.dataset import read_manifest
 from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.format import (
     CARD,
@@ -21,6 +20,7 @@ from lmk_data.format import (
     canonical_json,
     write_file,
 )
+from lmk_data.manifest import read_manifest
 from lmk_data.shard import PLAN_TABLE, RECEIPTS_FOLDER
 from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, storage_failure
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lmk_data.audit import Problem, ShardToCheck, check_shard, first_difference
-from lmk_data.dataset import ShardedDataset, read_manifest
+from lmk_data.dataset import ShardedDataset
 from lmk_data.engine import local_engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import (
@@ -28,6 +28,7 @@ from lmk_data.format import (
     index_schema,
     is_safe_key,
 )
+from lmk_data.manifest import read_manifest
 from lmk_data.plan import Ints, plan_fingerprint
 from lmk_data.storage import Folder, open_folder
 from lmk_data.subset import view_fingerprint
