@@ -127,18 +127,10 @@ def _open(path: str) -> list[Store]:
             raise UserError(f"--images {path}: no such folder or archive; give what holds the images")
     elif path.endswith((".tar", ".zip")):
         return [_open_archive(path)]
-    tars = sorted(name for name in _listed(folder) if name.endswith(".tar"))
+    tars = sorted(name for name in retrying(folder.sizes, folder.root) if name.endswith(".tar"))
     if tars and not folder.folders():
         return [_open_archive(folder.location(name)) for name in tars]
     return [FolderStore(folder)]
-
-
-def _listed(folder: Folder) -> dict[str, int]:
-    """Files directly in a folder; none for a storage that cannot list, such as a plain web server."""
-    try:
-        return retrying(folder.sizes, folder.root)
-    except NotImplementedError:
-        return {}
 
 
 def _open_archive(path: str) -> ArchiveStore:

@@ -1,0 +1,48 @@
+"""Building from a source with 30 ms of latency per read, as a share of the local rate; one worker.
+
+python -m pipelines.bench.latency PHOTOS [PHOTOS ...] [--images 640] [--out bench-latency]
+"""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from lmk_data import stores
+from lmk_data.build import BuildOptions, build
+from lmk_data.plan import PlanRule
+from pipelines.bench.build import copied, link_tree
+
+_LATENCY_SECONDS = 0.03
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--out", type=Path, default=Path("bench-latency"))
+    arguments = parser.parse_args()
+    out = arguments.out.absolute()
+    tree = out / f"tree-{arguments.images}"
+    link_tree(copied(arguments.photos, out / "photos"), arguments.images, tree)
+    read_here = stores._read_bounded
+
+    def read_far(path: str) -> object:
+        time.sleep(_LATENCY_SECONDS)
+        return read_here(path)
+
+    print("| samples in a shard | local images/s | with latency | ratio |\n|---:|---:|---:|---:|")
+    for size in (256, 1024):
+        rates = []
+        for read in (read_here, read_far):
+            stores._read_bounded = read  # type: ignore[assignment]
+            shutil.rmtree(out / "shards", ignore_errors=True)
+            rule = PlanRule(min_samples=1, samples_per_shard=size)
+            table = str(tree / "train.csv")
+            result = build(BuildOptions([str(tree / "train")], table, out / "shards", rule, workers=1, quiet=True))
+            rates.append(result.built_images / result.seconds)
+        print(f"| {size:,} | {rates[0]:.0f} | {rates[1]:.0f} | {rates[1] / rates[0]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
