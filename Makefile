@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,lite,dask,s3,dev
+EXTRAS := train,lite,dask,s3,interop,dev
 BENCHES := $(sort $(wildcard pipelines/bench/*.py))
 
 .DEFAULT_GOAL := help

@@ -1,5 +1,6 @@
 """What the index says of all pictures: sizes of sources, stored bytes, odd ones, and how well labels are mixed."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ def take_census(dataset: ShardedDataset) -> dict[str, Any]:
     """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (bits of label entropy in a training shard)."""
     pictures = read_pictures(dataset)
     size = dataset.recipe.size
-    longer = pictures["aspect"].clip(lower=1) / pictures["aspect"].clip(upper=1)
     return {
         "pictures": {
             str(name): {at: round(float(column.quantile(share)), 4) for at, share in QUANTILES.items()}
@@ -24,17 +24,40 @@ def take_census(dataset: ShardedDataset) -> dict[str, Any]:
         },
         "odd": {
             "enlarged": int((pictures[["width", "height"]].min(axis=1) < size).sum()),
-            "elongated": int((longer > _ELONGATED).sum()),
+            "elongated": int((_elongation(pictures) > _ELONGATED).sum()),
             "nearly_uniform": int((pictures["stored_kb"] < _UNIFORM_KB).sum()),
         },
         "mixing": _mixing(dataset),
     }
 
 
+@dataclass(frozen=True)
+class OddOnes:
+    """The pictures at one end of a scale: `rows` of `read_pictures`, the oddest first, and what is odd of them."""
+
+    what: str
+    note: str
+    rows: pd.DataFrame
+
+
+def odd_ones(pictures: pd.DataFrame, number: int) -> list[OddOnes]:
+    """The `number` smallest, longest and most uniform pictures of `read_pictures`' rows."""
+    area, ratio, stored = pictures["megapixels"], _elongation(pictures), pictures["stored_kb"]
+    smallest = pictures.loc[area.nsmallest(number).index]
+    longest = pictures.loc[ratio.nlargest(number).index]
+    plainest = pictures.loc[stored.nsmallest(number).index]
+    first = smallest.iloc[0]
+    return [
+        OddOnes("The smallest sources", f"from {first['width']:.0f}x{first['height']:.0f} pixels up", smallest),
+        OddOnes("The longest and the highest", f"{ratio.max():.3g} : 1 and less", longest),
+        OddOnes("The most uniform", f"stored in {stored.min():.3g} KB and more", plainest),
+    ]
+
+
 def read_pictures(dataset: ShardedDataset) -> pd.DataFrame:
-    """width, height, megapixels, aspect and source_kb of every source, stored_kb of every picture; all splits."""
+    """width, height, megapixels, aspect and source_kb of every source, stored_kb of every picture, by (split, row)."""
     columns = ["original_width", "original_height", "original_bytes", "jpg_size"]
-    index = pd.concat([dataset.index(split, columns) for split in dataset.splits], ignore_index=True)
+    index = pd.concat({split: dataset.index(split, columns) for split in dataset.splits}, names=["split", "row"])
     width, height = index["original_width"], index["original_height"]
     return pd.DataFrame(
         {
@@ -46,6 +69,11 @@ def read_pictures(dataset: ShardedDataset) -> pd.DataFrame:
             "stored_kb": index["jpg_size"] / 1e3,
         }
     )
+
+
+def _elongation(pictures: pd.DataFrame) -> "pd.Series[float]":
+    """The longer side over the shorter one."""
+    return pictures["aspect"].clip(lower=1) / pictures["aspect"].clip(upper=1)
 
 
 def _mixing(dataset: ShardedDataset) -> dict[str, float]:

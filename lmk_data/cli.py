@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lmk_data import __version__
-from lmk_data.format import Fit, Subsampling
+from lmk_data.format import Dialect, Fit, Subsampling
 from lmk_data.terminal import run_command
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "lmk-shard"
 _SHOWN_PROBLEMS = 20
+_SHOWN_FILES = 4
 _DESCRIPTION = """Turn a labelled pile of images into WebDataset shards, once, and look at what came out.
 
 In the folder that Kaggle's Google Landmark Recognition archive was unpacked to, this is all there is to type:
@@ -162,6 +163,27 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a folder that another tool takes as it is: hard links to the shards, and that tool's own index.
+
+    wids: a descriptor per split for webdataset's ShardListDataset. timm: _info.json for its wds/ reader. dali: an .idx
+    per shard for fn.readers.webdataset. energon: .nv-meta as `energon prepare` makes it. croissant: croissant.json.
+    Hugging Face datasets, webdataset, DuckDB and the like need no export; docs/reuse.md shows each of them.
+
+    Example: lmk-shard export shards --to timm
+    """
+
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+    """The dataset; a view has to become a dataset of its own first, by `subset --copy`."""
+    to: Dialect
+    """The tool."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder to write, on the file system of the dataset; by default DATASET-TOOL."""
+    quiet: bool = False
+    """No progress, no summary."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Draw a long-tailed set of synthetic landmarks in the layout of Google Landmark Recognition.
 
@@ -191,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM} {__version__}")
         return 0
     command = tyro.extras.subcommand_cli_from_dict(
-        {"build": Build, "report": Report, "verify": Verify, "subset": Subset, "sample": Sample},
+        {"build": Build, "report": Report, "verify": Verify, "subset": Subset, "export": Export, "sample": Sample},
         prog=_PROGRAM,
         description=_DESCRIPTION,
         args=given,
@@ -202,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Report: _report,
         Verify: _verify,
         Subset: _subset,
+        Export: _export,
         Sample: _sample,
     }
     return run_command(_PROGRAM, lambda: runners[type(command)](command))
@@ -304,6 +327,21 @@ def _subset(command: Subset) -> None:
         for split, entry in manifest["splits"].items():
             print(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
         print(f"next: lmk-train --shards {command.out}")
+
+
+def _export(command: Export) -> None:
+    from lmk_data.dataset import ShardedDataset
+    from lmk_data.dialects import export
+
+    with ShardedDataset.open(command.dataset) as dataset:
+        exported = export(dataset, command.to, command.out or f"{dataset.location}-{command.to}", quiet=command.quiet)
+    if not command.quiet:
+        names = exported.written
+        shown = ", ".join(names[:_SHOWN_FILES]) + (
+            f" and {len(names) - _SHOWN_FILES:,} more" * (len(names) > _SHOWN_FILES)
+        )
+        print(f"{exported.folder}: {shown}; the tars are hard links")
+        print("next: the snippet for this tool in docs/reuse.md")
 
 
 def _sample(command: Sample) -> None:

@@ -28,6 +28,7 @@ SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 Fit = Literal["squash", "crop", "pad"]
 Subsampling = Literal["4:2:0", "4:4:4"]
+Dialect = Literal["wids", "timm", "dali", "energon", "croissant"]
 
 REJECT_REASONS = (
     "missing",

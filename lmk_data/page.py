@@ -1,14 +1,17 @@
 """The look of every HTML page: one jinja2 shell, figures and pictures inlined, names escaped, light and dark."""
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACCENT, MUTED = "#3d8bc4", "#b7793e"
+_SCRIPTS = ("datatables/dataTables.min.js", "tables.js")
 _INK = "#010203"  # stands for the page's text colour, which a figure cannot know when it is drawn
 
 
@@ -37,8 +41,20 @@ class PictureRow:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """A whole page that needs no network and may load nothing from it."""
-    return _environment().get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+    """A whole page that needs no network, may load nothing from it, and runs only the two scripts it came with."""
+    scripts = [_script(name) for name in _SCRIPTS]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            sections=sections,
+            script_sources=" ".join(f"'sha256-{digest}'" for digest in hashes),
+            scripts=[Markup(script) for script in scripts],  # noqa: S704 - files of this package
+        )
+    )
 
 
 def paragraph(text: str) -> Markup:
@@ -64,6 +80,22 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     body = [Markup("").join(_cell("td", _shown(v), _is_number(v)) for v in row) for row in columns]
     lines = Markup("").join(Markup("<tr>{}</tr>\n").format(line) for line in [head, *body])
     return Markup('<div class="box"><table>{}</table></div>').format(lines)
+
+
+def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]], shown: int = 100) -> Markup:
+    """A table that the reader can sort, search and leaf through, however long: `columns` of strings or integers.
+
+    Where scripts do not run its first `shown` rows are there.
+    """
+    kinds = [bool(column) and _is_number(column[0]) for column in columns]
+    rows = list(zip(*columns, strict=True))
+    data = {"columns": [{"name": n, "number": k} for n, k in zip(header, kinds, strict=True)], "rows": rows}
+    plain = table(header, rows[:shown])
+    more = paragraph(f"The first {shown} of {len(rows):,}; scripts do not run here.") if len(rows) > shown else ""
+    return Markup(
+        '<div class="box"><table class="sortable"></table><script type="application/json">{}</script></div>'
+        "<noscript>{}{}</noscript>"
+    ).format(htmlsafe_json_dumps(data, separators=(",", ":"), ensure_ascii=False), more, plain)
 
 
 def picture_rows(rows: Iterable[PictureRow]) -> Markup:
@@ -114,6 +146,11 @@ def figure(drawn: "Figure", caption: str) -> Markup:
     )
     # Drawn by matplotlib from numbers and constant labels, in which it escapes what needs it.
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)  # noqa: S704
+
+
+@cache
+def _script(name: str) -> str:
+    return (resources.files("lmk_data") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache

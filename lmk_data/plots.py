@@ -10,6 +10,7 @@ from lmk_data import page
 from lmk_data.dataset import ShardedDataset
 
 _BINS = 60
+_MAX_MARGIN = 0.5  # the default of the trainer's --ldam-max-margin
 
 
 def frequency_plots(dataset: ShardedDataset) -> list[Markup]:
@@ -37,6 +38,24 @@ def frequency_plots(dataset: ShardedDataset) -> list[Markup]:
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="% of classes, the largest first", ylabel="% of images")
     caption = "Share of the images that the largest classes hold; dotted, if all were equal."
     return [frequency, page.figure(drawn, caption)]
+
+
+def margin_plot(dataset: ShardedDataset) -> Markup:
+    """The margin that LDAM gives a class of n training images, C / n^(1/4), with C such that the largest is 0.5."""
+    train = dataset.classes["train"].to_numpy(np.int64)
+    sizes, classes = np.unique(train[train > 0], return_counts=True)
+    margin = _MAX_MARGIN * (sizes / sizes.min()) ** -0.25
+    drawn, axes = page.new_figure(2.6)
+    curve = np.geomspace(sizes.min(), max(sizes.max(), sizes.min() + 1), 200)
+    axes.plot(curve, _MAX_MARGIN * (curve / sizes.min()) ** -0.25, color=page.MUTED, linewidth=1)
+    axes.scatter(sizes, margin, s=np.clip(12 * classes**0.5, 24, 240), color=page.ACCENT, alpha=0.6, linewidths=0)
+    axes.set(xscale="log", ylim=(0, None), xlabel="training images of a class (log scale)", ylabel="LDAM margin")
+    axes.xaxis.set_major_formatter("{x:g}")
+    caption = (
+        "The margin that the LDAM loss asks of each class: C / n^(1/4), the largest 0.5. A dot for each class size, "
+        "larger where more classes have it."
+    )
+    return page.figure(drawn, caption)
 
 
 def picture_plots(pictures: pd.DataFrame) -> list[Markup]:

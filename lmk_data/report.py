@@ -9,18 +9,17 @@ import pandas as pd
 from markupsafe import Markup
 
 from lmk_data import page
-from lmk_data.census import QUANTILES, read_pictures, take_census
+from lmk_data.census import QUANTILES, odd_ones, read_pictures, take_census
 from lmk_data.dataset import ShardedDataset
 from lmk_data.engine import Engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
-from lmk_data.plots import frequency_plots, picture_plots
+from lmk_data.plots import frequency_plots, margin_plot, picture_plots
 from lmk_data.quality import Quality, assess
 from lmk_data.storage import Folder
 
 MANY_ABOVE, FEW_BELOW = 100, 20
-_MOSAIC_CLASSES, _MOSAIC_PICTURES = 4, 8
-_WHOLE_TABLE, _TABLE_HEAD, _TABLE_TAIL = 200, 100, 20
+_MOSAIC_CLASSES, _MOSAIC_PICTURES, _ODD_PICTURES = 4, 8, 8
 _EXAMPLES = 5
 _THUMBNAIL = 112
 
@@ -162,11 +161,11 @@ def _sections(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality
         page.Section("At a glance", [page.key_figures(key)]),
         page.Section("Where every image went", [_reconciliation(figures)]),
         page.Section("Splits", [_split_table(figures)]),
-        page.Section("The long tail", [*frequency_plots(dataset), _band_table(figures)]),
+        page.Section("The long tail", [*frequency_plots(dataset), _band_table(figures), margin_plot(dataset)]),
         page.Section("Pictures", [page.picture_rows(_mosaic(dataset))]),
         page.Section("Duplicates and leakage", _duplicates(dataset, figures, quality)),
         page.Section("The sources and what is stored", _census_parts(dataset, figures)),
-        page.Section("Classes", _class_table(dataset.classes)),
+        page.Section("Classes", [_class_table(dataset.classes)]),
         page.Section("Rejected images", _reject_table(figures)),
         page.Section("How it was made", [_provenance(figures)]),
         page.Section("How to read it", [_reading()]),
@@ -256,10 +255,17 @@ def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Mark
         f"Labels in a training shard have {mixing['entropy']:.3f} bits of entropy on average; shuffled by chance they "
         f"would have {mixing['by_chance']:.3f}."
     )
+    pictures = read_pictures(dataset)
     return [
         page.table(header, rows),
-        *picture_plots(read_pictures(dataset)),
+        *picture_plots(pictures),
         page.paragraph(told),
+        page.picture_rows(
+            page.PictureRow(
+                odd.what, odd.note, [_sample_thumbnail(dataset, split, row) for split, row in odd.rows.index]
+            )
+            for odd in odd_ones(pictures, _ODD_PICTURES)
+        ),
         page.paragraph(mixed),
     ]
 
@@ -291,12 +297,16 @@ def _duplicates(dataset: ShardedDataset, figures: dict[str, Any], quality: Quali
 
 
 def _group_row(dataset: ShardedDataset, what: str, samples: pd.DataFrame) -> page.PictureRow:
-    jpegs, names = [], dataset.classes["name"]
-    for split, row in zip(samples["split"], samples["row"], strict=True):
-        place = dataset.index_table(split, ["shard", "jpg_offset", "jpg_size"]).slice(int(row), 1).to_pylist()[0]
-        jpegs.append(_thumbnail(dataset, place["shard"], place["jpg_offset"], place["jpg_size"]))
+    names = dataset.classes["name"]
+    rows = zip(samples["split"], samples["row"], strict=True)
+    jpegs = [_sample_thumbnail(dataset, split, row) for split, row in rows]
     shown = ", ".join(dict.fromkeys(str(names[label]) for label in samples["label"]))
     return page.PictureRow(shown, f"{what}; in {', '.join(dict.fromkeys(samples['split']))}", jpegs)
+
+
+def _sample_thumbnail(dataset: ShardedDataset, split: str, row: int) -> bytes:
+    place = dataset.index_table(split, ["shard", "jpg_offset", "jpg_size"]).slice(int(row), 1).to_pylist()[0]
+    return _thumbnail(dataset, place["shard"], place["jpg_offset"], place["jpg_size"])
 
 
 def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int) -> bytes:
@@ -317,25 +327,11 @@ def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int)
     return buffer.getvalue()
 
 
-def _class_table(classes: pd.DataFrame) -> list[Markup]:
+def _class_table(classes: pd.DataFrame) -> Markup:
     header = ["label", "landmark", "name", "listed", *SPLITS, "rejected"]
-    parts = []
-    shown = classes
-    if len(classes) > _WHOLE_TABLE:
-        shown = pd.concat([classes.head(_TABLE_HEAD), classes.tail(_TABLE_TAIL)])
-        parts.append(
-            page.paragraph(
-                f"The {_TABLE_HEAD} largest and the {_TABLE_TAIL} smallest of {len(classes):,} classes; "
-                "classes.parquet has all of them."
-            )
-        )
-    columns = ["label", "landmark_id", "name", "listed", *SPLITS, "rejected"]
-    numbers = set(columns) - {"landmark_id", "name"}
-    rows = [
-        [int(value) if name in numbers else str(value) for name, value in zip(columns, row, strict=True)]
-        for row in shown[columns].itertuples(index=False)
-    ]
-    return [*parts, page.table(header, rows)]
+    names = ["label", "landmark_id", "name", "listed", *SPLITS, "rejected"]
+    columns = [classes[name].astype(str if name in ("landmark_id", "name") else np.int64).tolist() for name in names]
+    return page.sortable_table(header, columns)
 
 
 def _reject_table(figures: dict[str, Any]) -> list[Markup]:

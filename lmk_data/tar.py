@@ -2,8 +2,8 @@
 
 import hashlib
 import tarfile
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from lmk_data.format import canonical_json
 
@@ -71,6 +71,31 @@ def end_bytes(num_bytes: int) -> int:
     """How many zeros end an archive whose members take `num_bytes`: two blocks, up to a whole record."""
     end = 2 * BLOCK_BYTES
     return end + -(num_bytes + end) % tarfile.RECORDSIZE
+
+
+class Member(NamedTuple):
+    """Where one member's payload lies in a tar, in bytes."""
+
+    extension: str
+    offset: int
+    num_bytes: int
+
+
+def sample_members(row: Mapping[str, Any]) -> tuple[Member, Member, Member]:
+    """The `.cls`, `.jpg` and `.json` of a sample, of its row of the index; headers are the blocks before them."""
+    at, jpg_bytes = row["jpg_offset"], row["jpg_size"]
+    after = at + jpg_bytes + len(padding(jpg_bytes)) + BLOCK_BYTES
+    return (
+        Member("cls", at - 2 * BLOCK_BYTES, len(cls_bytes(row))),
+        Member("jpg", at, jpg_bytes),
+        Member("json", after, len(json_bytes(row))),
+    )
+
+
+def end_of_members(members: Sequence[Member]) -> int:
+    """Where the last of these members ends, its padding included."""
+    last = members[-1]
+    return last.offset + last.num_bytes + len(padding(last.num_bytes))
 
 
 def cls_bytes(row: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,15 @@ def dataset_path(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """webdataset 0.2, the last with wids, in a folder of its own; None where it cannot be installed."""
+    folder = tmp_path_factory.mktemp("webdataset-0.2")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    done = subprocess.run([*install, "webdataset==0.2.111"], capture_output=True)
+    return folder if done.returncode == 0 else None
 
 
 @pytest.fixture
