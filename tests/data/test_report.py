@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from lmk_data import page
 from lmk_data.build import BuildOptions, build
@@ -122,6 +123,16 @@ frame.onload = () => {
 """
 
 
+def _browse(chromium: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run headless Chromium; it may not write anything on the console."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--hide-scrollbars"]
+    options += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000"]
+    done = subprocess.run([chromium, *options, *arguments], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (390, 0)])
 def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width: int, scheme: int) -> None:
@@ -136,17 +147,7 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     outer.write_text(
         f'<iframe id="f" src="report/index.html" width="{width}" height="900"></iframe><script>{_DRIVE}</script>'
     )
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    options += [
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-        "--allow-file-access-from-files",
-    ]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]
-    options += ["--virtual-time-budget=5000", "--dump-dom", outer.as_uri()]
-    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    done = _browse(chromium, tmp_path, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}", outer.as_uri())
     seen = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
     assert seen["scroll_width"] <= seen["client_width"] <= width
     assert seen["figures"] == html.count("<svg ") == 6
@@ -157,6 +158,14 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     assert seen["descending"] == sorted(names, reverse=True)
     wanted = str(classes["landmark_id"][2])
     assert seen["found"] == [names[2]], f"searched for {wanted}"
+    screenshot = tmp_path / "report.png"
+    scheme_of_page = f"--blink-settings=preferredColorScheme={scheme}"
+    page_uri = (tmp_path / "report" / "index.html").as_uri()
+    _browse(chromium, tmp_path, f"--screenshot={screenshot}", "--window-size=800,2400", scheme_of_page, page_uri)
+    with Image.open(screenshot) as picture:
+        shot = np.asarray(picture.convert("L")).astype(int)
+    assert len(np.unique(shot)) > 100, "pictures and figures were drawn"
+    assert (shot[0, 0] < 60) == (scheme == 0), "the page is dark where the reader wants it dark"
 
 
 @pytest.mark.slow
