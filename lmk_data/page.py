@@ -145,7 +145,8 @@ def figure(drawn: "Figure", caption: str) -> Markup:
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )
     # Drawn by matplotlib from numbers and constant labels, in which it escapes what needs it.
-    return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)  # noqa: S704
+    drawing = Markup(svg)  # noqa: S704
+    return Markup('<figure><div class="box">{}</div><figcaption>{}</figcaption></figure>').format(drawing, caption)
 
 
 @cache
