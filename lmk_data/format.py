@@ -48,11 +48,12 @@ _ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """The library that decodes and encodes: other builds of it may write other bytes, so it is part of the recipe."""
+    """The libraries that decode and encode: other builds of them may write other bytes, so they are in the recipe."""
 
     distribution: str
     version: str
     libjpeg_turbo: str
+    simplejpeg: str
     codecs: tuple[str, ...]
 
 

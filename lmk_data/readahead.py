@@ -10,16 +10,19 @@ Item = TypeVar("Item")
 Read = TypeVar("Read")
 
 _LEAST_AHEAD, _MOST_AHEAD = 4, 64
+_FEW_AHEAD = 8  # where this window was enough, the source is fast after all
 _MOST_BYTES = 256 << 20
 _FAST_SECONDS = 100e-6  # a read that takes less costs less than handing it to a thread and back
+_MOST_LOST_SECONDS = 20e-3  # a hiccup of a fast source, and less than one read of a slow one
 _NEW_WEIGHT = 1 / 16
 
 
 class _Source:
     """What is known of the source, kept for the process, so that a slow one is known after its first shard."""
 
+    is_slow = False
     window = _LEAST_AHEAD
-    mean_seconds = 0.0  # of a read, while the reading is done here; recent reads weigh more
+    largest = 1  # bytes of a read
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
@@ -30,14 +33,18 @@ def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[
     used. What `read` raises is raised here.
     """
     remaining = iter(items)
-    while _Source.mean_seconds < _FAST_SECONDS:
+    mean = lost = 0.0  # seconds of a read, recent ones weighing more; and all that fast reads would have saved
+    while not _Source.is_slow:
         started = time.perf_counter()
         try:
             item = next(remaining)
         except StopIteration:
             return
         data = read(item)
-        _Source.mean_seconds += (time.perf_counter() - started - _Source.mean_seconds) * _NEW_WEIGHT
+        seconds = time.perf_counter() - started
+        mean += (seconds - mean) * _NEW_WEIGHT
+        lost += max(0.0, seconds - _FAST_SECONDS)
+        _Source.is_slow = mean > _FAST_SECONDS and lost > _MOST_LOST_SECONDS
         yield data
     yield from _read_by_threads(read, remaining)
 
@@ -47,22 +54,21 @@ def _read_by_threads(read: Callable[[Item], Read], remaining: Iterator[Item]) ->
         pending: deque[Future[Read]] = deque()
         try:
             while True:
-                while len(pending) < _Source.window and _waiting_bytes(pending) < _MOST_BYTES:
+                while len(pending) < min(_Source.window, max(1, _MOST_BYTES // _Source.largest)):
                     try:
                         pending.append(pool.submit(read, next(remaining)))
                     except StopIteration:
                         break
                 if not pending:
-                    return
+                    break
                 if not pending[0].done():
                     _Source.window = min(_Source.window + 1, _MOST_AHEAD)
-                yield pending.popleft().result()
+                data = pending.popleft().result()
+                if isinstance(data, bytes):
+                    _Source.largest = max(_Source.largest, len(data))
+                yield data
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _waiting_bytes(pending: "deque[Future[Read]]") -> int:
-    """The bytes that were read and not yet used."""
-    done = [future.result() for future in pending if future.done() and future.exception() is None]
-    return sum(len(data) for data in done if isinstance(data, bytes))
+    if _Source.window <= _FEW_AHEAD:
+        _Source.is_slow, _Source.window = False, _LEAST_AHEAD

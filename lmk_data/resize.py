@@ -11,6 +11,7 @@ from importlib import metadata
 
 import numpy as np
 import PIL
+import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
 from lmk_data.errors import UserError
@@ -59,7 +60,7 @@ def accepted_formats() -> tuple[str, ...]:
 
 @cache
 def encoder() -> Encoder:
-    """The Pillow that runs here: pillow-simd or stock Pillow, its version, its libjpeg-turbo, its codecs."""
+    """What decodes and encodes here: pillow-simd or stock Pillow, its libjpeg-turbo and codecs, and simplejpeg."""
     version = str(PIL.__version__)
     simd = _installed_version("pillow-simd") == version
     codecs = [name for feature, name in _CODECS.items() if features.check(feature)]
@@ -67,6 +68,7 @@ def encoder() -> Encoder:
         distribution="pillow-simd" if simd else "pillow",
         version=version,
         libjpeg_turbo=str(features.version("libjpeg_turbo") or "none"),
+        simplejpeg=str(_installed_version("simplejpeg")),
         codecs=tuple(sorted([*codecs, "bmp", "gif"])),
     )
 
@@ -112,9 +114,11 @@ def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized |
         return Rejection("too-large", f"{width}x{height} pixels, more than {recipe.max_pixels:,}")
     orientation = _orientation(image) if recipe.exif_transpose else 1
     drafted = image.draft(None, _least_decoded_size(width, height, recipe))
-    rgb = _to_rgb(image)
-    if _looks_cut(image) and not _holds_all_its_pixels(data):
-        return Rejection("truncated", "the data of the picture ends before the picture does")
+    rgb = _decode_sound_jpeg(image, data) if image.size == (width, height) else None
+    if rgb is None:
+        rgb = _to_rgb(image)
+        if _looks_cut(image) and not _holds_all_its_pixels(data):
+            return Rejection("truncated", "the data of the picture ends before the picture does")
     # A scaled decode rounds its size up: only this part of it is the picture, to a fraction of a pixel.
     decoded = rgb.size if drafted is None else drafted[1][2:]
     square = _fit(rgb, decoded, recipe)
@@ -123,8 +127,27 @@ def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized |
     if orientation >= 5:
         width, height = height, width
     buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=recipe.quality, subsampling=_SUBSAMPLING[recipe.subsampling])
+    subsampling = _SUBSAMPLING[recipe.subsampling]
+    square.save(buffer, "JPEG", quality=recipe.quality, subsampling=subsampling, comment=b"")
     return Resized(buffer.getvalue(), width, height, _dhash(square))
+
+
+def _decode_sound_jpeg(image: Image.Image, data: bytes) -> Image.Image | None:
+    """The pixels of an RGB JPEG by one call of libjpeg-turbo; None for other pictures and where it warns of anything.
+
+    The same pixels as Pillow's, a tenth of the whole work cheaper; and unlike Pillow it passes on libjpeg's warnings,
+    so that a picture which went through here lacks nothing.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB":
+        return None
+    width, height = image.size
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGBX", buffer=np.empty(4 * width * height, np.uint8))
+    except ValueError:
+        return None
+    if pixels.shape != (height, width, 4):
+        return None
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
 
 
 def _looks_cut(image: Image.Image) -> bool:

@@ -30,8 +30,8 @@ class _SlowSource:
 
 @pytest.fixture(autouse=True)
 def fresh_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead._Source, "window", readahead._LEAST_AHEAD)
-    monkeypatch.setattr(readahead._Source, "mean_seconds", 0.0)
+    for name, value in (("is_slow", False), ("window", readahead._LEAST_AHEAD), ("largest", 1)):
+        monkeypatch.setattr(readahead._Source, name, value)
 
 
 def test_a_slow_source_is_read_by_many_threads_in_order() -> None:
@@ -51,6 +51,31 @@ def test_a_fast_source_is_read_as_it_is_used() -> None:
         assert len(started) == item + 1
 
 
+def test_a_hiccup_of_a_fast_source_changes_nothing() -> None:
+    started: list[int] = []
+
+    def read(item: int) -> int:
+        started.append(item)
+        if item % 100 == 3:
+            time.sleep(0.003)
+        return item
+
+    for item in read_ahead(read, range(300)):
+        assert len(started) == item + 1
+
+
+def test_a_source_that_is_fast_after_all_is_read_as_it_is_used_again() -> None:
+    source = _SlowSource(seconds=0.03)
+    reading = read_ahead(source.read, range(40))
+    for _ in range(3):
+        next(reading)
+    source.seconds = 0.0
+    for _ in reading:
+        time.sleep(0.001)  # the consumer's work
+    assert not readahead._Source.is_slow
+    assert source.most <= readahead._FEW_AHEAD
+
+
 def test_a_source_that_turns_slow_is_noticed() -> None:
     source = _SlowSource(seconds=0.0)
     reading = read_ahead(source.read, range(300))
@@ -63,7 +88,7 @@ def test_a_source_that_turns_slow_is_noticed() -> None:
 def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_MOST_BYTES", 3_000)
     monkeypatch.setattr(readahead._Source, "window", 50)
-    monkeypatch.setattr(readahead._Source, "mean_seconds", 1.0)
+    monkeypatch.setattr(readahead._Source, "is_slow", True)
     started: list[int] = []
 
     def read(item: int) -> bytes:
