@@ -133,4 +133,5 @@ def _as_here(function: Callable[[Task], Result], expected: Encoder, task: Task) 
 
 def _named(found: Encoder) -> str:
     turbo = f"libjpeg-turbo {found.libjpeg_turbo}"
-    return f"{found.distribution} {found.version} with {turbo} and {', '.join(found.codecs)}"
+    codecs = ", ".join(found.codecs)
+    return f"{found.distribution} {found.version} with {turbo} and {codecs}, simplejpeg {found.simplejpeg}"

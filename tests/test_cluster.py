@@ -24,23 +24,27 @@ __all__ = ["expected", "source"]  # fixtures
 class Cluster:
     """A scheduler and workers as Dask's own command lines start them, each a process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", **environment: str) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self.address_file = folder / "scheduler.json"
-        self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.address_file))
+        where = ["--host", host, "--port", "0", "--scheduler-file", str(self.address_file)]
+        self._start("scheduler", *where, **environment)
         deadline = time.monotonic() + 60
         while not self.address_file.exists():
             assert time.monotonic() < deadline, "the scheduler did not start"
             time.sleep(0.05)
         self.address = str(json.loads(self.address_file.read_text())["address"])
 
-    def add_worker(self, **environment: str) -> "subprocess.Popen[bytes]":
+    def add_worker(self, *prefix: str) -> "subprocess.Popen[bytes]":
+        """Start a worker, by a program that puts it somewhere else where one is given."""
         limits = ["--nthreads", "1", "--memory-limit", "0", "--no-nanny"]
-        return self._start("worker", self.address, *limits, "--local-directory", str(self._folder), **environment)
+        return self._start("worker", self.address, *limits, "--local-directory", str(self._folder), prefix=prefix)
 
-    def _start(self, kind: str, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--no-dashboard", *more]
+    def _start(
+        self, kind: str, *more: str, prefix: tuple[str, ...] = (), **environment: str
+    ) -> "subprocess.Popen[bytes]":
+        command = [*prefix, sys.executable, "-m", "distributed.cli.dask_" + kind, "--no-dashboard", *more]
         with open(self._folder / "log", "ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
         self._processes.append(process)
@@ -117,6 +121,75 @@ def test_workers_that_see_something_else_are_refused(source: Path, cluster: Clus
     assert done.returncode == 1
     assert "differs in the image" in one_line(done.stderr)
     assert not (out / "dataset.json").exists()
+
+
+class Network:
+    """Hosts in network namespaces of their own, on a bridge of this machine; removed again by `close`."""
+
+    HOST = "10.213.77.1"
+
+    def __init__(self) -> None:
+        self._name = f"lmk{os.getpid() % 100_000}"
+        self._hosts: list[str] = []
+        self._ip("link", "add", self._name, "type", "bridge")
+        self._ip("addr", "add", f"{self.HOST}/24", "dev", self._name)
+        self._ip("link", "set", self._name, "up")
+
+    def add_host(self) -> str:
+        """Make a host; returns the name of its namespace, which is also its link's on the bridge."""
+        name = f"{self._name}{chr(ord('a') + len(self._hosts))}"
+        self._ip("netns", "add", name)
+        self._hosts.append(name)
+        self._ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        self._ip("link", "set", name, "master", self._name, "up")
+        self._ip("-n", name, "addr", "add", f"10.213.77.{len(self._hosts) + 1}/24", "dev", "eth0")
+        self._ip("-n", name, "link", "set", "eth0", "up")
+        self._ip("-n", name, "link", "set", "lo", "up")
+        return name
+
+    def unplug(self, host: str) -> None:
+        """Take the cable out: what is sent there is lost, and nobody is told."""
+        self._ip("link", "set", host, "down")
+
+    def close(self) -> None:
+        links = [["link", "del", name] for name in (*self._hosts, self._name)]
+        for command in [*links, *(["netns", "del", host] for host in self._hosts)]:
+            subprocess.run(["ip", *command], capture_output=True, check=False)
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], capture_output=True, check=True)
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    try:
+        made = Network()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("this machine does not let a test make network namespaces")
+    yield made
+    made.close()
+
+
+def test_hosts_of_their_own_one_of_which_falls_off_the_network(
+    source: Path, expected: dict[str, str], network: Network, tmp_path: Path
+) -> None:
+    """A worker whose network is gone does not end: it is silent. Its shards are built by the other one."""
+    folder, out = tmp_path / "cluster", tmp_path / "shards"
+    folder.mkdir()
+    cluster = Cluster(folder, Network.HOST, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="5s")
+    try:
+        hosts = [network.add_host() for _ in range(2)]
+        for host in hosts:
+            cluster.add_worker("ip", "netns", "exec", host)
+        process = start(words(source, out, *on(cluster)))
+        wait_for(lambda: receipts(out) > 2, process)
+        network.unplug(hosts[0])
+        said, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error
+        assert "400 images" in said
+        assert hashes(out) == expected
+    finally:
+        cluster.close()
 
 
 def test_nobody_there(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
