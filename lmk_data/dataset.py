@@ -1,13 +1,14 @@
 """A published dataset or a view of one: open it, check that it is whole, read it by its index."""
 
+import hashlib
 import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +20,7 @@ from lmk_data.format import (
     DROPPED_CLASSES,
     REJECTS,
     SPLITS,
+    FileEntry,
     Manifest,
     Recipe,
     ShardEntry,
@@ -29,12 +31,13 @@ from lmk_data.format import (
     rejects_schema,
 )
 from lmk_data.manifest import read_manifest
-from lmk_data.storage import Folder, LocalFolder, is_url, open_folder
+from lmk_data.storage import Folder, LocalFolder, is_url, open_folder, retrying
 
 if TYPE_CHECKING:
     import webdataset
 
 _OPEN_SHARDS = 128
+_COPIED_AT_ONCE = 16 << 20
 _VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
 
 
@@ -88,9 +91,20 @@ class ShardedDataset:
         return self.folder.root
 
     @property
+    def is_local(self) -> bool:
+        """Whether the shards lie on this machine, so that `shard_path` names them."""
+        return isinstance(self.shards_folder, LocalFolder)
+
+    @property
     def is_view(self) -> bool:
         """Whether the shards are another dataset's; their `.cls` are then its labels, not this one's."""
         return "view_of" in self.manifest
+
+    @property
+    def shards_content_sha256(self) -> str:
+        """The content hash of the dataset that holds the shards."""
+        manifest = self.manifest
+        return str(manifest["view_of"]["content_sha256"] if self.is_view else manifest["content_sha256"])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -150,6 +164,27 @@ class ShardedDataset:
         if not isinstance(self.shards_folder, LocalFolder):
             raise UserError(f"{self.shards_folder.root}: not on this machine; copy the dataset here first")
         return Path(self.shards_folder.location(name))
+
+    @cached_property
+    def shard_files(self) -> dict[str, FileEntry]:
+        """Hash and size of each shard, by the manifest of the dataset that holds them."""
+        base = read_manifest(self.shards_folder) if self.is_view else self.manifest
+        named = {shard["name"] for split in self.splits for shard in self.shards(split)}
+        return {name: entry for name, entry in base["files"].items() if name in named}
+
+    def copy_shard(self, name: str, file: BinaryIO) -> None:
+        """Write a whole shard into `file`, in bounded memory.
+
+        Raises StorageError if the storage fails, DatasetError if its hash is not the manifest's.
+        """
+        location, entry, digest = self.shards_folder.location(name), self.shard_files[name], hashlib.sha256()
+        for start in range(0, entry["num_bytes"], _COPIED_AT_ONCE):
+            wanted = min(_COPIED_AT_ONCE, entry["num_bytes"] - start)
+            data = retrying(partial(self.shards_folder.read_range, name, start, wanted), location)
+            digest.update(data)
+            file.write(data)
+        if digest.hexdigest() != entry["sha256"]:
+            raise DatasetError(f"{location}: not the shard that the manifest describes; {_VERIFY_HINT}")
 
     def read(self, split: str, i: int) -> Sample:
         """Sample `i` (0-based, in shard order) of a split, by one read at its offset."""

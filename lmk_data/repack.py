@@ -19,7 +19,7 @@ from lmk_data.readahead import read_ahead
 from lmk_data.resume import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.shard import PLAN_TABLE, Receipt, write_shard
 from lmk_data.storage import Folder, open_folder
-from lmk_data.subset import Selection, Subset, root_content, select, subset_counts
+from lmk_data.subset import Selection, Subset, select, subset_counts
 
 
 def write_copy(
@@ -43,7 +43,7 @@ def write_copy(
         num_samples = sum(table.num_rows for table in subset.rows.values())
         base = dataset.manifest
         subset_of = {
-            "content_sha256": root_content(dataset),
+            "content_sha256": dataset.shards_content_sha256,
             "selection": subset.steps,
             "removed": subset.removed,
         }

@@ -156,7 +156,7 @@ def write_view(
         subset = select(dataset, selection, local_engine(workers))
         view_of = {
             "path": _way(folder, dataset.shards_folder),
-            "content_sha256": root_content(dataset),
+            "content_sha256": dataset.shards_content_sha256,
             "selection": subset.steps,
             "removed": subset.removed,
         }
@@ -233,11 +233,6 @@ def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
     with dataset.shards_folder.open(CLASSES) as file:
         frame: pd.DataFrame = pq.read_table(file).to_pandas()
     return frame.set_index("landmark_id")
-
-
-def root_content(dataset: ShardedDataset) -> str:
-    """The content hash of the dataset that holds the shards."""
-    return str(dataset.manifest["view_of"]["content_sha256"] if dataset.is_view else dataset.manifest["content_sha256"])
 
 
 def subset_counts(subset: Subset) -> dict[str, int]:

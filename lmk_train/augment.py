@@ -1,14 +1,21 @@
-"""Flips, colour jitter and normalisation of a whole batch on the training device, in one pass over the pixels."""
+"""Flips, crops, colour jitter and normalisation of a batch on the training device, one pass over each picture."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from lmk_train.order import Rows, counter_hash
+from lmk_train.order import Rows, augmentation_hashes
 
-_DRAWS = 5  # flip, brightness, contrast, saturation, hue
+_FLIP, _BRIGHTNESS, _HUE = 0, 1, 4  # contrast and saturation in between
+_CROP, _ERASING = 5, 9  # four draws each: area, aspect, left, top; a padded crop uses the last two of its four
+_ERASED = 13
+_DRAWS = 14
+_ASPECT = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015)
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al. 2020
 _LUMA = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = torch.tensor(
     [_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64
@@ -25,31 +32,48 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training pictures vary: probability of a horizontal flip, strength of the colour jitter (0 is off)."""
+    """How training pictures vary; 0 and None are off.
+
+    `hflip`: probability of a horizontal flip. `color_jitter`: strength. `crop_padding`: pixels of black around a
+    picture, out of which one of its size is cut. `random_resized_crop`: least share of the picture that is cut out
+    and brought back to its size. `random_erasing`: probability that a rectangle is replaced by the mean colour.
+    """
 
     hflip: float = 0.0
     color_jitter: float = 0.0
+    crop_padding: int = 0
+    random_resized_crop: float | None = None
+    random_erasing: float = 0.0
 
 
-def augmentation_draws(rows: Rows, seed: int, epoch: int) -> torch.Tensor:
-    """Uniform draws in [0, 1) of each sample, float64 [B, 5]: a hash of (seed, epoch, index row, draw).
+class Box(NamedTuple):
+    """A rectangle of pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def augmentation_draws(picks: Rows, seed: int, epoch: int) -> torch.Tensor:
+    """Uniform draws in [0, 1) of each picked sample, float64 [B, 14]: hashes of (seed, epoch, pick, draw).
 
     They depend on nothing else, so resuming and another number of ranks or workers change nothing.
     """
-    hashes = counter_hash(seed, epoch, 3, rows[:, None], np.arange(_DRAWS)[None, :])
+    hashes = augmentation_hashes(picks, seed, epoch, _DRAWS)
     return torch.from_numpy((hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def color_matrices(draws: torch.Tensor, strength: float) -> torch.Tensor:
-    """Colour jitter as one affine map per sample: float64 [B, 5] of draws to [B, 3, 4] on RGB in 0..1.
+    """Colour jitter as one affine map per sample: float64 [B, 14] of draws to [B, 3, 4] on RGB in 0..1.
 
     In this order: brightness; contrast about 0.5 (torchvision pivots on each picture's mean, which needs a pass of
     its own); saturation about the luma; hue as a rotation in YIQ (torchvision's is in HSV). Factors are uniform in
     [1 - strength, 1 + strength], the hue turns by up to strength / 4 of a circle.
     """
-    factors = 1 + strength * (2 * draws[:, 1:4] - 1)
+    factors = 1 + strength * (2 * draws[:, _BRIGHTNESS:_HUE] - 1)
     brightness, contrast, saturation = factors.unbind(1)
-    angle = (2 * draws[:, 4] - 1) * strength * math.pi / 2
+    angle = (2 * draws[:, _HUE] - 1) * strength * math.pi / 2
     luma = torch.tensor(_LUMA, dtype=torch.float64)
     identity = torch.eye(3, dtype=torch.float64)
     saturate = saturation[:, None, None] * identity + (1 - saturation)[:, None, None] * luma.expand(3, 3)
@@ -61,11 +85,40 @@ def color_matrices(draws: torch.Tensor, strength: float) -> torch.Tensor:
     return torch.cat([linear * (brightness * contrast)[:, None, None], offset], dim=2)
 
 
-class Preprocess:
-    """uint8 [B, H, W, 3] to normalised float32 [B, 3, H, W] (channels_last), augmented if draws are given."""
+def drawn_box(
+    draws: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+    size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """A rectangle inside a picture of (width, height), of four draws: area (share), aspect (log-uniform), left, top.
 
-    def __init__(self, normalization: Normalization, augmentation: Augmentation, device: torch.device) -> None:
-        self._augmentation = augmentation
+    A side that would not fit is cut to the picture's; torchvision draws anew, up to ten times.
+    """
+    width, height = size
+    share = area[0] + (area[1] - area[0]) * draws[0]
+    ratio = math.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * draws[1])
+    pixels = share * width * height
+    inner_width = min(width, max(1, round(math.sqrt(pixels * ratio))))
+    inner_height = min(height, max(1, round(math.sqrt(pixels / ratio))))
+    left, top = int(draws[2] * (width - inner_width + 1)), int(draws[3] * (height - inner_height + 1))
+    return Box(left, top, inner_width, inner_height)
+
+
+class Preprocess:
+    """uint8 [B, H, W, 3] to normalised [B, 3, H, W] (channels_last) of `dtype`, augmented if draws are given.
+
+    In this order: crop, flip, colour, normalisation, erasing; computed in float32.
+    """
+
+    def __init__(
+        self,
+        normalization: Normalization,
+        augmentation: Augmentation,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._augmentation, self._dtype = augmentation, dtype
         mean = torch.tensor(normalization.mean, dtype=torch.float64)
         std = torch.tensor(normalization.std, dtype=torch.float64)
         self._mean, self._std = mean, std
@@ -74,18 +127,44 @@ class Preprocess:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
-        """Flip, jitter and normalise a batch; `draws` float64 [B, 5] on the host, None for evaluation."""
+        """Preprocess a batch; `draws` float64 [B, 14] on the host, None for evaluation."""
         num, height, width, _ = pixels.shape
         matrices = self._matrices(num, draws).to(pixels.device, non_blocking=True)
-        flipped = [] if draws is None else (draws[:, 0] < self._augmentation.hflip).tolist()
-        out = torch.empty(num, 3, height * width, device=pixels.device)
+        shape = (num, 3, height, width)
+        out = torch.empty(shape, dtype=self._dtype, device=pixels.device, memory_format=torch.channels_last)
+        normalized = torch.empty(3, height * width, device=pixels.device)
+        drawn = None if draws is None else draws.numpy()
         # Sample by sample: a picture's planes stay in the cache, which is 3 to 5 times as fast as one batched product.
         for i in range(num):
-            picture = pixels[i].flip(1) if flipped and flipped[i] else pixels[i]
-            planes = picture.reshape(-1, 3).T.float()
-            torch.addmm(matrices[i, :, 3:], matrices[i, :, :3], planes, out=out[i])
-            torch.clamp(out[i], self._lowest, self._highest, out=out[i])
-        return out.view(num, 3, height, width).contiguous(memory_format=torch.channels_last)
+            planes = self._planes(pixels[i], None if drawn is None else drawn[i])
+            torch.addmm(matrices[i, :, 3:], matrices[i, :, :3], planes, out=normalized)
+            torch.clamp(normalized, self._lowest, self._highest, out=normalized)
+            picture = normalized.view(3, height, width)
+            if drawn is not None and drawn[i, _ERASED] < self._augmentation.random_erasing:
+                box = drawn_box(drawn[i, _ERASING:_ERASED], (width, height), _ERASED_AREA, _ERASED_ASPECT)
+                picture[:, box.top : box.top + box.height, box.left : box.left + box.width] = 0
+            out[i].copy_(picture)
+        return out
+
+    def _planes(
+        self, picture: torch.Tensor, drawn: "np.ndarray[tuple[int], np.dtype[np.float64]] | None"
+    ) -> torch.Tensor:
+        """One picture, uint8 [H, W, 3], cropped and flipped: float32 [3, H * W] of 0..255."""
+        chosen = self._augmentation
+        if drawn is None:
+            return picture.reshape(-1, 3).T.float()
+        height, width, _ = picture.shape
+        if chosen.crop_padding:
+            picture = _shifted(picture, chosen.crop_padding, *drawn[_CROP + 2 : _CROP + 4])
+        flip = bool(drawn[_FLIP] < chosen.hflip)
+        if chosen.random_resized_crop is None:
+            return (picture.flip(1) if flip else picture).reshape(-1, 3).T.float()
+        area = (chosen.random_resized_crop, 1.0)
+        box = drawn_box(drawn[_CROP : _CROP + 4], (width, height), area, _ASPECT)
+        inner = picture[box.top : box.top + box.height, box.left : box.left + box.width]
+        planes = (inner.flip(1) if flip else inner).permute(2, 0, 1).float()
+        resized = functional.interpolate(planes[None], (height, width), mode="bilinear", antialias=True)
+        return resized.view(3, height * width)
 
     def _matrices(self, num: int, draws: torch.Tensor | None) -> torch.Tensor:
         """Jitter and normalisation of 0..255 pixels folded together: float32 [B, 3, 4] on the host."""
@@ -96,3 +175,14 @@ class Preprocess:
         linear = color[:, :, :3] / (255 * self._std[:, None])
         offset = (color[:, :, 3:] - self._mean[:, None]) / self._std[:, None]
         return torch.cat([linear, offset], dim=2).float()
+
+
+def _shifted(picture: torch.Tensor, padding: int, across: float, down: float) -> torch.Tensor:
+    """What a window of the picture's own size sees, moved by up to `padding` pixels over black."""
+    height, width, _ = picture.shape
+    x, y = (int(draw * (2 * padding + 1)) - padding for draw in (across, down))
+    out = torch.zeros_like(picture)
+    seen = picture[max(0, y) : max(0, height + min(0, y)), max(0, x) : max(0, width + min(0, x))]
+    top, left = max(0, -y), max(0, -x)
+    out[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    return out

@@ -42,7 +42,7 @@ def _train(config: TrainConfig) -> None:
     from lmk_train.loop import train
 
     result = train(config, announce=(lambda _: None) if config.quiet else print)
-    if config.quiet:
+    if config.quiet or result.rank:
         return
     judged = "no validation split" if result.best_metric is None else f"validation macro F1 {result.best_metric:.4f}"
     best = f"best epoch {result.best_epoch} ({judged})"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from lmk_data.errors import UserError
+from lmk_train.cache import Cache, default_cache_folder
+from lmk_train.order import Sampling
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0"]
 LossName = Literal["ldam", "ce"]
@@ -49,7 +51,7 @@ class TrainConfig:
     """
 
     shards: Annotated[str, tyro.conf.arg(metavar="DATASET")]
-    """The dataset that `lmk-shard build` wrote."""
+    """The dataset that `lmk-shard build` wrote: a path or a URL."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
     model: ModelName = "efficientnet-b0"
@@ -69,7 +71,12 @@ class TrainConfig:
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Passes over the training split; by default the model's (see docs/training.md)."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Samples per update of the weights; by default the model's."""
+    """Samples per update of the weights, over all processes and micro-batches; by default the model's."""
+    grad_accum: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Micro-batches that an update's samples go through the model in, to save memory."""
+    sampling: Sampling = "uniform"
+    """How often samples come: each once an epoch; each class as often as any other; or the samples of classes below
+    the mean size more than once, by the square root of how far below (an epoch is then longer)."""
     optimizer: Optimizer | None = None
     """SGD with Nesterov momentum, or AdamW; by default the model's."""
     lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
@@ -90,18 +97,30 @@ class TrainConfig:
     """Probability of a horizontal flip."""
     color_jitter: float = 0.2
     """Strength of brightness, contrast and saturation jitter; hue turns by a quarter of it. 0 is off."""
+    crop_padding: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Cut each picture out of itself with N black pixels around it (4 is usual at 32 pixels). 0 is off."""
+    random_resized_crop: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Cut out a rectangle of at least this share of each picture and bring it to full size; by default off."""
+    random_erasing: Annotated[float, tyro.conf.arg(metavar="X")] = 0.0
+    """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
     amp: Amp = "auto"
     """Mixed precision: bfloat16 where the device has it, else float16 with gradient scaling on CUDA."""
     device: Device = "auto"
     """Where to train; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads that read and decode; by default one per core, 8 at most."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the shards of a dataset behind a URL are kept; by default ~/.cache/lmk."""
+    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB")] = 100.0
+    """How much may lie there; what was used longest ago goes first."""
     seed: int = 0
     """Decides the order of samples, augmentation and the new layers' first weights."""
     checkpoint_minutes: float = 15.0
     """Minutes between checkpoints within an epoch."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
+    profile_input: bool = False
+    """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
     quiet: bool = False
     """No progress, no summary."""
 
@@ -111,9 +130,14 @@ class TrainConfig:
         _require(0 <= self.hflip <= 1, "--hflip", self.hflip, "from 0 to 1")
         _require(0 <= self.color_jitter <= 1, "--color-jitter", self.color_jitter, "from 0 to 1")
         _require(0 < self.bn_momentum <= 1, "--bn-momentum", self.bn_momentum, "above 0, at most 1")
+        _require(self.crop_padding >= 0, "--crop-padding", self.crop_padding, "at least 0")
+        least = self.random_resized_crop
+        _require(least is None or 0 < least <= 1, "--random-resized-crop", least, "above 0, at most 1")
+        _require(0 <= self.random_erasing <= 1, "--random-erasing", self.random_erasing, "from 0 to 1")
+        _require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
         _require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
-        for name in ("epochs", "batch_size", "workers"):
+        for name in ("epochs", "batch_size", "grad_accum", "workers"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
         for name in ("lr", "head_lr", "clip_grad", "cosine_scale"):
@@ -136,6 +160,11 @@ class TrainConfig:
         scale = (self.cosine_scale or 30.0) if head == "cosine" else None
         return replace(self, **chosen, out=out, head=head, cosine_scale=scale)
 
+    @property
+    def shard_cache(self) -> Cache:
+        """Where fetched shards are kept."""
+        return _cache(self.cache, self.cache_gb)
+
     def json(self) -> dict[str, Any]:
         """Plain values for config.json and checkpoints."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
@@ -146,8 +175,8 @@ class TrainConfig:
         known = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or "shards" not in value or value.keys() - known:
             raise UserError("not a training configuration of this version of lmk")
-        out = value.get("out")
-        return cls(**{**value, "out": Path(out) if out is not None else None})
+        paths = {name: Path(value[name]) for name in ("out", "cache") if value.get(name) is not None}
+        return cls(**{**value, **paths})
 
 
 @dataclass(frozen=True)
@@ -173,8 +202,21 @@ class EvalConfig:
     """Where to compute; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads that read and decode; by default one per core, 8 at most."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the shards of a dataset behind a URL are kept; by default ~/.cache/lmk."""
+    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB")] = 100.0
+    """How much may lie there; what was used longest ago goes first."""
     quiet: bool = False
     """No progress, no summary."""
+
+    @property
+    def shard_cache(self) -> Cache:
+        """Where fetched shards are kept."""
+        return _cache(self.cache, self.cache_gb)
+
+
+def _cache(folder: Path | None, gigabytes: float) -> Cache:
+    return Cache(folder or default_cache_folder(), int(gigabytes * 1e9))
 
 
 def _default_head(loss: str) -> Head:

@@ -19,9 +19,10 @@ from lmk_train.checkpoint import BEST, LAST, load_checkpoint
 from lmk_train.config import EvalConfig, TrainConfig
 from lmk_train.metrics import TOP_K, ClassCounts, Predictions, confusion, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, build_model
-from lmk_train.order import batch_rows, num_batches
+from lmk_train.order import batch_picks, num_batches
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.stream import BatchStream, SplitReader
+from lmk_train.world import ALONE, World, joined_world
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,39 @@ def predict_split(
     precision: Precision,
     batch_size: int,
     *,
+    world: World = ALONE,
     quiet: bool = True,
 ) -> Predictions:
-    """Run every sample of a split through the model once, in index order; the model is left in training mode."""
+    """Run every sample of a split through the model once, each process its share; all of them get all predictions.
+
+    The model is left in training mode.
+    """
     rows = np.arange(len(reader), dtype=np.int64)
     steps = num_batches(len(rows), batch_size, drop_last=False)
     best = min(TOP_K, reader.dataset.num_classes)
-    labels, probabilities = [], []
+    seen = [np.empty(0, np.int64)]
+    labels, probabilities = [torch.empty(0, best, dtype=torch.int64)], [torch.empty(0, best)]
+    reader.expect(rows)
     model.eval()
     with torch.inference_mode(), progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar:
-        for batch in stream(batch_rows(rows, step, batch_size) for step in range(steps)):
+        for batch in stream(world.share(batch_picks(rows, step, batch_size)) for step in range(steps)):
             with precision.autocast():
                 logits = model(preprocess(batch.pixels, None))
             top = logits.softmax(dim=1).topk(best, dim=1)
-            labels.append(top.indices)
-            probabilities.append(top.values)
-            bar.update(len(batch.rows))
+            seen.append(batch.picks)
+            labels.append(top.indices.cpu())
+            probabilities.append(top.values.cpu())
+            bar.update(len(batch.picks) * world.size)
     model.train()
+    parts = world.gather((np.concatenate(seen), torch.cat(labels).numpy(), torch.cat(probabilities).numpy()))
+    picked = np.concatenate([part[0] for part in parts])
+    assert len(picked) == len(rows), "every sample is evaluated exactly once"
+    order = np.argsort(picked)
     return Predictions(
         keys=reader.keys(),
         targets=reader.labels,
-        labels=torch.cat(labels).cpu().numpy(),
-        probabilities=torch.cat(probabilities).cpu().numpy(),
+        labels=np.concatenate([part[1] for part in parts])[order],
+        probabilities=np.concatenate([part[2] for part in parts])[order],
     )
 
 
@@ -74,7 +86,7 @@ def evaluate_run(config: EvalConfig) -> Evaluation:
     state = load_checkpoint(config.run, BEST if config.checkpoint == "best" else LAST)
     trained = TrainConfig.from_json(state["config"])
     device = resolve_device(config.device)
-    with ShardedDataset.open(config.shards or trained.shards) as dataset:
+    with joined_world(device) as world, ShardedDataset.open(config.shards or trained.shards) as dataset:
         check_classes(dataset, state["classes"])
         if not dataset.num_samples(config.split):
             raise UserError(
@@ -82,27 +94,34 @@ def evaluate_run(config: EvalConfig) -> Evaluation:
             )
         model = model_of(trained, dataset)
         model.load_state_dict(state["model"])
-        return evaluate_model(model.to(device), dataset, trained, config, device)
+        return evaluate_model(model.to(device), dataset, trained, config, device, world)
 
 
 def evaluate_model(
-    model: Classifier, dataset: ShardedDataset, trained: TrainConfig, config: EvalConfig, device: torch.device
+    model: Classifier,
+    dataset: ShardedDataset,
+    trained: TrainConfig,
+    config: EvalConfig,
+    device: torch.device,
+    world: World,
 ) -> Evaluation:
-    """Evaluate a model on a split of an opened dataset and write the evaluation's files into `config.run`."""
+    """Evaluate a model on a split of an opened dataset; the first process writes the files into `config.run`."""
     model.to(memory_format=torch.channels_last)
     batch_size = config.batch_size or trained.batch_size
     assert batch_size is not None
-    reader = SplitReader(dataset, config.split)
+    reader = SplitReader(dataset, config.split, config.shard_cache)
     stream = BatchStream(reader, device, batch_size, config.workers)
     preprocess = Preprocess(ARCHITECTURES[trained.model].normalization, Augmentation(), device)
     precision = Precision.resolve(config.amp, device)
-    predictions = predict_split(model, reader, stream, preprocess, precision, batch_size, quiet=config.quiet)
+    quiet = config.quiet or not world.is_first
+    predictions = predict_split(model, reader, stream, preprocess, precision, batch_size, world=world, quiet=quiet)
     reader.close()
     train_counts = dataset.classes["train"].to_numpy(np.int64)
     metrics = summarize(predictions, train_counts)
     assert metrics["num_samples"] == dataset.num_samples(config.split), "every sample is evaluated exactly once"
     evaluation = Evaluation(config.split, metrics, predictions)
-    write_evaluation(config.run, evaluation, dataset)
+    if world.is_first:
+        write_evaluation(config.run, evaluation, dataset)
     return evaluation
 
 

@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,37 @@ from lmk_train.losses import LDAM, CrossEntropy, ldam_margins
 from lmk_train.metrics import summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
 from lmk_train.optim import clip_gradients, lr_factor, make_optimizer, set_lr
-from lmk_train.order import batch_rows, counter_hash, epoch_order, num_batches
+from lmk_train.order import Rows, batch_picks, counter_hash, epoch_length, epoch_order, num_batches, share
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.record import Record
 from lmk_train.stream import Batch, BatchStream, SplitReader
 from lmk_train.trainer import Progress, Sums, Trainer
+from lmk_train.world import World, joined_world
 
 CONFIG = "config.json"
-_MAY_CHANGE_ON_RESUME = {"shards", "out", "device", "workers", "checkpoint_minutes", "resume", "quiet", "weights"}
+_MAY_CHANGE_ON_RESUME = {
+    "shards",
+    "out",
+    "device",
+    "workers",
+    "grad_accum",
+    "cache",
+    "cache_gb",
+    "checkpoint_minutes",
+    "profile_input",
+    "resume",
+    "quiet",
+    "weights",
+}
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """How training ended: the test evaluation (None without a test split), the best epoch and its validation macro
-    F1 (None without a validation split: then the last epoch counts as the best)."""
+    F1 (None without a validation split: then the last epoch counts as the best). `rank` is this process's."""
 
     run: Path
+    rank: int
     test: Evaluation | None
     best_epoch: int
     best_metric: float | None
@@ -57,19 +72,25 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
     config = config.resolved()
     assert config.out is not None
     run = config.out
-    _check_run(run, config)
-    with ShardedDataset.open(config.shards) as dataset:
-        trainer = _make_trainer(config, run, dataset, announce)
+    device = resolve_device(config.device)
+    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+        _check_run(run, config)
+        world.wait()
+        trainer = _make_trainer(config, run, dataset, device, world, announce if world.is_first else _say_nothing)
         if config.resume:
             _restore(trainer)
-        else:
+        elif world.is_first:
             _start(trainer)
         with Record(trainer) as log, _stopping_gently() as stop:
             _train_epochs(trainer, log, stop)
         trainer.train.close()
         test = _evaluate_best(trainer)
         best = trainer.progress.best_metric if dataset.num_samples("val") else None
-    return TrainResult(run, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
+    return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _check_run(run: Path, config: TrainConfig) -> None:
@@ -81,16 +102,25 @@ def _check_run(run: Path, config: TrainConfig) -> None:
         raise UserError(f"--out {run}: {what}; go on with --resume or name another folder")
 
 
-def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset, announce: Callable[[str], None]) -> Trainer:
+def _make_trainer(
+    config: TrainConfig,
+    run: Path,
+    dataset: ShardedDataset,
+    device: torch.device,
+    world: World,
+    announce: Callable[[str], None],
+) -> Trainer:
     """Dataset, model, loss and optimiser put together on the device."""
     if not dataset.num_samples("train"):
         raise UserError(f"{dataset.location}: has no training split")
     assert config.batch_size is not None
-    device = resolve_device(config.device)
-    reader = SplitReader(dataset, "train")
-    steps_per_epoch = num_batches(len(reader), config.batch_size, drop_last=True)
+    reader = SplitReader(dataset, "train", config.shard_cache)
+    steps_per_epoch = num_batches(epoch_length(reader.labels, config.sampling), config.batch_size, drop_last=True)
     if not steps_per_epoch:
         raise UserError(f"--batch-size {config.batch_size}: more than the {len(reader)} training images")
+    if config.batch_size < world.size * config.grad_accum:
+        parts = f"{world.size} processes times {config.grad_accum} micro-batches"
+        raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
     torch.manual_seed(config.seed)
     model = model_of(config, dataset)
     if not config.resume:
@@ -110,16 +140,28 @@ def _make_trainer(config: TrainConfig, run: Path, dataset: ShardedDataset, annou
         config=config,
         run=run,
         dataset=dataset,
+        world=world,
         model=model,
+        forward=world.wrap(model, device),
         criterion=_criterion(config, dataset).to(device),
         optimizer=optimizer,
         precision=precision,
         scaler=precision.grad_scaler(),
         preprocess=Preprocess(
-            ARCHITECTURES[config.model].normalization, Augmentation(config.hflip, config.color_jitter), device
+            ARCHITECTURES[config.model].normalization, _augmentation(config), device, precision.dtype or torch.float32
         ),
         train=reader,
         steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _augmentation(config: TrainConfig) -> Augmentation:
+    return Augmentation(
+        hflip=config.hflip,
+        color_jitter=config.color_jitter,
+        crop_padding=config.crop_padding,
+        random_resized_crop=config.random_resized_crop,
+        random_erasing=config.random_erasing,
     )
 
 
@@ -141,60 +183,89 @@ def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, w
 def _train_epochs(trainer: Trainer, log: Record, stop: "_Stop") -> None:
     config, progress = trainer.config, trainer.progress
     assert config.batch_size is not None
-    stream = BatchStream(trainer.train, trainer.precision.device, config.batch_size, config.workers)
-    description = f"training {config.model}"
-    with progress_bar(trainer.num_steps, description, "steps", quiet=config.quiet, initial=progress.step) as bar:
+    largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
+    stream = BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
+    description, quiet = f"training {config.model}", config.quiet or not trainer.world.is_first
+    with progress_bar(trainer.num_steps, description, "steps", quiet=quiet, initial=progress.step) as bar:
         while progress.step < trainer.num_steps:
             epoch, first = divmod(progress.step, trainer.steps_per_epoch)
-            order = epoch_order(trainer.train.shard_of_row, config.seed, epoch)
-            batches = (batch_rows(order, s, config.batch_size) for s in range(first, trainer.steps_per_epoch))
-            for batch in stream(batches):
-                _step(trainer, batch, epoch)
-                log.after_step(epoch, stream.wait_seconds)
+            batches = iter(stream(_micro_batches(trainer, epoch, first)))
+            for _ in range(first, trainer.steps_per_epoch):
+                _step(trainer, batches, epoch)
+                log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
                 bar.update()
                 bar.set_postfix_str(log.postfix, refresh=False)
                 # The last step of an epoch is saved with its validation, so that resuming cannot skip that.
-                if progress.step % trainer.steps_per_epoch and (stop.requested or log.checkpoint_due()):
+                if progress.step % trainer.steps_per_epoch and stop.agreed(trainer.world, log.checkpoint_due()):
                     log.save()
                     stop.heed(progress.step)
             _finish_epoch(trainer, log, epoch + 1)
+            stop.agreed(trainer.world, False)
             stop.heed(progress.step)
 
 
-def _step(trainer: Trainer, batch: Batch, epoch: int) -> None:
-    """One update of the weights; nothing in it waits for the device."""
+def _micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
+    """What this process reads from step `first` of an epoch on: its share of each global batch, in micro-batches."""
+    config, reader = trainer.config, trainer.train
+    assert config.batch_size is not None
+    order = epoch_order(reader.labels, reader.shard_of_row, config.seed, epoch, config.sampling)
+    reader.expect(order[first * config.batch_size :])
+    for step in range(first, trainer.steps_per_epoch):
+        picks = trainer.world.share(batch_picks(order, step, config.batch_size))
+        for part in range(config.grad_accum):
+            yield share(picks, part, config.grad_accum)
+
+
+def _step(trainer: Trainer, batches: Iterator[Batch], epoch: int) -> None:
+    """One update of the weights, of the next micro-batches; nothing in it waits for the device."""
     config, step = trainer.config, trainer.progress.step
     assert config.warmup_epochs is not None
-    torch.manual_seed(int(counter_hash(config.seed, step, 4) >> np.uint64(1)))  # dropout; so no RNG state is saved
     warmup = round(config.warmup_epochs * trainer.steps_per_epoch)
     set_lr(trainer.optimizer, lr_factor(step, trainer.num_steps, warmup, config.schedule))
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.rows, config.seed, epoch))
-    with trainer.precision.autocast():
-        logits = trainer.model(pictures)
-    loss = trainer.criterion(logits, batch.labels)
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.scaler.scale(loss).backward()
+    for part in range(config.grad_accum):
+        is_last = part == config.grad_accum - 1
+        with nullcontext() if is_last or trainer.world.size == 1 else trainer.forward.no_sync():  # type: ignore[operator]
+            _accumulate(trainer, next(batches), epoch, part)
     if config.clip_grad is not None:
         trainer.scaler.unscale_(trainer.optimizer)
         clip_gradients(trainer.model, config.clip_grad)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
-    trainer.epoch_sums.add(loss.detach(), correct, len(batch.rows))
     trainer.progress.step += 1
+
+
+def _accumulate(trainer: Trainer, batch: Batch, epoch: int, part: int) -> None:
+    """Add the gradient of one micro-batch, weighted by its share of the global batch."""
+    config, world, step = trainer.config, trainer.world, trainer.progress.step
+    assert config.batch_size is not None
+    # For dropout: a function of where training stands, so that no random state is saved.
+    torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
+    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, epoch))
+    with trainer.precision.autocast():
+        logits = trainer.forward(pictures)
+    loss = trainer.criterion(logits, batch.labels)
+    # The processes' gradients are averaged, not added: hence their number.
+    trainer.scaler.scale(loss * (world.size * len(batch.picks) / config.batch_size)).backward()
+    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    trainer.epoch_sums.add(loss.detach(), correct, len(batch.picks))
 
 
 def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     """Validate, keep the best weights, and save; `epoch` counts from 1."""
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
-    line |= {f"train_{name}": value for name, value in trainer.epoch_sums.means().items()}
+    sums = trainer.sums()
+    line |= {
+        f"train_{to}": sums[name] / sums["num_samples"] for name, to in (("loss", "loss"), ("correct", "accuracy"))
+    }
+    trainer.world.average_buffers(trainer.model)
     if dataset.num_samples("val"):
         assert config.batch_size is not None
-        reader = SplitReader(dataset, "val")
+        reader = SplitReader(dataset, "val", config.shard_cache)
         stream = BatchStream(reader, trainer.precision.device, config.batch_size, config.workers)
         predictions = predict_split(
-            trainer.model, reader, stream, trainer.preprocess, trainer.precision, config.batch_size
+            trainer.model, reader, stream, trainer.preprocess, trainer.precision, config.batch_size, world=trainer.world
         )
         reader.close()
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
@@ -206,7 +277,8 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
         state = {"model": trainer.model.state_dict(), "config": config.json(), "classes": class_table(dataset)}
-        save_checkpoint(trainer.run, BEST, {**state, "content_sha256": dataset.manifest["content_sha256"]})
+        if trainer.world.is_first:
+            save_checkpoint(trainer.run, BEST, {**state, "content_sha256": dataset.manifest["content_sha256"]})
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
     log.line(line)
     log.save()
@@ -218,8 +290,17 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         return None
     trainer.model.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
     config = trainer.config
-    evaluated = EvalConfig(trainer.run, amp=config.amp, device=config.device, workers=config.workers, quiet=True)
-    return evaluate_model(trainer.model, trainer.dataset, config, evaluated, trainer.precision.device)
+    evaluated = EvalConfig(
+        trainer.run,
+        amp=config.amp,
+        device=config.device,
+        workers=config.workers,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+        quiet=True,
+    )
+    device = trainer.precision.device
+    return evaluate_model(trainer.model, trainer.dataset, config, evaluated, device, trainer.world)
 
 
 def _start(trainer: Trainer) -> None:
@@ -243,16 +324,36 @@ def _restore(trainer: Trainer) -> None:
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
         raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
     trainer.model.load_state_dict(state["model"])
+    _restore_buffers(trainer, state["buffers"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])
-    trainer.epoch_sums.load(state["epoch_sums"])
+    if trainer.world.is_first:
+        trainer.epoch_sums.load(state["epoch_sums"])
     trainer.progress = Progress(**state["progress"])
+
+
+def _restore_buffers(trainer: Trainer, buffers: list[dict[str, torch.Tensor]]) -> None:
+    """Each process's own running statistics, or where there are now more or fewer processes, their mean."""
+    for name, buffer in trainer.model.named_buffers():
+        values = [part[name] for part in buffers]
+        if len(values) == trainer.world.size:
+            buffer.copy_(values[trainer.world.rank])
+        elif buffer.is_floating_point():
+            buffer.copy_(torch.stack([value.double() for value in values]).mean(dim=0))
+        else:
+            buffer.copy_(values[0])
 
 
 class _Stop:
     """Set by the first Ctrl-C or SIGTERM; the step in hand is finished and saved."""
 
     requested = False
+
+    def agreed(self, world: World, save_is_due: bool) -> bool:
+        """Whether to save at this step: one process asked to stop stops all; the first says when a save is due."""
+        asked = world.most(2 if self.requested else int(save_is_due and world.is_first))
+        self.requested = asked == 2
+        return asked > 0
 
     def heed(self, step: int) -> None:
         """Interrupt if that was requested; everything up to `step` is saved."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lmk_data.errors import UserError
+from lmk_train.world import local_rank
 
 _AMPERE = (8, 0)
 
@@ -36,12 +37,21 @@ class Precision:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA if there is one. UserError if it is not there."""
+    """The device of that name; `auto` takes CUDA if there is one. UserError if it is not there.
+
+    Under torchrun each process of a machine takes a device of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is there; leave it out to train on the CPU")
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    number = local_rank()
+    if number >= torch.cuda.device_count():
+        raise UserError(f"process {number} of this machine has no CUDA device; it has {torch.cuda.device_count()}")
+    torch.cuda.set_device(number)
+    return torch.device(name, number)
 
 
 def _automatic(device: torch.device) -> torch.dtype | None:

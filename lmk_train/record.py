@@ -3,50 +3,59 @@
 import json
 import math
 import time
-from typing import Any
+from typing import Any, TextIO
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lmk_data.errors import TrainingError
 from lmk_data.files import write_bytes
 from lmk_train.checkpoint import LAST, save_checkpoint
 from lmk_train.evaluation import class_table
-from lmk_train.trainer import Sums, Trainer
+from lmk_train.trainer import Trainer
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 _STEPS_BETWEEN_LINES = 50
 
 
 class Record:
-    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step."""
+    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step.
+
+    Every process of the run has one and calls it at the same steps; only the first writes.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._line_started = self._saved = self._counted = time.monotonic()
-        self._waited = 0.0
+        self._waited = self._copied = 0.0
         self.postfix = ""
 
     def __enter__(self) -> "Record":
         path, step = self._trainer.run / METRICS, self._trainer.progress.step
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
-        self._before = self._trainer.epoch_sums.state()
+        self._file: TextIO | None = None
+        if self._trainer.world.is_first:
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+            self._file = open(path, "a", encoding="utf-8")
+            self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
+        self._before = self._trainer.sums()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
-    def after_step(self, epoch: int, waited_seconds: float) -> None:
-        """Every 50 updates: read the sums from the device, check them, and write a line."""
+    def after_step(self, epoch: int, waited_seconds: float, copied_seconds: float) -> None:
+        """Every 50 updates: read the sums from the device, check them, and write a line.
+
+        `waited_seconds` and `copied_seconds` are totals of this process, whose shares of the time since the last line
+        are stated; what is left of it is computing.
+        """
         trainer, now = self._trainer, time.monotonic()
         if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
             return
-        sums = trainer.epoch_sums.state()
+        sums = trainer.sums()
         number = sums["num_samples"] - self._before["num_samples"]
         loss = (sums["loss"] - self._before["loss"]) / number
         accuracy = (sums["correct"] - self._before["correct"]) / number
@@ -58,24 +67,25 @@ class Record:
             )
         seconds = now - self._line_started
         rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
+        copying = (copied_seconds - self._copied) / seconds
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
         line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}
+        line |= {"copy_share": copying, "compute_share": max(0.0, 1 - waiting - copying)}
         if trainer.scaler.is_enabled():
             line["grad_scale"] = trainer.scaler.get_scale()
         self.line(line)
-        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s data {waiting:.0%}"
-        self._before = (
-            sums if trainer.progress.step % trainer.steps_per_epoch else Sums.zero(torch.device("cpu")).state()
-        )
-        self._line_started, self._waited = now, waited_seconds
+        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s, waiting for data {waiting:.0%}"
+        self._before = sums if trainer.progress.step % trainer.steps_per_epoch else dict.fromkeys(sums, 0)
+        self._line_started, self._waited, self._copied = now, waited_seconds, copied_seconds
 
     def line(self, line: dict[str, Any]) -> None:
         """Append to metrics.jsonl, and each number to TensorBoard."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
         if line["kind"] == "epoch":
             self._line_started = time.monotonic()
             self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
@@ -94,13 +104,16 @@ class Record:
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
             "progress": vars(trainer.progress),
-            "epoch_sums": trainer.epoch_sums.state(),
+            "epoch_sums": trainer.sums(),
+            "buffers": trainer.world.gather({name: b.cpu() for name, b in trainer.model.named_buffers()}),
             "config": trainer.config.json(),
             "classes": class_table(trainer.dataset),
             "content_sha256": trainer.dataset.manifest["content_sha256"],
         }
-        save_checkpoint(trainer.run, LAST, state)
-        self._board.flush()
+        if trainer.world.is_first:
+            save_checkpoint(trainer.run, LAST, state)
+            self._board.flush()
+        trainer.world.wait()
 
 
 def _step_of(line: str) -> int:

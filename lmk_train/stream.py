@@ -1,7 +1,6 @@
-"""Index rows to uint8 batches on the training device: read by offset and decoded by threads, a few batches ahead."""
+"""Picks to uint8 batches on the training device: read by offset and decoded by threads, a few batches ahead."""
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,30 +15,32 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError
-from lmk_train.order import Rows
+from lmk_train.cache import Cache, ShardFiles
+from lmk_train.order import Rows, window_shards
 
-_MAX_DEFAULT_WORKERS = 8
+_MAX_DEFAULT_WORKERS, _FETCHING_WORKERS = 8, 64
 _BATCHES_AHEAD = 3
+_SPARSE = 0.25  # of a remote shard's bytes: where a view has less than this, single pictures are fetched
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One batch on the training device.
 
-    `pixels` uint8 [B, H, W, 3], RGB, valid until the next batch is asked for; `labels` int64 [B]; `rows` int64 [B],
-    the samples' rows in the index (on the host).
+    `pixels` uint8 [B, H, W, 3], RGB, valid until the next batch is asked for; `labels` int64 [B]; `picks` int64 [B],
+    what was picked (on the host); `picks % N` are the samples' rows in the index.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
-    rows: Rows
+    picks: Rows
 
 
 class SplitReader:
     """Random access to the decoded samples of one split; safe to use from several threads."""
 
-    def __init__(self, dataset: ShardedDataset, split: str) -> None:
-        """Load the columns that reading needs (25 bytes a sample).
+    def __init__(self, dataset: ShardedDataset, split: str, cache: Cache) -> None:
+        """Load the columns that reading needs (32 bytes a sample); `cache` is for a dataset behind a URL.
 
         Raises DatasetError if the index points to a shard or a class that the dataset does not have.
         """
@@ -52,8 +53,6 @@ class SplitReader:
         self.labels = table["label"].to_numpy().astype(np.int64)
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
         unknown = set(self.shard_names) - {shard["name"] for shard in dataset.shards(split)}
         if unknown:
             raise DatasetError(
@@ -63,21 +62,38 @@ class SplitReader:
             raise DatasetError(
                 f"{dataset.location}: a label of the {split} index is outside 0..{dataset.num_classes - 1}"
             )
+        self._files = ShardFiles(dataset, cache)
+        self._sparse = self._sparse_shards()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def keys(self) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
-        """Keys of all samples in row order."""
-        return np.asarray(self.dataset.index_table(self.split, ["key"])["key"].to_numpy(), dtype=object)
+    def keys(self, rows: Rows | None = None) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
+        """Keys of the samples of these rows, or of all in row order."""
+        column = self.dataset.index_table(self.split, ["key"])["key"]
+        return np.asarray((column if rows is None else column.take(rows)).to_numpy(), dtype=object)
+
+    def expect(self, picks: Rows) -> None:
+        """Say what will be read, in order, so that remote shards are fetched ahead."""
+        if self.dataset.is_local:
+            return
+        shards = self.shard_of_row[picks % max(1, len(self))]
+        shards, first = np.unique(shards, return_index=True)
+        names = [self.shard_names[shard] for shard in shards[np.argsort(first)] if not self._sparse[shard]]
+        self._files.expect(names, window_shards(len(self), len(self.shard_names)))
 
     def decode_into(self, row: int, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
         """Decode one sample into `out`, uint8 [H, W, 3].
 
         Raises DatasetError that names shard, key and offset if the record is short, corrupt or of another size.
         """
-        offset, num_bytes = int(self._offsets[row]), int(self._sizes[row])
-        data = os.pread(self._descriptor(int(self.shard_of_row[row])), num_bytes, offset)
+        offset, num_bytes, shard = int(self._offsets[row]), int(self._sizes[row]), int(self.shard_of_row[row])
+        name = self.shard_names[shard]
+        if self._sparse[shard]:
+            data = self.dataset.read_bytes(name, offset, num_bytes)
+        else:
+            with self._files.opened(name) as descriptor:
+                data = os.pread(descriptor, num_bytes, offset)
         try:
             if len(data) != num_bytes:
                 raise ValueError("the shard ends within it")
@@ -86,77 +102,81 @@ class SplitReader:
                 raise ValueError(f"{width}x{height} pixels instead of {self.size}x{self.size}")
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         except ValueError as error:
-            key = self.dataset.index_table(self.split, ["key"])["key"][row].as_py()
-            shard = self.dataset.shard_path(self.shard_names[self.shard_of_row[row]])
+            where = self.dataset.shards_folder.location(name)
             raise DatasetError(
-                f"{shard}: sample {key} at offset {offset}: {error}; run `lmk-shard report`, or build the dataset again"
+                f"{where}: sample {self.keys(np.array([row]))[0]} at offset {offset}: {error}; run `lmk-shard verify`"
             ) from error
+
+    @property
+    def default_workers(self) -> int:
+        """Threads that read this split well: one per core, or many where pictures are fetched one by one."""
+        return _FETCHING_WORKERS if self._sparse.any() else min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
 
     def close(self) -> None:
         """Close the shards that reading opened."""
-        with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+        self._files.close()
 
-    def _descriptor(self, shard: int) -> int:
-        descriptor = self._descriptors.get(shard)
-        if descriptor is None:
-            with self._lock:
-                descriptor = self._descriptors.get(shard)
-                if descriptor is None:
-                    path = self.dataset.shard_path(self.shard_names[shard])
-                    descriptor = self._descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return descriptor
+    def _sparse_shards(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Which shards are behind a URL and hold so little of this split that fetching them whole is not worth it."""
+        if self.dataset.is_local:
+            return np.zeros(len(self.shard_names), dtype=bool)
+        wanted = np.bincount(self.shard_of_row, weights=self._sizes, minlength=len(self.shard_names))
+        whole = np.array([self.dataset.shard_files[name]["num_bytes"] for name in self.shard_names])
+        return np.asarray(wanted < _SPARSE * whole)
 
 
 class BatchStream:
     """Batches of given rows in the given order, decoded ahead by threads.
 
     Decoding releases the interpreter's lock, so threads run beside the training step, and each batch is decoded
-    into one buffer that is handed over as it is. `wait_seconds` adds up how long the consumer waited for data.
+    into one buffer that is handed over as it is. `wait_seconds` adds up how long the consumer waited for data,
+    `copy_seconds` how long copies to a CUDA device took, as the device's own clock has it.
     """
 
     def __init__(self, reader: SplitReader, device: torch.device, batch_size: int, workers: int | None = None) -> None:
         self._reader, self._device = reader, device
-        self._workers = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
-        self.wait_seconds = 0.0
+        self._workers = workers or reader.default_workers
+        self.wait_seconds = self.copy_seconds = 0.0
         shape = (batch_size, reader.size, reader.size, 3)
         pinned = device.type == "cuda"
         count = _BATCHES_AHEAD + 2
         self._slots = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)]
-        self._copied: list[torch.cuda.Event | None] = [None] * count
+        self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event] | None] = [None] * count
 
     def __call__(self, batches: Iterable[Rows]) -> Iterator[Batch]:
-        """Yield one `Batch` per array of rows (each at most batch_size long)."""
+        """Yield one `Batch` per array of picks (each at most batch_size long)."""
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         pending: deque[tuple[int, Rows, list[Future[None]]]] = deque()
         remaining = enumerate(batches)
 
         def submit() -> None:
-            for number, rows in remaining:
+            for number, picks in remaining:
                 slot = number % len(self._slots)
-                pending.append((slot, rows, self._decode(pool, slot, rows)))
+                pending.append((slot, picks, self._decode(pool, slot, picks)))
                 return
 
         try:
             for _ in range(_BATCHES_AHEAD):
                 submit()
             while pending:
-                slot, rows, decoded = pending.popleft()
+                slot, picks, decoded = pending.popleft()
                 started = time.perf_counter()
                 for future in decoded:
                     future.result()
                 self.wait_seconds += time.perf_counter() - started
                 submit()
-                yield self._hand_over(slot, rows)
+                yield self._hand_over(slot, picks)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, pool: ThreadPoolExecutor, slot: int, rows: Rows) -> list[Future[None]]:
+    def _decode(self, pool: ThreadPoolExecutor, slot: int, picks: Rows) -> list[Future[None]]:
         """Decode a batch in as many parts as there are threads, so that the first batch is soon there."""
-        copied = self._copied[slot]
-        if copied is not None:
-            copied.synchronize()  # recorded several steps ago: its copy is over but for a stalled device
+        if (copy := self._copies[slot]) is not None:
+            started, ended = copy
+            ended.synchronize()  # recorded several steps ago: the copy is over but for a stalled device
+            self.copy_seconds += started.elapsed_time(ended) / 1000
+            self._copies[slot] = None
+        rows = picks % max(1, len(self._reader))
         buffer = self._slots[slot].numpy()
 
         def decode_part(start: int, stop: int) -> None:
@@ -167,13 +187,14 @@ class BatchStream:
         bounds = [len(rows) * part // parts for part in range(parts + 1)]
         return [pool.submit(decode_part, bounds[part], bounds[part + 1]) for part in range(parts)]
 
-    def _hand_over(self, slot: int, rows: Rows) -> Batch:
-        pixels = self._slots[slot][: len(rows)]
-        labels = torch.from_numpy(self._reader.labels[rows])
+    def _hand_over(self, slot: int, picks: Rows) -> Batch:
+        pixels = self._slots[slot][: len(picks)]
+        labels = torch.from_numpy(self._reader.labels[picks % max(1, len(self._reader))])
         if self._device.type == "cuda":
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            events[0].record()
             pixels = pixels.to(self._device, non_blocking=True)
             labels = labels.pin_memory().to(self._device, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._copied[slot] = event
-        return Batch(pixels, labels, rows)
+            events[1].record()
+            self._copies[slot] = (events[0], events[1])
+        return Batch(pixels, labels, picks)

@@ -14,6 +14,7 @@ from lmk_train.config import TrainConfig
 from lmk_train.models import Classifier
 from lmk_train.precision import Precision
 from lmk_train.stream import SplitReader
+from lmk_train.world import World
 
 
 @dataclass
@@ -35,18 +36,15 @@ class Sums:
         self.correct += correct
         self.num_samples += num_samples
 
-    def state(self) -> dict[str, float | int]:
-        return {"loss": self.loss.item(), "correct": int(self.correct.item()), "num_samples": self.num_samples}
+    def state(self, world: World) -> dict[str, float | int]:
+        """The sums of all processes, as plain values; waits for the device and for the other processes."""
+        loss, correct, num_samples = world.add(self.loss.item(), self.correct.item(), self.num_samples)
+        return {"loss": loss, "correct": int(correct), "num_samples": int(num_samples)}
 
     def load(self, state: dict[str, Any]) -> None:
         self.loss.fill_(state["loss"])
         self.correct.fill_(state["correct"])
         self.num_samples = int(state["num_samples"])
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and accuracy; waits for the device."""
-        number = max(1, self.num_samples)
-        return {"loss": self.loss.item() / number, "accuracy": self.correct.item() / number}
 
 
 @dataclass
@@ -61,12 +59,17 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """A run in the making: everything that a training step touches."""
+    """A run in the making: everything that a training step touches.
+
+    `forward` is `model`, wrapped so that gradients are averaged over the processes of `world`.
+    """
 
     config: TrainConfig
     run: Path
     dataset: ShardedDataset
+    world: World
     model: Classifier
+    forward: nn.Module
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Precision
@@ -79,6 +82,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.epoch_sums = Sums.zero(self.precision.device)
+
+    def sums(self) -> dict[str, float | int]:
+        """The sums of the epoch so far, of all processes; waits for the device and for the other processes."""
+        return self.epoch_sums.state(self.world)
 
     @property
     def num_steps(self) -> int:

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as vision
 
-from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws, color_matrices
+from lmk_train.augment import (
+    Augmentation,
+    Normalization,
+    Preprocess,
+    augmentation_draws,
+    color_matrices,
+    drawn_box,
+)
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CPU = torch.device("cpu")
@@ -25,7 +34,10 @@ def apply(matrix: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
 
 def draws(**values: float) -> torch.Tensor:
     """One row of draws; 0.5 leaves a factor at 1 and the hue where it is."""
-    names = ("flip", "brightness", "contrast", "saturation", "hue")
+    names = ["flip", "brightness", "contrast", "saturation", "hue"]
+    names += [f"{what}_{name}" for what in ("crop", "erasing") for name in ("area", "aspect", "left", "top")]
+    names.append("erased")
+    assert values.keys() <= set(names)
     return torch.tensor([[values.get(name, 0.5) for name in names]], dtype=torch.float64)
 
 
@@ -91,3 +103,64 @@ def test_draws_depend_on_the_sample_not_on_its_batch() -> None:
     assert torch.equal(together, apart)
     assert ((together >= 0) & (together < 1)).all()
     assert not torch.equal(together, augmentation_draws(np.arange(100), seed=1, epoch=3))
+
+
+def test_a_padded_crop_is_torchvisions() -> None:
+    batch = pixels(1)
+    augmented = Preprocess(IMAGENET, Augmentation(crop_padding=4), CPU)
+    for left, top in ((0.0, 0.0), (0.999, 0.3), (0.5, 0.999)):
+        out = augmented(batch, draws(crop_left=left, crop_top=top))
+        padded = vision.pad(batch[0].permute(2, 0, 1), [4])
+        expected = vision.crop(padded, int(top * 9), int(left * 9), 16, 16).float() / 255
+        torch.testing.assert_close(out[0], normalized(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [0.9, 0.1])
+def test_a_random_resized_crop_is_torchvisions_resize_of_the_drawn_box(flip: float) -> None:
+    batch = pixels(1, 64)
+    chosen = draws(flip=flip, crop_area=0.2, crop_aspect=0.9, crop_left=0.7, crop_top=0.1)
+    out = Preprocess(IMAGENET, Augmentation(hflip=0.5, random_resized_crop=0.1), CPU)(batch, chosen)
+    box = drawn_box(chosen[0, 5:9].numpy(), (64, 64), (0.1, 1.0), (3 / 4, 4 / 3))
+    assert abs(box.width * box.height / 64**2 - 0.28) < 0.02
+    assert abs(box.width / box.height - (3 / 4) * (16 / 9) ** 0.9) < 0.05
+    inner = batch[0].permute(2, 0, 1)[:, box.top : box.top + box.height, box.left : box.left + box.width].float()
+    expected = vision.resize(inner, [64, 64], antialias=True) / 255
+    expected = vision.horizontal_flip(expected) if flip < 0.5 else expected
+    torch.testing.assert_close(out[0], normalized(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_random_erasing_leaves_the_mean_colour_in_the_drawn_box_alone() -> None:
+    batch = pixels(2, 32)
+    chosen = torch.cat([draws(erased=0.1, erasing_area=0.4), draws(erased=0.9)])
+    out = Preprocess(IMAGENET, Augmentation(random_erasing=0.25), CPU)(batch, chosen)
+    plain = Preprocess(IMAGENET, Augmentation(), CPU)(batch, None)
+    box = drawn_box(chosen[0, 9:13].numpy(), (32, 32), (0.02, 1 / 3), (0.3, 1 / 0.3))
+    changed = (out[0] != plain[0]).any(dim=0)
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[box.top : box.top + box.height, box.left : box.left + box.width] = True
+    assert torch.equal(changed, inside)
+    assert (out[0][:, inside] == 0).all()
+    assert torch.equal(out[1], plain[1])
+
+
+@given(
+    drawn=st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4).map(np.array),
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    least=st.floats(0.01, 1),
+)
+def test_drawn_boxes_lie_inside(
+    drawn: "np.ndarray[tuple[int], np.dtype[np.float64]]", size: tuple[int, int], least: float
+) -> None:
+    box = drawn_box(drawn, size, (least, 1.0), (0.3, 1 / 0.3))
+    assert box.width >= 1 <= box.height
+    assert 0 <= box.left <= box.left + box.width <= size[0]
+    assert 0 <= box.top <= box.top + box.height <= size[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_compute_type_is_the_rounded_float32(dtype: torch.dtype) -> None:
+    batch, chosen = pixels(), augmentation_draws(np.arange(6), 3, 1)
+    full = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU)(batch, chosen)
+    half = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU, dtype)(batch, chosen)
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(half, full.to(dtype))

@@ -9,19 +9,21 @@ from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_train.cache import Cache
 from lmk_train.stream import BatchStream, SplitReader
 
 CPU = torch.device("cpu")
+NO_CACHE = Cache(Path("/nonexistent"), 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_batches_hold_the_stored_pictures_in_the_order_asked(dataset: ShardedDataset, workers: int) -> None:
-    reader = SplitReader(dataset, "train")
+    reader = SplitReader(dataset, "train", NO_CACHE)
     order = np.random.default_rng(0).permutation(len(reader)).astype(np.int64)
     batches = [order[i : i + 7] for i in range(0, len(order), 7)]
     seen = 0
     for rows, batch in zip(batches, BatchStream(reader, CPU, 7, workers)(batches), strict=True):
-        assert batch.rows.tolist() == rows.tolist()
+        assert batch.picks.tolist() == rows.tolist()
         assert (batch.pixels.dtype, tuple(batch.pixels.shape)) == (torch.uint8, (len(rows), 64, 64, 3))
         for i, row in enumerate(rows):
             sample = dataset.read("train", int(row))
@@ -36,7 +38,7 @@ def test_batches_hold_the_stored_pictures_in_the_order_asked(dataset: ShardedDat
 def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
     import threading
 
-    reader = SplitReader(dataset, "train")
+    reader = SplitReader(dataset, "train", NO_CACHE)
     before = threading.active_count()
     batches = BatchStream(reader, CPU, 4, 3)([np.arange(4)] * 50)
     next(batches)
@@ -62,7 +64,7 @@ def test_corrupt_records_are_errors_that_say_where(
 ) -> None:
     dataset = damaged(dataset_path, tmp_path, offset, data)
     first = dataset.index("train").iloc[0]
-    reader = SplitReader(dataset, "train")
+    reader = SplitReader(dataset, "train", NO_CACHE)
     with pytest.raises(DatasetError) as error:
         list(BatchStream(reader, CPU, 4, 2)([np.arange(4)]))
     for part in (first["shard"], first["key"], str(first["jpg_offset"])):

@@ -1,0 +1,198 @@
+"""Shards as files of this machine: where they lie, or fetched whole from a URL into a bounded, shared folder."""
+
+import errno
+import fcntl
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmk_data.errors import DatasetError, LmkError, UserError
+
+if TYPE_CHECKING:
+    from lmk_data.dataset import ShardedDataset
+
+_OPEN_FILES = 256
+_FETCHERS = 4
+
+
+def default_cache_folder() -> Path:
+    """`~/.cache/lmk`, or below XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmk"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks."""
+
+    folder: Path
+    max_bytes: int
+
+
+class ShardFiles:
+    """Open shards by name. A dataset behind a URL has them fetched first; safe to use from several threads.
+
+    `opened` lends a descriptor; the least recently used ones are closed when there are too many, never one in use.
+    """
+
+    def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
+        self._dataset = dataset
+        self._fetcher = None if dataset.is_local else _Fetcher(dataset, cache)
+        self._open: OrderedDict[str, list[int]] = OrderedDict()  # name: descriptor, how many use it
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """A file descriptor of a shard, valid inside the block.
+
+        Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says.
+        """
+        held = self._take(name)
+        try:
+            yield held[0]
+        finally:
+            with self._lock:
+                held[1] -= 1
+
+    def expect(self, names: Sequence[str], window: int) -> None:
+        """Say which shards will be needed, in order: fetched in the background, two windows ahead of what is used."""
+        if self._fetcher is not None:
+            self._fetcher.expect(names, 2 * window)
+
+    def close(self) -> None:
+        """Close what is open and stop fetching."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+        with self._lock:
+            while self._open:
+                os.close(self._open.popitem()[1][0])
+
+    def _take(self, name: str) -> list[int]:
+        with self._lock:
+            if (held := self._open.get(name)) is not None:
+                self._open.move_to_end(name)
+                held[1] += 1
+                return held
+        descriptor = self._open_file(name)
+        with self._lock:
+            if (held := self._open.get(name)) is not None:  # another thread was faster
+                os.close(descriptor)
+            else:
+                held = self._open[name] = [descriptor, 0]
+                self._close_oldest()
+            held[1] += 1
+            return held
+
+    def _open_file(self, name: str) -> int:
+        if self._fetcher is not None:
+            return self._fetcher.open(name)
+        path = self._dataset.shard_path(name)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _close_oldest(self) -> None:
+        for name in [name for name, (_, users) in self._open.items() if not users][: len(self._open) - _OPEN_FILES]:
+            os.close(self._open.pop(name)[0])
+
+
+class _Fetcher:
+    """Shards behind a URL as whole files in the cache's folder; one process fetches each, the others wait."""
+
+    def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
+        self._dataset, self._files = dataset, dataset.shard_files
+        self._root, self._max_bytes = cache.folder, cache.max_bytes
+        self._folder = cache.folder / dataset.shards_content_sha256[:32]
+        self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        self._turn = threading.Condition()
+        self._ordinal: dict[str, int] = {}
+        self._reached = 0
+        self._plan = 0  # which call of `expect` is in force; fetching for an earlier one stops
+
+    def open(self, name: str) -> int:
+        """A descriptor of the shard's file; waits for it to be fetched."""
+        with self._turn:
+            self._reached = max(self._reached, self._ordinal.get(name, 0))
+            self._turn.notify_all()
+        while True:
+            path = self._fetch(name)
+            with suppress(FileNotFoundError):  # another process made room just now
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def expect(self, names: Sequence[str], ahead: int) -> None:
+        # What is fetched ahead and what is in use fit, whatever the limit given.
+        sizes = sorted((self._files[name]["num_bytes"] for name in names), reverse=True)
+        self._max_bytes = max(self._max_bytes, sum(sizes[: ahead + 1]))
+        with self._turn:
+            self._ordinal = {name: number for number, name in enumerate(names)}
+            self._reached = 0
+            self._plan += 1
+            plan = self._plan
+            self._turn.notify_all()
+        for number, name in enumerate(names):
+            self._pool.submit(self._fetch_in_turn, plan, number, ahead, name)
+
+    def close(self) -> None:
+        with self._turn:
+            self._plan += 1
+            self._turn.notify_all()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch_in_turn(self, plan: int, number: int, ahead: int, name: str) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._plan != plan or number <= self._reached + ahead)
+            if self._plan != plan:
+                return
+        with suppress(LmkError):  # whoever needs the shard meets the same error, and reports it
+            self._fetch(name)
+
+    def _fetch(self, name: str) -> Path:
+        """The shard's file, fetched by this process or another one; marked as just used."""
+        path, entry = self._folder / name, self._files[name]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(f"{path}.lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if path.exists() and path.stat().st_size == entry["num_bytes"]:
+                    os.utime(path)
+                    return path
+                for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
+                    left.unlink(missing_ok=True)
+                self._make_room(entry["num_bytes"])
+                self._download(name, path)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "; make room, or name another folder with --cache" if full else ""
+            raise UserError(f"--cache {self._root}: {error.strerror or error}{hint}") from error
+        return path
+
+    def _download(self, name: str, path: Path) -> None:
+        """Fetch a shard, check its hash, and only then give it its name."""
+        temporary = Path(f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                self._dataset.copy_shard(name, file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Remove the shards that were used longest ago until one of `num_bytes` fits; open files stay readable."""
+        held = []
+        for path in self._root.rglob("*.tar"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                held.append((found.st_mtime_ns, found.st_size, path))
+        total = sum(size for _, size, _ in held)
+        for _, size, path in sorted(held):
+            if total + num_bytes <= self._max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
