@@ -39,9 +39,19 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
 
 def _train(config: TrainConfig) -> None:
+    announce: Callable[[str], None] = (lambda _: None) if config.quiet else print
+    if config.profile_input:
+        from lmk_train.bottleneck import profile_input
+
+        found = profile_input(config, announce)
+        print("images a second of one process:")
+        for what, rate in (("reader alone", found.reader), ("model alone", found.model), ("both", found.both)):
+            print(f"  {what:12} {rate:10,.1f}")
+        print(found.verdict())
+        return
     from lmk_train.loop import train
 
-    result = train(config, announce=(lambda _: None) if config.quiet else print)
+    result = train(config, announce=announce)
     if config.quiet or result.rank:
         return
     judged = "no validation split" if result.best_metric is None else f"validation macro F1 {result.best_metric:.4f}"

@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
         _check_run(run, config)
         world.wait()
-        trainer = _make_trainer(config, run, dataset, device, world, announce if world.is_first else _say_nothing)
+        trainer = make_trainer(config, run, dataset, device, world, announce if world.is_first else _say_nothing)
         if config.resume:
             _restore(trainer)
         elif world.is_first:
@@ -102,7 +102,7 @@ def _check_run(run: Path, config: TrainConfig) -> None:
         raise UserError(f"--out {run}: {what}; go on with --resume or name another folder")
 
 
-def _make_trainer(
+def make_trainer(
     config: TrainConfig,
     run: Path,
     dataset: ShardedDataset,
@@ -182,29 +182,35 @@ def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, w
 
 def _train_epochs(trainer: Trainer, log: Record, stop: "_Stop") -> None:
     config, progress = trainer.config, trainer.progress
-    assert config.batch_size is not None
-    largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
-    stream = BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
+    stream = batch_stream(trainer)
     description, quiet = f"training {config.model}", config.quiet or not trainer.world.is_first
     with progress_bar(trainer.num_steps, description, "steps", quiet=quiet, initial=progress.step) as bar:
         while progress.step < trainer.num_steps:
             epoch, first = divmod(progress.step, trainer.steps_per_epoch)
-            batches = iter(stream(_micro_batches(trainer, epoch, first)))
-            for _ in range(first, trainer.steps_per_epoch):
-                _step(trainer, batches, epoch)
-                log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
-                bar.update()
-                bar.set_postfix_str(log.postfix, refresh=False)
-                # The last step of an epoch is saved with its validation, so that resuming cannot skip that.
-                if progress.step % trainer.steps_per_epoch and stop.agreed(trainer.world, log.checkpoint_due()):
-                    log.save()
-                    stop.heed(progress.step)
+            with closing(stream(micro_batches(trainer, epoch, first))) as batches:
+                for _ in range(first, trainer.steps_per_epoch):
+                    training_step(trainer, batches, epoch)
+                    log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
+                    bar.update()
+                    bar.set_postfix_str(log.postfix, refresh=False)
+                    # The last step of an epoch is saved with its validation, so that resuming cannot skip that.
+                    if progress.step % trainer.steps_per_epoch and stop.agreed(trainer.world, log.checkpoint_due()):
+                        log.save()
+                        stop.heed(progress.step)
             _finish_epoch(trainer, log, epoch + 1)
             stop.agreed(trainer.world, False)
             stop.heed(progress.step)
 
 
-def _micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
+def batch_stream(trainer: Trainer) -> BatchStream:
+    """A stream of this process's micro-batches."""
+    config = trainer.config
+    assert config.batch_size is not None
+    largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
+    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
+
+
+def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
     """What this process reads from step `first` of an epoch on: its share of each global batch, in micro-batches."""
     config, reader = trainer.config, trainer.train
     assert config.batch_size is not None
@@ -216,7 +222,7 @@ def _micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
             yield share(picks, part, config.grad_accum)
 
 
-def _step(trainer: Trainer, batches: Iterator[Batch], epoch: int) -> None:
+def training_step(trainer: Trainer, batches: Iterator[Batch], epoch: int) -> None:
     """One update of the weights, of the next micro-batches; nothing in it waits for the device."""
     config, step = trainer.config, trainer.progress.step
     assert config.warmup_epochs is not None

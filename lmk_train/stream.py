@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -143,8 +143,8 @@ class BatchStream:
         self._slots = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)]
         self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event] | None] = [None] * count
 
-    def __call__(self, batches: Iterable[Rows]) -> Iterator[Batch]:
-        """Yield one `Batch` per array of picks (each at most batch_size long)."""
+    def __call__(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
+        """Yield one `Batch` per array of picks (each at most batch_size long); closing it stops the threads."""
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         pending: deque[tuple[int, Rows, list[Future[None]]]] = deque()
         remaining = enumerate(batches)

@@ -42,7 +42,7 @@ def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
     before = threading.active_count()
     batches = BatchStream(reader, CPU, 4, 3)([np.arange(4)] * 50)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before
     reader.close()
 

@@ -1,0 +1,93 @@
+"""Training by several processes (gloo): the same global batches for any world, exact resume, exact evaluation."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+def train(dataset: Path, run: Path, log: Path, *words: str, world: int = 1, stop_after: int = 0) -> int:
+    """Run the recorded training with so many processes; returns its exit code."""
+    given = ["--shards", str(dataset), "--out", str(run), "--model", "efficientnet-lite0", "--weights", "none"]
+    given += ["--epochs", "2", "--batch-size", "10", "--device", "cpu", "--amp", "off", "--quiet", *words]
+    return run_module("tests.train.recorded_training", str(log), str(stop_after), *given, world=world)
+
+
+def run_module(module: str, *words: str, world: int) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = (
+        ["-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={port}"] if world > 1 else []
+    )
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", module, *words], capture_output=True, text=True, timeout=280
+    )
+    if done.returncode not in (0, 1, 130):
+        raise AssertionError(done.stderr[-3000:])
+    return done.returncode
+
+
+def steps(log: Path) -> dict[int, dict[str, list[Any]]]:
+    """What each step's global batch was, in order of rank and micro-batch."""
+    lines = [json.loads(line) for path in log.parent.glob(f"{log.name}.*") for line in path.read_text().splitlines()]
+    found: dict[int, dict[str, list[Any]]] = {}
+    for line in sorted(lines, key=lambda line: line["place"]):
+        step = found.setdefault(line["place"][0], {"picks": [], "labels": [], "pictures": []})
+        for name in step:
+            step[name] += line[name]
+    return found
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["model"]
+    return model
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "class-balanced"])
+def test_another_world_goes_on_with_the_same_batches(dataset_path: Path, tmp_path: Path, sampling: str) -> None:
+    """1 process with 2 threads, stopped on the way, goes on as 2 processes with 1 thread and 2 micro-batches each."""
+    more = ["--sampling", sampling]
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, "--workers", "2") == 0
+    whole = steps(tmp_path / "a")
+    parts = ["--workers", "2", *more]
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, stop_after=3) == 130
+    parts = ["--workers", "1", "--grad-accum", "2", "--resume", *more]
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=2) == 0
+    assert (tmp_path / "b.1").exists()
+    assert len(whole) > 6
+    assert steps(tmp_path / "b") == whole
+    assert all(len(step["picks"]) == 10 for step in whole.values())
+
+
+def test_one_process_asked_to_stop_stops_all_and_they_go_on_to_the_same_bits(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", world=2) == 0
+    # torchrun reports any other exit code than 0 as 1; what counts is the checkpoint.
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", world=2, stop_after=3) != 0
+    saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)
+    assert saved["progress"]["step"] == 3
+    assert len(saved["buffers"]) == 2
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume", world=2) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_evaluation_counts_every_sample_once_whatever_the_world(dataset_path: Path, tmp_path: Path) -> None:
+    assert train(dataset_path, tmp_path / "run", tmp_path / "a", world=3) == 0
+    exact = ["--amp", "off", "--device", "cpu", "--quiet"]
+    by_three = (tmp_path / "run" / "eval-test.json").read_text()
+    assert run_module("tests.train.evaluate", str(tmp_path / "run"), "--batch-size", "3", *exact, world=1) == 0
+    alone = json.loads((tmp_path / "run" / "eval-test.json").read_text())
+    assert alone == pytest.approx(json.loads(by_three))
+    assert run_module("tests.train.evaluate", str(tmp_path / "run"), "--split", "train", *exact, world=2) == 0
+    counted = json.loads((tmp_path / "run" / "eval-train.json").read_text())["num_samples"]
+    assert counted == json.loads((dataset_path / "dataset.json").read_text())["splits"]["train"]["num_samples"]
