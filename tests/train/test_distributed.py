@@ -86,8 +86,9 @@ def test_evaluation_counts_every_sample_once_whatever_the_world(dataset_path: Pa
     exact = ["--amp", "off", "--device", "cpu", "--quiet"]
     by_three = (tmp_path / "run" / "eval-test.json").read_text()
     assert run_module("tests.train.evaluate", str(tmp_path / "run"), "--batch-size", "3", *exact, world=1) == 0
-    alone = json.loads((tmp_path / "run" / "eval-test.json").read_text())
-    assert alone == pytest.approx(json.loads(by_three))
+    alone, together = json.loads((tmp_path / "run" / "eval-test.json").read_text()), json.loads(by_three)
+    # GAP orders samples by probabilities, which a hardly trained network gives to within their rounding.
+    assert alone | {"gap": 0} == pytest.approx(together | {"gap": 0})
     assert run_module("tests.train.evaluate", str(tmp_path / "run"), "--split", "train", *exact, world=2) == 0
     counted = json.loads((tmp_path / "run" / "eval-train.json").read_text())["num_samples"]
     assert counted == json.loads((dataset_path / "dataset.json").read_text())["splits"]["train"]["num_samples"]
