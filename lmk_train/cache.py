@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,13 +161,14 @@ class _Fetcher:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(f"{path}.lock", "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if path.exists() and path.stat().st_size == entry["num_bytes"]:
-                    os.utime(path)
-                    return path
-                for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
-                    left.unlink(missing_ok=True)
-                self._make_room(entry["num_bytes"])
-                self._download(name, path)
+                if not path.exists() or path.stat().st_size != entry["num_bytes"]:
+                    for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
+                        left.unlink(missing_ok=True)
+                    self._make_room(entry["num_bytes"])
+                    self._download(name, path)
+                now = time.time_ns()  # finer than the clock by which the kernel marks files
+                with suppress(FileNotFoundError):  # another process made room just now; `open` comes back
+                    os.utime(path, ns=(now, now))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "; make room, or name another folder with --cache" if full else ""

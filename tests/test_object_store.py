@@ -6,13 +6,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
@@ -147,6 +149,66 @@ def test_from_a_folder_to_the_store_and_everything_on_urls(
     assert main(["subset", "s3://bucket/one/view", "--out", str(tmp_path / "mine"), "--copy", "--quiet"]) == 0
     assert main(["verify", str(tmp_path / "mine"), "--quiet"]) == 0
     capsys.readouterr()
+
+
+TINY = ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--amp", "off"]
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_two_processes_train_on_a_url_and_share_what_they_fetch(
+    server: Server, serve: Callable[[Path], str], source: Path, tmp_path: Path, scheme: str
+) -> None:
+    """The same weights as on a copy of the dataset, whatever the storage; each shard was fetched once."""
+    local = tmp_path / "shards"
+    assert main(words(source, local, "--workers", "2", "--quiet")[3:]) == 0
+    if scheme == "s3":
+        url = "s3://bucket/train/shards"
+        fsspec.filesystem("s3").put(f"{local}/", "bucket/train/shards/", recursive=True)
+    else:
+        url = serve(local)
+    for run, shards in (("far", url), ("near", str(local))):
+        more = ["--shards", shards, "--out", str(tmp_path / run), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+        command = [sys.executable, *launcher, "-m", "tests.train.recorded_training", str(tmp_path / "log"), "0"]
+        done = subprocess.run([*command, *more, *TINY, "--quiet"], capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-3000:]
+    far, near = (
+        torch.load(tmp_path / run / "checkpoints" / "last.pt", weights_only=True)["model"] for run in ("far", "near")
+    )
+    assert all(torch.equal(far[name], near[name]) for name in far)
+    fetched = {
+        path.relative_to(tmp_path / "cache").as_posix().split("/", 1)[1] for path in (tmp_path / "cache").rglob("*.tar")
+    }
+    assert fetched == {path.relative_to(local).as_posix() for path in local.rglob("*.tar")}
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """A web server that shows folders."""
+    processes = []
+
+    def start(folder: Path) -> str:
+        port = free_port()
+        code = (
+            "import sys; from aiohttp import web; app = web.Application();"
+            "app.router.add_static('/', sys.argv[1], show_index=True);"
+            "web.run_app(app, host='127.0.0.1', port=int(sys.argv[2]))"
+        )
+        processes.append(
+            subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)], stdout=subprocess.DEVNULL)
+        )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}"
+            time.sleep(0.1)
+        raise AssertionError("the web server did not start")
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def test_from_tars_and_labels_in_the_store(

@@ -1,0 +1,180 @@
+"""Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import DatasetError, StorageError, UserError
+from lmk_data.subset import Selection, write_view
+from lmk_train.cache import Cache, ShardFiles
+from lmk_train.order import epoch_order
+from lmk_train.stream import BatchStream, SplitReader
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def remote(dataset_path: Path) -> Iterator[ShardedDataset]:
+    """The small dataset in fsspec's memory, whose reads can be counted."""
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{dataset_path}/", "/bucket/shards/", recursive=True)
+    yield ShardedDataset.open("memory://bucket/shards")
+    memory.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that were copied whole, as it happens."""
+    done: list[str] = []
+    copy = ShardedDataset.copy_shard
+
+    def counted(self: ShardedDataset, name: str, file: object) -> None:
+        copy(self, name, file)  # type: ignore[arg-type]
+        done.append(name)
+
+    monkeypatch.setattr(ShardedDataset, "copy_shard", counted)
+    return done
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.tar"))
+
+
+def test_a_remote_dataset_is_read_as_a_local_one_each_shard_fetched_once(
+    remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    cache = Cache(tmp_path / "cache", 10**9)
+    reader, local = SplitReader(remote, "train", cache), SplitReader(dataset, "train", cache)
+    for epoch in range(2):
+        order = epoch_order(reader.labels, reader.shard_of_row, 0, epoch)
+        reader.expect(order)
+        batches = [order[i : i + 7] for i in range(0, len(order), 7)]
+        far, near = (BatchStream(which, CPU, 7, 3)(batches) for which in (reader, local))
+        for there, here in zip(far, near, strict=True):
+            assert torch.equal(there.pixels, here.pixels)
+            assert torch.equal(there.labels, here.labels)
+    assert sorted(copies) == sorted(shard["name"] for shard in remote.shards("train"))
+    reader.close()
+    again = SplitReader(remote, "train", cache)
+    again.decode_into(0, np.empty((64, 64, 3), np.uint8))
+    assert len(copies) == len(remote.shards("train")), "what is there is not fetched again"
+    again.close()
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_several_readers_that_want_the_same_shard_fetch_it_once(
+    remote: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    """Each has its own locks, as processes have."""
+    name = remote.shards("train")[0]["name"]
+    readers = [ShardFiles(remote, Cache(tmp_path / "cache", 10**9)) for _ in range(6)]
+    start = threading.Barrier(6)
+
+    def read(files: ShardFiles) -> bytes:
+        start.wait()
+        with files.opened(name) as descriptor:
+            return os.pread(descriptor, 10**9, 0)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(read, readers))) == 1
+    assert copies == [name]
+    for files in readers:
+        files.close()
+
+
+def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: ShardedDataset, tmp_path: Path) -> None:
+    shards = remote.shards("train")
+    size = max(shard["num_bytes"] for shard in shards)
+    files = ShardFiles(remote, Cache(tmp_path / "cache", 2 * size))
+    for shard in [shards[0], shards[1], shards[0], shards[2]]:
+        with files.opened(shard["name"]) as descriptor:
+            assert len(os.pread(descriptor, 10**9, 0)) == shard["num_bytes"]
+        files.close()  # so that the next is opened anew, and counts as used
+        files = ShardFiles(remote, Cache(tmp_path / "cache", 2 * size))
+        assert bytes_in(tmp_path / "cache") <= 2 * size
+    held = {path.name for path in (tmp_path / "cache").rglob("*.tar")}
+    assert held == {Path(shards[0]["name"]).name, Path(shards[2]["name"]).name}
+    files.close()
+
+
+def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
+    first, second = (shard["name"] for shard in remote.shards("train")[:2])
+    files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))
+    with files.opened(first) as descriptor:
+        with other.opened(second):
+            assert [path.name for path in (tmp_path / "cache").rglob("*.tar")] == [Path(second).name]
+        assert len(os.pread(descriptor, 10**9, 0)) == remote.shard_files[first]["num_bytes"]
+    files.close()
+    other.close()
+
+
+def test_shards_are_fetched_ahead_in_the_order_of_the_epoch_and_not_too_far(
+    remote: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    names = [shard["name"] for shard in remote.shards("train")]
+    files = ShardFiles(remote, Cache(tmp_path / "cache", 10**9))
+    files.expect(names, 1)
+    wait_until(lambda: len(copies) >= 3)
+    assert set(copies) <= set(names[:3]), "the one that is read first, and two windows of one shard"
+    with files.opened(names[2]):
+        pass
+    wait_until(lambda: len(copies) >= 5)
+    assert set(copies) == set(names[:5])
+    files.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if holds():
+            break
+        threading.Event().wait(0.01)
+    assert holds()
+    threading.Event().wait(0.2)  # and does no more than that
+
+
+def test_a_damaged_shard_and_an_unreachable_one_are_errors_that_name_it(
+    remote: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = remote.shards("train")[0]["name"]
+    memory = fsspec.filesystem("memory")
+    whole = memory.cat_file(f"/bucket/shards/{name}")
+    memory.pipe_file(f"/bucket/shards/{name}", whole[:1000] + b"?" + whole[1001:])
+    files = ShardFiles(remote, Cache(tmp_path / "cache", 10**9))
+    with pytest.raises(DatasetError, match=r"train-000000\.tar: not the shard that the manifest describes"):
+        files.opened(name).__enter__()
+    memory.rm_file(f"/bucket/shards/{name}")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(StorageError, match=r"train-000000\.tar: .*is the storage there"):
+        files.opened(name).__enter__()
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    files.close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--cache"):
+        ShardFiles(remote, Cache(tmp_path / "file" / "cache", 1)).opened(name).__enter__()
+
+
+def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
+    remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    write_view(remote, Selection(classes=("113209",)), "memory://bucket/view")
+    with ShardedDataset.open("memory://bucket/view") as view:
+        reader = SplitReader(view, "train", Cache(tmp_path / "cache", 10**9))
+        reader.expect(np.arange(len(reader)))
+        batch = next(BatchStream(reader, CPU, len(reader))([np.arange(len(reader))]))
+        keys = reader.keys()
+        assert not copies
+        for key, pixels in zip(keys, batch.pixels.numpy(), strict=True):
+            index = dataset.index("train")
+            row = int(index.index[index["key"] == key][0])
+            expected = np.empty((64, 64, 3), np.uint8)
+            SplitReader(dataset, "train", Cache(tmp_path, 0)).decode_into(row, expected)
+            assert (pixels == expected).all()
+        reader.close()
