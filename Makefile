@@ -4,10 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := train,lite,dask,s3,interop,dev
-BENCHES := $(sort $(wildcard pipelines/bench/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench clean distclean
+.PHONY: help setup demo test test-all check clean distclean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -35,10 +34,6 @@ check: setup ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
-
-bench: setup ## Every measurement the docs quote, one script after the other.
-	@[ -n "$(BENCHES)" ] || echo "There is no script under pipelines/bench yet."
-	@for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove what was built here, but not .venv.
 	rm -rf build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

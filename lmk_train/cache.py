@@ -7,9 +7,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,30 +36,46 @@ class Cache:
     max_bytes: int
 
 
-class ShardFiles:
-    """Open shards by name. A dataset behind a URL has them fetched first; safe to use from several threads.
+class OpenShard:
+    """A shard's file, open for as long as anybody holds it."""
 
-    `opened` lends a descriptor; the least recently used ones are closed when there are too many, never one in use.
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """Up to `num_bytes` from `offset`; fewer at its end."""
+        return os.pread(self._descriptor, num_bytes, offset)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class ShardFiles:
+    """Open shards by name, the last used ones of them; safe to use from several threads.
+
+    A dataset behind a URL has its shards fetched first.
     """
 
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset = dataset
         self._fetcher = None if dataset.is_local else _Fetcher(dataset, cache)
-        self._open: OrderedDict[str, list[int]] = OrderedDict()  # name: descriptor, how many use it
+        self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def opened(self, name: str) -> Iterator[int]:
-        """A file descriptor of a shard, valid inside the block.
-
-        Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says.
-        """
-        held = self._take(name)
-        try:
-            yield held[0]
-        finally:
-            with self._lock:
-                held[1] -= 1
+    def open(self, name: str) -> OpenShard:
+        """A shard. Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says."""
+        with self._lock:
+            if (shard := self._open.get(name)) is not None:
+                self._open.move_to_end(name)
+                return shard
+        shard = self._open_file(name)
+        with self._lock:
+            self._open[name] = shard
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        return shard
 
     def expect(self, names: Sequence[str], window: int) -> None:
         """Say which shards will be needed, in order: fetched in the background, two windows ahead of what is used."""
@@ -67,41 +83,20 @@ class ShardFiles:
             self._fetcher.expect(names, 2 * window)
 
     def close(self) -> None:
-        """Close what is open and stop fetching."""
+        """Let go of what is open and stop fetching."""
         if self._fetcher is not None:
             self._fetcher.close()
         with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1][0])
+            self._open.clear()
 
-    def _take(self, name: str) -> list[int]:
-        with self._lock:
-            if (held := self._open.get(name)) is not None:
-                self._open.move_to_end(name)
-                held[1] += 1
-                return held
-        descriptor = self._open_file(name)
-        with self._lock:
-            if (held := self._open.get(name)) is not None:  # another thread was faster
-                os.close(descriptor)
-            else:
-                held = self._open[name] = [descriptor, 0]
-                self._close_oldest()
-            held[1] += 1
-            return held
-
-    def _open_file(self, name: str) -> int:
+    def _open_file(self, name: str) -> OpenShard:
         if self._fetcher is not None:
             return self._fetcher.open(name)
         path = self._dataset.shard_path(name)
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
-
-    def _close_oldest(self) -> None:
-        for name in [name for name, (_, users) in self._open.items() if not users][: len(self._open) - _OPEN_FILES]:
-            os.close(self._open.pop(name)[0])
 
 
 class _Fetcher:
@@ -117,15 +112,15 @@ class _Fetcher:
         self._reached = 0
         self._plan = 0  # which call of `expect` is in force; fetching for an earlier one stops
 
-    def open(self, name: str) -> int:
-        """A descriptor of the shard's file; waits for it to be fetched."""
+    def open(self, name: str) -> OpenShard:
+        """The shard's file; waits for it to be fetched."""
         with self._turn:
             self._reached = max(self._reached, self._ordinal.get(name, 0))
             self._turn.notify_all()
         while True:
             path = self._fetch(name)
             with suppress(FileNotFoundError):  # another process made room just now
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def expect(self, names: Sequence[str], ahead: int) -> None:
         # What is fetched ahead and what is in use fit, whatever the limit given.

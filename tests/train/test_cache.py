@@ -1,6 +1,5 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +63,7 @@ def test_a_remote_dataset_is_read_as_a_local_one_each_shard_fetched_once(
     assert sorted(copies) == sorted(shard["name"] for shard in remote.shards("train"))
     reader.close()
     again = SplitReader(remote, "train", cache)
-    again.decode_into(0, np.empty((64, 64, 3), np.uint8))
+    again.decode(np.array([0]), np.empty((1, 64, 64, 3), np.uint8))
     assert len(copies) == len(remote.shards("train")), "what is there is not fetched again"
     again.close()
     assert not list((tmp_path / "cache").rglob("*.tmp"))
@@ -80,8 +79,7 @@ def test_several_readers_that_want_the_same_shard_fetch_it_once(
 
     def read(files: ShardFiles) -> bytes:
         start.wait()
-        with files.opened(name) as descriptor:
-            return os.pread(descriptor, 10**9, 0)
+        return files.open(name).read(0, 10**9)
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(read, readers))) == 1
@@ -95,8 +93,7 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
     size = max(shard["num_bytes"] for shard in shards)
     files = ShardFiles(remote, Cache(tmp_path / "cache", 2 * size))
     for shard in [shards[0], shards[1], shards[0], shards[2]]:
-        with files.opened(shard["name"]) as descriptor:
-            assert len(os.pread(descriptor, 10**9, 0)) == shard["num_bytes"]
+        assert len(files.open(shard["name"]).read(0, 10**9)) == shard["num_bytes"]
         files.close()  # so that the next is opened anew, and counts as used
         files = ShardFiles(remote, Cache(tmp_path / "cache", 2 * size))
         assert bytes_in(tmp_path / "cache") <= 2 * size
@@ -108,10 +105,10 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
     first, second = (shard["name"] for shard in remote.shards("train")[:2])
     files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))
-    with files.opened(first) as descriptor:
-        with other.opened(second):
-            assert [path.name for path in (tmp_path / "cache").rglob("*.tar")] == [Path(second).name]
-        assert len(os.pread(descriptor, 10**9, 0)) == remote.shard_files[first]["num_bytes"]
+    shard = files.open(first)
+    other.open(second)
+    assert [path.name for path in (tmp_path / "cache").rglob("*.tar")] == [Path(second).name]
+    assert len(shard.read(0, 10**9)) == remote.shard_files[first]["num_bytes"]
     files.close()
     other.close()
 
@@ -124,8 +121,7 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch_and_not_too_far(
     files.expect(names, 1)
     wait_until(lambda: len(copies) >= 3)
     assert set(copies) <= set(names[:3]), "the one that is read first, and two windows of one shard"
-    with files.opened(names[2]):
-        pass
+    files.open(names[2])
     wait_until(lambda: len(copies) >= 5)
     assert set(copies) == set(names[:5])
     files.close()
@@ -149,16 +145,16 @@ def test_a_damaged_shard_and_an_unreachable_one_are_errors_that_name_it(
     memory.pipe_file(f"/bucket/shards/{name}", whole[:1000] + b"?" + whole[1001:])
     files = ShardFiles(remote, Cache(tmp_path / "cache", 10**9))
     with pytest.raises(DatasetError, match=r"train-000000\.tar: not the shard that the manifest describes"):
-        files.opened(name).__enter__()
+        files.open(name)
     memory.rm_file(f"/bucket/shards/{name}")
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(StorageError, match=r"train-000000\.tar: .*is the storage there"):
-        files.opened(name).__enter__()
+        files.open(name)
     assert not list((tmp_path / "cache").rglob("*.tar"))
     files.close()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--cache"):
-        ShardFiles(remote, Cache(tmp_path / "file" / "cache", 1)).opened(name).__enter__()
+        ShardFiles(remote, Cache(tmp_path / "file" / "cache", 1)).open(name)
 
 
 def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
@@ -175,6 +171,6 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
             index = dataset.index("train")
             row = int(index.index[index["key"] == key][0])
             expected = np.empty((64, 64, 3), np.uint8)
-            SplitReader(dataset, "train", Cache(tmp_path, 0)).decode_into(row, expected)
+            SplitReader(dataset, "train", Cache(tmp_path, 0)).decode(np.array([row]), expected[None])
             assert (pixels == expected).all()
         reader.close()

@@ -1,0 +1,274 @@
+"""One reader on one copy of a dataset, for one process at a time: samples a second, or the time to the first batch.
+
+    python -m pipelines.bench.readers prepare|rate|start READER DATA [--stage STAGE] [--workers N] [--seconds S]
+
+READER is memory, lmk, webdataset-pil, webdataset-torchvision, mosaic or litdata; DATA a dataset of lmk or, for the
+last two, a copy that `prepare` made of it (`--into`). Every stage hands over shuffled batches of 64. Prints JSON.
+"""
+
+import argparse
+import glob
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torchvision.io import decode_jpeg
+from torchvision.transforms import v2
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
+from lmk_train.cache import Cache
+from lmk_train.order import batch_picks, epoch_order, num_batches
+from lmk_train.stream import BatchStream, SplitReader
+
+BATCH = 64
+STAGES = ("raw", "decoded", "augmented")
+_SHUFFLE_BUFFER = 1000
+_SEED = 17
+_JITTER = 0.2
+_IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Batches = Iterator[int]  # the length of each batch, when it is there
+Sample = tuple[Any, int]
+
+
+def usual_pipeline() -> v2.Compose:
+    """torchvision v2 on one picture, jittered as it is: a PIL image (1.4 x faster) or a uint8 tensor."""
+    jitter = v2.ColorJitter(_JITTER, _JITTER, _JITTER, _JITTER / 4)
+    scale, normalize = v2.ToDtype(torch.float32, scale=True), v2.Normalize(_IMAGENET.mean, _IMAGENET.std)
+    return v2.Compose([v2.RandomHorizontalFlip(), jitter, v2.ToImage(), scale, normalize])
+
+
+def with_pil(stage: str) -> Callable[[bytes], Any]:
+    """What becomes of a sample's JPEG where Pillow decodes it."""
+    if stage == "raw":
+        return lambda data: data
+    finish = usual_pipeline() if stage == "augmented" else v2.PILToTensor()
+    return lambda data: finish(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def with_torchvision(stage: str) -> Callable[[bytes], Any]:
+    """What becomes of a sample's JPEG where torchvision decodes it."""
+    if stage == "raw":
+        return lambda data: data
+    finish = usual_pipeline() if stage == "augmented" else lambda picture: picture
+    return lambda data: finish(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)))
+
+
+def collate(samples: list[Sample]) -> tuple[Any, torch.Tensor]:
+    """Tensors stacked, bytes left as they are."""
+    first = [sample[0] for sample in samples]
+    labels = torch.tensor([sample[1] for sample in samples])
+    return (torch.stack(first) if isinstance(first[0], torch.Tensor) else first), labels
+
+
+def loaded(dataset: Any, workers: int) -> Batches:
+    """PyTorch's loader over a map-style or iterable dataset of samples."""
+    for images, _ in torch.utils.data.DataLoader(dataset, BATCH, num_workers=workers, collate_fn=collate):
+        yield len(images)
+
+
+def memory(data: Path, stage: str, workers: int) -> Batches:
+    """JPEGs that are in memory already, in the order of an epoch: what a core can decode."""
+    reader, order = _split_reader(data)
+    jpegs = list(reader.read(np.arange(len(reader))))
+    out = np.empty((BATCH, reader.size, reader.size, 3), np.uint8)
+    for number, row in enumerate(order.tolist(), 1):
+        simplejpeg.decode_jpeg(jpegs[row], "RGB", buffer=out[number % BATCH])
+        if number % BATCH == 0:
+            yield BATCH
+
+
+def lmk(data: Path, stage: str, workers: int, start: float = 0.0) -> Batches:
+    """This project's; without workers there is one decoding thread, on the core that everything else uses too."""
+    reader, order = _split_reader(data)
+    steps = num_batches(len(order), BATCH, drop_last=True)
+    batches = (batch_picks(order, step, BATCH) for step in range(int(start * steps), steps))
+    if stage == "raw":
+        for picks in batches:
+            yield len(list(reader.read(picks)))
+        return
+    preprocess = Preprocess(_IMAGENET, Augmentation(hflip=0.5, color_jitter=_JITTER), torch.device("cpu"))
+    stream = BatchStream(reader, torch.device("cpu"), BATCH, max(1, workers))
+    with closing(stream(batches)) as decoded:
+        for batch in decoded:
+            if stage == "augmented":
+                preprocess(batch.pixels, augmentation_draws(batch.picks, _SEED, 0))
+            yield len(batch.labels)
+
+
+def _split_reader(data: Path) -> tuple[SplitReader, Any]:
+    reader = SplitReader(ShardedDataset.open(data), "train", Cache(data / "cache", 0))
+    return reader, epoch_order(reader.labels, reader.shard_of_row, _SEED, 0)
+
+
+def webdataset(data: Path, stage: str, workers: int, convert: Callable[[str], Callable[[bytes], Any]]) -> Batches:
+    """webdataset's own loader, with the shuffling that its documentation shows."""
+    import webdataset as wds
+
+    shards = sorted(glob.glob(f"{data}/shards/train/*.tar"))
+    samples = wds.WebDataset(shards, shardshuffle=100, empty_check=False)
+    pairs = samples.shuffle(_SHUFFLE_BUFFER).to_tuple("jpg", "cls").map_tuple(convert(stage), int)
+    return loaded(pairs, workers)
+
+
+def mosaic(data: Path, stage: str, workers: int) -> Batches:
+    """MosaicML streaming; samples are pictures to Pillow, as its own vision datasets have them."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    convert = with_pil(stage)
+
+    class Pictures(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, number: int) -> Sample:
+            sample = super().__getitem__(number)
+            return convert(sample["jpg"]), sample["cls"]
+
+    clean_stale_shared_memory()
+    return loaded(Pictures(local=str(data), shuffle=True, batch_size=BATCH), workers)
+
+
+def litdata(data: Path, stage: str, workers: int) -> Batches:
+    """litData, which decodes JPEGs with torchvision."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    convert = with_torchvision(stage)
+
+    class Pictures(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, number: Any) -> Sample:
+            sample = super().__getitem__(number)
+            return convert(sample["jpg"]), sample["cls"]
+
+    dataset = Pictures(str(data), shuffle=True, drop_last=True)
+    for images, _ in StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate):
+        yield len(images)
+
+
+READERS: dict[str, Callable[[Path, str, int], Batches]] = {
+    "memory": memory,
+    "lmk": lmk,
+    "webdataset-pil": partial(webdataset, convert=with_pil),
+    "webdataset-torchvision": partial(webdataset, convert=with_torchvision),
+    "mosaic": mosaic,
+    "litdata": litdata,
+}
+
+
+def prepare(reader: str, data: Path, into: Path) -> None:
+    """The training split in the format of another reader."""
+    split, _ = _split_reader(data)
+    if reader == "mosaic":
+        from streaming import MDSWriter
+
+        with MDSWriter(out=str(into), columns={"jpg": "bytes", "cls": "int"}) as out:
+            for row, jpeg in enumerate(split.read(np.arange(len(split)))):
+                out.write({"jpg": jpeg, "cls": int(split.labels[row])})
+    elif reader == "litdata":
+        from litdata import optimize
+
+        rows = list(range(len(split)))
+        optimize(partial(_lit_sample, split), rows, str(into), chunk_bytes="64MB", num_workers=1, start_method="fork")
+
+
+def _lit_sample(split: SplitReader, row: int) -> dict[str, Any]:
+    return {"jpg": next(split.read(np.array([row]))), "cls": int(split.labels[row])}
+
+
+def grow(reader: str, data: Path, into: Path, num_samples: int) -> None:
+    """A copy that says that it has `num_samples` or more: its shards again and again, as links."""
+    into.mkdir(parents=True)
+    if reader == "mosaic":
+        index = json.loads((data / "index.json").read_text())
+        parts, key, size = index["shards"], "raw_data", "samples"
+    elif reader == "litdata":
+        index = json.loads((data / "index.json").read_text())
+        parts, key, size = index["chunks"], "", "chunk_size"
+    else:
+        (into / "shards" / "train").mkdir(parents=True)
+        tars = sorted((data / "shards" / "train").glob("*.tar"))
+        for number in range(num_samples // 1024):
+            os.link(tars[number % len(tars)], into / "shards" / "train" / f"train-{number:06d}.tar")
+        return
+    full = [part for part in parts if part[size] >= 0.9 * parts[0][size]]
+    grown: list[dict[str, Any]] = []
+    while sum(part[size] for part in grown) < num_samples:
+        part = json.loads(json.dumps(full[len(grown) % len(full)]))
+        entry, name = (part[key], "basename") if key else (part, "filename")
+        new = f"chunk-0-{len(grown)}.bin" if reader == "litdata" else f"shard.{len(grown):05d}.mds"
+        os.link(data / entry[name], into / new)
+        entry[name] = new
+        grown.append(part)
+    index["shards" if key else "chunks"] = grown
+    (into / "index.json").write_text(json.dumps(index))
+
+
+def rate(batches: Batches, seconds: float) -> float:
+    """Samples a second from the first batch on, until the time is over or the epoch is."""
+    next(batches)
+    started, samples = time.perf_counter(), 0
+    for length in batches:
+        samples += length
+        if time.perf_counter() - started > seconds:
+            break
+    return samples / (time.perf_counter() - started)
+
+
+def peak_mb(process: str = "self") -> int:
+    """Peak resident memory of a process."""
+    with open(f"/proc/{process}/status") as file:
+        return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM"))
+
+
+def children() -> list[str]:
+    """This process's own, by number."""
+    found = [Path(path).read_text().split() for path in glob.glob("/proc/self/task/*/children")]
+    return [process for processes in found for process in processes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "grow", "rate", "start"))
+    parser.add_argument("reader", choices=READERS)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--into", type=Path)
+    parser.add_argument("--samples", type=int, default=1_490_153)
+    parser.add_argument("--stage", choices=STAGES, default="decoded")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--at", type=float, default=0.0, help="start at this share of the epoch (lmk)")
+    arguments = parser.parse_args()
+    if arguments.what == "prepare":
+        prepare(arguments.reader, arguments.data, arguments.into)
+        return
+    if arguments.what == "grow":
+        grow(arguments.reader, arguments.data, arguments.into, arguments.samples)
+        return
+    if not arguments.workers:  # one core, for all threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
+    read = partial(lmk, start=arguments.at) if arguments.reader == "lmk" else READERS[arguments.reader]
+    imported, started = peak_mb(), time.perf_counter()
+    batches = read(arguments.data, arguments.stage, arguments.workers)
+    found: dict[str, float] = {}
+    if arguments.what == "start":
+        next(batches)
+        found["seconds"] = time.perf_counter() - started
+    else:
+        found["samples_per_second"] = rate(batches, arguments.seconds)
+    found["beyond_imports_mb"] = peak_mb() - imported
+    found["worker_mb"] = max(map(peak_mb, children()), default=0)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
