@@ -53,9 +53,9 @@ def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> Input
         stream = batch_stream(trainer)
         with closing(stream(_endless(trainer))) as batches:
             reader = _rate(trainer, lambda: _read_step(trainer, batches), images)
-            both = _rate(trainer, lambda: training_step(trainer, batches, epoch=0), images)
+            both = _rate(trainer, lambda: training_step(trainer, batches), images)
             fixed = _copied(next(batches))
-        model = _rate(trainer, lambda: training_step(trainer, repeat(fixed), epoch=0), images)
+        model = _rate(trainer, lambda: training_step(trainer, repeat(fixed)), images)
         trainer.train.close()
     return InputProfile(reader, model, both)
 

@@ -45,3 +45,12 @@ def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
         raise UserError(f"{path}: not a checkpoint of this version of lmk")
     return state
+
+
+def weights_to_evaluate(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint's model, averaged if the training averages its weights."""
+    averaged: dict[str, torch.Tensor] | None = state.get("averaged")
+    if averaged is None:
+        return dict(state["model"])
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}

@@ -49,6 +49,9 @@ def _train(config: TrainConfig) -> None:
             print(f"  {what:12} {rate:10,.1f}")
         print(found.verdict())
         return
+    if config.dry_run:
+        _rehearse(config, announce)
+        return
     from lmk_train.loop import train
 
     result = train(config, announce=announce)
@@ -59,6 +62,20 @@ def _train(config: TrainConfig) -> None:
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
         _print_evaluation(result.test)
+
+
+def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
+    from lmk_train.rehearsal import rehearse
+
+    found = rehearse(config, announce)
+    memory = found.weights_bytes + found.activations_bytes
+    print(f"parameters        {found.backbone_parameters:,} in the backbone, {found.head_parameters:,} in the head")
+    print(f"updates           {found.num_steps:,}, {found.steps_per_epoch:,} an epoch")
+    print(
+        f"memory            about {memory / 1e9:.1f} GB a process: {found.weights_bytes / 1e9:.1f} for weights, "
+        f"gradients and optimiser, {found.activations_bytes / 1e9:.1f} for {found.micro_batch} pictures at once"
+    )
+    print(f"loss at first     {found.expected_loss:.2f} expected, {found.first_loss:.2f} on the first batch")
 
 
 def _evaluate(config: EvalConfig) -> None:

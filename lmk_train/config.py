@@ -10,8 +10,8 @@ from lmk_data.errors import UserError
 from lmk_train.cache import Cache, default_cache_folder
 from lmk_train.order import Sampling
 
-ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0"]
-LossName = Literal["ldam", "ce"]
+ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
+LossName = Literal["ldam", "ce", "balanced-softmax"]
 Head = Literal["linear", "cosine"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step"]
@@ -23,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class ModelDefaults:
     """What a model trains with unless told otherwise; docs/training.md says how the numbers were found."""
 
+    weights: str
     epochs: int
     batch_size: int
     optimizer: Optimizer
@@ -30,12 +31,15 @@ class ModelDefaults:
     head_lr: float
     weight_decay: float
     warmup_epochs: float
+    schedule: Schedule
+    drop_rate: float
 
 
 DEFAULTS: dict[str, ModelDefaults] = {
-    "efficientnet-lite0": ModelDefaults(8, 32, "adamw", 3e-4, 3e-3, 0.02, 1.0),
-    "efficientnet-b0": ModelDefaults(8, 64, "adamw", 3e-4, 3e-3, 0.02, 1.0),
-    "resnet50": ModelDefaults(8, 64, "adamw", 1e-4, 1e-3, 0.02, 1.0),
+    "efficientnet-lite0": ModelDefaults("imagenet", 8, 32, "adamw", 3e-4, 3e-3, 0.02, 1.0, "cosine", 0.2),
+    "efficientnet-b0": ModelDefaults("imagenet", 8, 64, "adamw", 3e-4, 3e-3, 0.02, 1.0, "cosine", 0.2),
+    "resnet50": ModelDefaults("imagenet", 8, 64, "adamw", 1e-4, 1e-3, 0.02, 1.0, "cosine", 0.0),
+    "resnet32": ModelDefaults("none", 200, 128, "sgd", 0.1, 0.1, 2e-4, 5.0, "step", 0.0),
 }
 
 
@@ -55,15 +59,19 @@ class TrainConfig:
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
     model: ModelName = "efficientnet-b0"
-    """Backbone."""
-    weights: Annotated[str, tyro.conf.arg(metavar="imagenet|none|FILE")] = "imagenet"
-    """Where the backbone starts: its ImageNet weights, random, or a state dict or checkpoint of ours."""
+    """Backbone; resnet32 is the LDAM paper's for pictures of 32 pixels."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="imagenet|none|FILE")] = None
+    """Where the backbone starts: its ImageNet weights, random, or a state dict or checkpoint of ours; by default
+    ImageNet's, and random for resnet32, which has none."""
     loss: LossName = "ldam"
-    """LDAM (margins from the class counts) or cross entropy."""
+    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits)."""
     head: Head | None = None
     """Last layer; by default cosine for ldam, linear otherwise."""
     ldam_max_margin: float = 0.5
     """LDAM: margin of the rarest class."""
+    drw_start: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Deferred re-weighting: from this share of training on, rare classes weigh more in the loss (LDAM-DRW: 0.8); by
+    default never."""
     cosine_scale: float | None = None
     """Cosine head: what its cosines are multiplied by (default 30); an error with a linear head."""
     label_smoothing: float = 0.0
@@ -89,10 +97,20 @@ class TrainConfig:
     """Clip the norm of the gradient to this; by default not at all."""
     warmup_epochs: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Epochs over which the learning rates rise from 0; by default the model's."""
-    schedule: Schedule = "cosine"
-    """How the learning rates fall: a half cosine to 0, or tenfold steps at 80 % and 90 % of training."""
+    schedule: Schedule | None = None
+    """How the learning rates fall: a half cosine to 0, or to a hundredth at 80 % of training and again at 90 %; by
+    default the model's."""
+    freeze_backbone_epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Train the head alone for the first N epochs."""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="DECAY")] = None
+    """Keep an exponential moving average of the weights (0.999 is usual), which is what is evaluated and kept as the
+    best; by default none."""
     bn_momentum: float = 0.1
     """Momentum of batch normalisation's running statistics; 0.01, EfficientNet's own, lags behind short trainings."""
+    sync_bn: bool = False
+    """Batch normalisation over the batches of all processes together; CUDA only."""
+    drop_rate: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Dropout before the head; by default the model's."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.2
@@ -105,6 +123,8 @@ class TrainConfig:
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
     amp: Amp = "auto"
     """Mixed precision: bfloat16 where the device has it, else float16 with gradient scaling on CUDA."""
+    compile: bool = False
+    """Compile the backbone (minutes at the start, then faster steps on CUDA)."""
     device: Device = "auto"
     """Where to train; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -119,6 +139,9 @@ class TrainConfig:
     """Minutes between checkpoints within an epoch."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
+    dry_run: bool = False
+    """Do not train: say how large the model is, how many steps and how much memory training takes, and push one batch
+    through."""
     profile_input: bool = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
     quiet: bool = False
@@ -137,6 +160,12 @@ class TrainConfig:
         _require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
         _require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
+        start = self.drw_start
+        _require(start is None or 0 <= start < 1, "--drw-start", start, "from 0, below 1")
+        _require(self.ema is None or 0 < self.ema < 1, "--ema", self.ema, "between 0 and 1")
+        _require(self.drop_rate is None or 0 <= self.drop_rate < 1, "--drop-rate", self.drop_rate, "from 0, below 1")
+        frozen = self.freeze_backbone_epochs
+        _require(frozen >= 0, "--freeze-backbone-epochs", frozen, "at least 0")
         for name in ("epochs", "batch_size", "grad_accum", "workers"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
@@ -146,6 +175,8 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             _require(value is None or value >= 0, f"--{name.replace('_', '-')}", value, "at least 0")
+        if self.dry_run and self.profile_input:
+            raise UserError("--dry-run and --profile-input: give one of them")
         if self.label_smoothing and self.loss != "ce":
             raise UserError(f"--label-smoothing goes with --loss ce, not with {self.loss}")
         if self.cosine_scale is not None and (self.head or _default_head(self.loss)) == "linear":

@@ -15,7 +15,7 @@ from lmk_data.errors import UserError
 from lmk_data.files import atomic_file, write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess
-from lmk_train.checkpoint import BEST, LAST, load_checkpoint
+from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
 from lmk_train.config import EvalConfig, TrainConfig
 from lmk_train.metrics import TOP_K, ClassCounts, Predictions, confusion, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, build_model
@@ -93,7 +93,7 @@ def evaluate_run(config: EvalConfig) -> Evaluation:
                 f"--split {config.split}: {dataset.location} has no such split; it has {', '.join(dataset.splits)}"
             )
         model = model_of(trained, dataset)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(weights_to_evaluate(state))
         return evaluate_model(model.to(device), dataset, trained, config, device, world)
 
 
@@ -128,12 +128,14 @@ def evaluate_model(
 def model_of(config: TrainConfig, dataset: ShardedDataset) -> Classifier:
     """The classifier that a resolved configuration describes, for a dataset's classes, with random weights."""
     assert config.head is not None
+    assert config.drop_rate is not None
     return build_model(
         config.model,
         dataset.num_classes,
         head=config.head,
         scale=config.cosine_scale,
         picture_size=dataset.recipe.size,
+        drop_rate=config.drop_rate,
     )
 
 

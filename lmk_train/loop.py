@@ -20,13 +20,13 @@ from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint, save_checkpoint
 from lmk_train.config import EvalConfig, TrainConfig
 from lmk_train.evaluation import Evaluation, check_classes, class_table, evaluate_model, model_of, predict_split
-from lmk_train.losses import LDAM, CrossEntropy, ldam_margins
+from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 from lmk_train.metrics import summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
-from lmk_train.optim import clip_gradients, lr_factor, make_optimizer, set_lr
-from lmk_train.order import Rows, batch_picks, counter_hash, epoch_length, epoch_order, num_batches, share
+from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_lr
+from lmk_train.order import Rows, counter_hash, epoch_length, num_batches, share
 from lmk_train.precision import Precision, resolve_device
-from lmk_train.record import Record
+from lmk_train.record import Record, buffers
 from lmk_train.stream import Batch, BatchStream, SplitReader
 from lmk_train.trainer import Progress, Sums, Trainer
 from lmk_train.world import World, joined_world
@@ -41,6 +41,7 @@ _MAY_CHANGE_ON_RESUME = {
     "cache",
     "cache_gb",
     "checkpoint_minutes",
+    "dry_run",
     "profile_input",
     "resume",
     "quiet",
@@ -121,13 +122,20 @@ def make_trainer(
     if config.batch_size < world.size * config.grad_accum:
         parts = f"{world.size} processes times {config.grad_accum} micro-batches"
         raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
+    if config.sync_bn and device.type != "cuda":
+        raise UserError("--sync-bn: works on CUDA only")
+    assert config.weights is not None
     torch.manual_seed(config.seed)
     model = model_of(config, dataset)
     if not config.resume:
         said = load_weights(model, config.model, config.weights)
         announce(_headline(config, dataset, model, said))
+    if config.sync_bn and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     set_bn_momentum(model, config.bn_momentum)
     model.to(device).to(memory_format=torch.channels_last).train()
+    if config.compile:
+        model.backbone.compile()
     assert config.optimizer is not None
     assert config.lr is not None
     assert config.head_lr is not None
@@ -136,14 +144,14 @@ def make_trainer(
         model, config.optimizer, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
     )
     precision = Precision.resolve(config.amp, device)
+    train_counts = dataset.classes["train"].to_numpy(np.int64)
     return Trainer(
         config=config,
         run=run,
         dataset=dataset,
         world=world,
         model=model,
-        forward=world.wrap(model, device),
-        criterion=_criterion(config, dataset).to(device),
+        criterion=make_criterion(config, train_counts).to(device),
         optimizer=optimizer,
         precision=precision,
         scaler=precision.grad_scaler(),
@@ -152,6 +160,8 @@ def make_trainer(
         ),
         train=reader,
         steps_per_epoch=steps_per_epoch,
+        averaged=None if config.ema is None else averaged_model(model, config.ema),
+        class_weights=None if config.drw_start is None else drw_weights(train_counts),
     )
 
 
@@ -165,11 +175,13 @@ def _augmentation(config: TrainConfig) -> Augmentation:
     )
 
 
-def _criterion(config: TrainConfig, dataset: ShardedDataset) -> nn.Module:
+def make_criterion(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> nn.Module:
+    """The loss of a resolved configuration, for the class counts of the training split."""
     if config.loss == "ce":
         return CrossEntropy(config.label_smoothing)
-    margins = ldam_margins(dataset.classes["train"].to_numpy(np.int64), config.ldam_max_margin)
-    return LDAM(margins, config.cosine_scale or 1.0)
+    if config.loss == "balanced-softmax":
+        return BalancedSoftmax(log_prior(train_counts))
+    return LDAM(ldam_margins(train_counts, config.ldam_max_margin), config.cosine_scale or 1.0)
 
 
 def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
@@ -189,7 +201,7 @@ def _train_epochs(trainer: Trainer, log: Record, stop: "_Stop") -> None:
             epoch, first = divmod(progress.step, trainer.steps_per_epoch)
             with closing(stream(micro_batches(trainer, epoch, first))) as batches:
                 for _ in range(first, trainer.steps_per_epoch):
-                    training_step(trainer, batches, epoch)
+                    training_step(trainer, batches)
                     log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
                     bar.update()
                     bar.set_postfix_str(log.postfix, refresh=False)
@@ -212,49 +224,53 @@ def batch_stream(trainer: Trainer) -> BatchStream:
 
 def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
     """What this process reads from step `first` of an epoch on: its share of each global batch, in micro-batches."""
-    config, reader = trainer.config, trainer.train
+    config, start = trainer.config, epoch * trainer.steps_per_epoch
     assert config.batch_size is not None
-    order = epoch_order(reader.labels, reader.shard_of_row, config.seed, epoch, config.sampling)
-    reader.expect(order[first * config.batch_size :])
-    for step in range(first, trainer.steps_per_epoch):
-        picks = trainer.world.share(batch_picks(order, step, config.batch_size))
+    trainer.train.expect(trainer.order(epoch)[first * config.batch_size :])
+    for step in range(start + first, start + trainer.steps_per_epoch):
+        picks = trainer.world.share(trainer.global_batch(step))
         for part in range(config.grad_accum):
             yield share(picks, part, config.grad_accum)
 
 
-def training_step(trainer: Trainer, batches: Iterator[Batch], epoch: int) -> None:
+def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     """One update of the weights, of the next micro-batches; nothing in it waits for the device."""
-    config, step = trainer.config, trainer.progress.step
-    assert config.warmup_epochs is not None
-    warmup = round(config.warmup_epochs * trainer.steps_per_epoch)
-    set_lr(trainer.optimizer, lr_factor(step, trainer.num_steps, warmup, config.schedule))
+    config, forward = trainer.config, trainer.forward()
+    set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
     trainer.optimizer.zero_grad(set_to_none=True)
     for part in range(config.grad_accum):
         is_last = part == config.grad_accum - 1
-        with nullcontext() if is_last or trainer.world.size == 1 else trainer.forward.no_sync():  # type: ignore[operator]
-            _accumulate(trainer, next(batches), epoch, part)
-    if config.clip_grad is not None:
+        with nullcontext() if is_last or trainer.world.size == 1 else forward.no_sync():  # type: ignore[operator]
+            _accumulate(trainer, forward, next(batches), part)
+    if config.clip_grad is not None or trainer.scaler.is_enabled():
         trainer.scaler.unscale_(trainer.optimizer)
-        clip_gradients(trainer.model, config.clip_grad)
+        norm = clip_gradients(trainer.model, config.clip_grad)
+        trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
+    if trainer.averaged is not None:
+        trainer.averaged.update_parameters(trainer.model)
     trainer.progress.step += 1
 
 
-def _accumulate(trainer: Trainer, batch: Batch, epoch: int, part: int) -> None:
-    """Add the gradient of one micro-batch, weighted by its share of the global batch."""
+def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -> None:
+    """Add the gradient of one micro-batch, each sample by its share of the global batch."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
     assert config.batch_size is not None
     # For dropout: a function of where training stands, so that no random state is saved.
     torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, epoch))
+    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
     with trainer.precision.autocast():
-        logits = trainer.forward(pictures)
-    loss = trainer.criterion(logits, batch.labels)
+        logits = forward(pictures)
+    losses = trainer.criterion(logits, batch.labels)
+    weights = trainer.sample_weights(batch.labels)
+    loss = losses.sum() if weights is None else (losses * weights).sum()
     # The processes' gradients are averaged, not added: hence their number.
-    trainer.scaler.scale(loss * (world.size * len(batch.picks) / config.batch_size)).backward()
+    trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()
     correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
     trainer.epoch_sums.add(loss.detach(), correct, len(batch.picks))
+    bad = trainer.first_bad_step
+    bad.copy_(torch.where(loss.detach().isfinite(), bad, bad.clamp_max(step)))
 
 
 def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
@@ -266,12 +282,20 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         f"train_{to}": sums[name] / sums["num_samples"] for name, to in (("loss", "loss"), ("correct", "accuracy"))
     }
     trainer.world.average_buffers(trainer.model)
+    if trainer.averaged is not None:
+        trainer.world.average_buffers(trainer.evaluated)
     if dataset.num_samples("val"):
         assert config.batch_size is not None
         reader = SplitReader(dataset, "val", config.shard_cache)
         stream = BatchStream(reader, trainer.precision.device, config.batch_size, config.workers)
         predictions = predict_split(
-            trainer.model, reader, stream, trainer.preprocess, trainer.precision, config.batch_size, world=trainer.world
+            trainer.evaluated,
+            reader,
+            stream,
+            trainer.preprocess,
+            trainer.precision,
+            config.batch_size,
+            world=trainer.world,
         )
         reader.close()
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
@@ -282,7 +306,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     assert metric is not None
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
-        state = {"model": trainer.model.state_dict(), "config": config.json(), "classes": class_table(dataset)}
+        state = {"model": trainer.evaluated.state_dict(), "config": config.json(), "classes": class_table(dataset)}
         if trainer.world.is_first:
             save_checkpoint(trainer.run, BEST, {**state, "content_sha256": dataset.manifest["content_sha256"]})
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
@@ -294,7 +318,7 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
     """Test metrics of the best checkpoint, None without a test split."""
     if not trainer.dataset.num_samples("test"):
         return None
-    trainer.model.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
+    trainer.evaluated.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
     config = trainer.config
     evaluated = EvalConfig(
         trainer.run,
@@ -306,7 +330,7 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         quiet=True,
     )
     device = trainer.precision.device
-    return evaluate_model(trainer.model, trainer.dataset, config, evaluated, device, trainer.world)
+    return evaluate_model(trainer.evaluated, trainer.dataset, config, evaluated, device, trainer.world)
 
 
 def _start(trainer: Trainer) -> None:
@@ -330,18 +354,21 @@ def _restore(trainer: Trainer) -> None:
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
         raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
     trainer.model.load_state_dict(state["model"])
+    if trainer.averaged is not None:
+        trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])
+    trainer.epoch_sums.load_skipped(state["epoch_sums"])
     if trainer.world.is_first:
         trainer.epoch_sums.load(state["epoch_sums"])
     trainer.progress = Progress(**state["progress"])
 
 
-def _restore_buffers(trainer: Trainer, buffers: list[dict[str, torch.Tensor]]) -> None:
+def _restore_buffers(trainer: Trainer, saved: list[dict[str, torch.Tensor]]) -> None:
     """Each process's own running statistics, or where there are now more or fewer processes, their mean."""
-    for name, buffer in trainer.model.named_buffers():
-        values = [part[name] for part in buffers]
+    for name, buffer in buffers(trainer).items():
+        values = [part[name] for part in saved]
         if len(values) == trainer.world.size:
             buffer.copy_(values[trainer.world.rank])
         elif buffer.is_floating_point():

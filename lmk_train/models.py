@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lmk_train.augment import Normalization
 
 _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
+_CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _HEAD_PREFIXES = ("fc.", "_fc.", "classifier.", "head.")
 
 StateDict = dict[str, torch.Tensor]
@@ -31,9 +33,23 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module, dropout: float) -> None:
         super().__init__()
         self.backbone, self.head, self.dropout = backbone, head, nn.Dropout(dropout)
+        self._frozen = False
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the backbone as it is, its running statistics too, or let it be trained."""
+        self._frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode for what is trained."""
+        super().train(mode)
+        self.backbone.train(mode and not self._frozen)
+        return self
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(pictures)
+        with torch.no_grad() if self._frozen else nullcontext():
+            features = self.backbone(pictures)
         with torch.autocast(features.device.type, enabled=False):
             logits: torch.Tensor = self.head(self.dropout(features.float()))
         return logits
@@ -79,13 +95,12 @@ class _CosineLogits(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone: how to make it, its number of features, what its pixels look like, and its pretrained weights."""
+    """A backbone: how to make it, its number of features, what its pixels look like, and its ImageNet weights."""
 
     make: Callable[[int], nn.Module]
     num_features: int
     normalization: Normalization
     pretrained: Callable[[], StateDict]
-    dropout: float
 
 
 class _EfficientNetFeatures(nn.Module):
@@ -100,7 +115,48 @@ class _EfficientNetFeatures(nn.Module):
         return features.mean(dim=(2, 3))
 
 
-def build_model(name: str, num_classes: int, *, head: str, scale: float | None, picture_size: int) -> Classifier:
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters: strided, its new channels zeros (option A)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self._stride, self._new = stride, (channels - channels_in) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self._new:
+            x = functional.pad(x[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, self._new, self._new))
+        return functional.relu(y + x)
+
+
+class ResNet32(nn.Module):
+    """He et al.'s ResNet-32 for 32-pixel pictures, as Cao et al. (LDAM, 2019) train it: to 64 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = [16] * 5 + [32] * 5 + [64] * 5
+        blocks = [
+            _Block(before, after, 1 + (after != before)) for before, after in zip([16, *widths], widths, strict=False)
+        ]
+        self.blocks = nn.Sequential(*blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.blocks(functional.relu(self.bn1(self.conv1(pictures)))).mean(dim=(2, 3))
+        return features
+
+
+def build_model(
+    name: str, num_classes: int, *, head: str, scale: float | None, picture_size: int, drop_rate: float = 0.0
+) -> Classifier:
     """A classifier with random weights; `scale` belongs to the cosine head."""
     architecture = ARCHITECTURES[name]
     features = architecture.num_features
@@ -111,7 +167,7 @@ def build_model(name: str, num_classes: int, *, head: str, scale: float | None, 
         layer = nn.Linear(features, num_classes)
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)
-    return Classifier(architecture.make(picture_size), layer, architecture.dropout)
+    return Classifier(architecture.make(picture_size), layer, drop_rate)
 
 
 def load_weights(model: Classifier, name: str, weights: str) -> str:
@@ -143,7 +199,7 @@ def load_weights(model: Classifier, name: str, weights: str) -> str:
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:
     """Set the momentum of every batch normalisation's running statistics."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
 
 
@@ -226,6 +282,14 @@ class _SamePaddingConv2d(nn.Conv2d):
         return super().forward(input)
 
 
+def _make_resnet32(_: int) -> nn.Module:
+    return ResNet32()
+
+
+def _resnet32_weights() -> StateDict:
+    raise UserError("--weights imagenet: there are none for resnet32; leave it out or give a file")
+
+
 def _resnet50_weights() -> StateDict:
     from torchvision.models import ResNet50_Weights
 
@@ -286,7 +350,8 @@ def _backbone_key(key: str, backbone: nn.Module) -> str:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet50": Architecture(_make_resnet50, 2048, _IMAGENET, _resnet50_weights, 0.0),
-    "efficientnet-b0": Architecture(_make_efficientnet_b0, 1280, _IMAGENET, _efficientnet_b0_weights, 0.2),
-    "efficientnet-lite0": Architecture(_make_efficientnet_lite0, 1280, _LITE, _efficientnet_lite0_weights, 0.2),
+    "resnet50": Architecture(_make_resnet50, 2048, _IMAGENET, _resnet50_weights),
+    "efficientnet-b0": Architecture(_make_efficientnet_b0, 1280, _IMAGENET, _efficientnet_b0_weights),
+    "efficientnet-lite0": Architecture(_make_efficientnet_lite0, 1280, _LITE, _efficientnet_lite0_weights),
+    "resnet32": Architecture(_make_resnet32, 64, _CIFAR, _resnet32_weights),
 }

@@ -4,12 +4,15 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lmk_train.config import Schedule
 from lmk_train.models import Classifier
 
+_Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 _MOMENTUM = 0.9
-_STEPS_DOWN = (0.8, 0.9)
+_STEPS_DOWN, _STEP_FACTOR = (0.8, 0.9), 0.01  # epochs 160 and 180 of 200 (Cao et al. 2019)
 
 
 def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) -> float:
@@ -19,7 +22,7 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) 
     if schedule == "cosine":
         progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return math.prod(0.1 if step >= share * num_steps else 1.0 for share in _STEPS_DOWN)
+    return math.prod(_STEP_FACTOR if step >= share * num_steps else 1.0 for share in _STEPS_DOWN)
 
 
 def make_optimizer(
@@ -47,6 +50,24 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> None:
-    """Scale all gradients down so that their norm is at most `max_norm`, without waiting for the device."""
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=False)
+def averaged_model(model: Classifier, decay: float) -> AveragedModel:
+    """A copy of the model that follows its weights and buffers: after t updates by min(decay, (1 + t) / (10 + t))."""
+
+    def follow(averaged: _Tensors, current: _Tensors, _: torch.Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            updates = int(result.n_averaged)  # on the host: the one that is passed lies on the device
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + updates) / (10 + updates)))
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    result = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return result
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down if it is above `max_norm`; does not wait for the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm

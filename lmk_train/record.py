@@ -1,13 +1,12 @@
 """What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, checkpoints; cut on resume."""
 
 import json
-import math
 import time
 from typing import Any, TextIO
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lmk_data.errors import TrainingError
 from lmk_data.files import write_bytes
 from lmk_train.checkpoint import LAST, save_checkpoint
 from lmk_train.evaluation import class_table
@@ -59,22 +58,20 @@ class Record:
         number = sums["num_samples"] - self._before["num_samples"]
         loss = (sums["loss"] - self._before["loss"]) / number
         accuracy = (sums["correct"] - self._before["correct"]) / number
-        factor = trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["peak_lr"]
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is no longer finite by step {trainer.progress.step} (learning rate x {factor:.3g}); "
-                f"lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
-            )
         seconds = now - self._line_started
         rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
         copying = (copied_seconds - self._copied) / seconds
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
-        line |= {"lr": trainer.config.lr * factor, "images_per_second": rate, "data_share": waiting}
+        rate_now = trainer.learning_rate(trainer.progress.step - 1)
+        line |= {"lr": rate_now, "images_per_second": rate, "data_share": waiting}
         line |= {"copy_share": copying, "compute_share": max(0.0, 1 - waiting - copying)}
+        self.postfix = (
+            f"loss {loss:.3f} acc {accuracy:.3f} lr {rate_now:.2g} {rate:.0f} img/s, waiting for data {waiting:.0%}"
+        )
         if trainer.scaler.is_enabled():
-            line["grad_scale"] = trainer.scaler.get_scale()
+            line |= {"grad_scale": trainer.scaler.get_scale(), "skipped_updates": sums["skipped"]}
+            self.postfix += f", {sums['skipped']} updates skipped" if sums["skipped"] else ""
         self.line(line)
-        self.postfix = f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f} img/s, waiting for data {waiting:.0%}"
         self._before = sums if trainer.progress.step % trainer.steps_per_epoch else dict.fromkeys(sums, 0)
         self._line_started, self._waited, self._copied = now, waited_seconds, copied_seconds
 
@@ -101,11 +98,12 @@ class Record:
         self._counted = self._saved = now
         state = {
             "model": trainer.model.state_dict(),
+            "averaged": None if trainer.averaged is None else trainer.averaged.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
             "progress": vars(trainer.progress),
             "epoch_sums": trainer.sums(),
-            "buffers": trainer.world.gather({name: b.cpu() for name, b in trainer.model.named_buffers()}),
+            "buffers": trainer.world.gather({name: buffer.cpu() for name, buffer in buffers(trainer).items()}),
             "config": trainer.config.json(),
             "classes": class_table(trainer.dataset),
             "content_sha256": trainer.dataset.manifest["content_sha256"],
@@ -114,6 +112,17 @@ class Record:
             save_checkpoint(trainer.run, LAST, state)
             self._board.flush()
         trainer.world.wait()
+
+
+def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Running statistics of this process, those of the averaged weights too, on the device."""
+    models = {"model": trainer.model, "averaged": trainer.averaged}
+    return {
+        f"{of}.{name}": buffer
+        for of, model in models.items()
+        if model is not None
+        for name, buffer in model.named_buffers()
+    }
 
 
 def _step_of(line: str) -> int:

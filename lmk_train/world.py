@@ -1,6 +1,7 @@
 """The processes that train together: how many, which of them this is, and what they tell each other."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmk_data.errors import UserError
+from lmk_data.errors import TrainingError, UserError
 from lmk_train.order import Rows, share
 
 Value = TypeVar("Value")
+
+# gloo has no exception of its own; this is how it begins when a connection breaks.
+_LOST = re.compile(r"gloo|Connection (closed|reset) by|connection (closed|reset)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class World:
         largest = torch.tensor(value)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
+
+    def least(self, value: int) -> int:
+        """The smallest value of any process."""
+        return -self.most(-value)
 
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in order of rank."""
@@ -103,5 +111,12 @@ def joined_world(device: torch.device) -> Iterator[World]:
         raise UserError(f"the processes of torchrun did not find each other: {error}") from error
     try:
         yield World(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and not _LOST.search(str(error)):
+            raise
+        raise TrainingError(
+            "another process of the training ended or cannot be reached; what it said tells why. "
+            "Start them all again with --resume to go on from the last checkpoint"
+        ) from error
     finally:
         distributed.destroy_process_group()

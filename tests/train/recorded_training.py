@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lmk_train import loop
 from lmk_train.augment import augmentation_draws
@@ -23,8 +24,8 @@ def main() -> int:
     torch.set_num_threads(1)
     accumulate = loop._accumulate
 
-    def recording(trainer: Trainer, batch: Batch, epoch: int, part: int) -> None:
-        draws = augmentation_draws(batch.picks, trainer.config.seed, epoch)
+    def recording(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -> None:
+        draws = augmentation_draws(batch.picks, trainer.config.seed, trainer.epoch)
         pictures = trainer.preprocess(batch.pixels, draws).double().sum(dim=(1, 2, 3))
         line = {
             "place": [trainer.progress.step, trainer.world.rank, part],
@@ -34,7 +35,7 @@ def main() -> int:
         }
         with open(log, "a") as file:
             file.write(json.dumps(line) + "\n")
-        accumulate(trainer, batch, epoch, part)
+        accumulate(trainer, forward, batch, part)
         if trainer.progress.step + 1 == stop_after and part == trainer.config.grad_accum - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

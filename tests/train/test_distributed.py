@@ -1,9 +1,11 @@
 """Training by several processes (gloo): the same global batches for any world, exact resume, exact evaluation."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,50 @@ def test_another_world_goes_on_with_the_same_batches(dataset_path: Path, tmp_pat
     assert len(whole) > 6
     assert steps(tmp_path / "b") == whole
     assert all(len(step["picks"]) == 10 for step in whole.values())
+
+
+@pytest.mark.parametrize("loss", [["--loss", "ldam", "--drw-start", "0.3"], ["--loss", "ce", "--ema", "0.9"]])
+def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_the_batch(
+    dataset_path: Path, tmp_path: Path, loss: list[str]
+) -> None:
+    """Promise (c): with a frozen backbone, no dropout and SGD, 1, 2 and 3 processes agree within 1e-5."""
+    fixed = ["--freeze-backbone-epochs", "2", "--drop-rate", "0", "--optimizer", "sgd", "--head-lr", "0.1", *loss]
+    worlds = ((1, "1"), (1, "3"), (2, "1"), (3, "2"))
+    runs = []
+    for world, accumulated in worlds:
+        run = tmp_path / f"{world}-{accumulated}"
+        more = [*fixed, "--grad-accum", accumulated]
+        assert train(dataset_path, run, tmp_path / f"log-{run.name}", *more, world=world) == 0
+        epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["train_loss"] for line in epochs if line["kind"] == "epoch"]
+        runs.append((losses, weights(run)["head.weight"]))
+    for losses, head in runs[1:]:
+        assert losses == pytest.approx(runs[0][0], rel=1e-5)
+        torch.testing.assert_close(head, runs[0][1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
+    workers = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-m", "lmk_train.cli", *words, "--batch-size", "10", "--epochs", "500"]
+        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    saved = tmp_path / "run" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 120
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert saved.exists()
+    workers[1].kill()
+    _, said = workers[0].communicate(timeout=60)
+    workers[1].communicate()
+    assert workers[0].returncode == 1, said
+    assert "another process of the training" in said
+    assert "Traceback" not in said
 
 
 def test_one_process_asked_to_stop_stops_all_and_they_go_on_to_the_same_bits(

@@ -1,12 +1,15 @@
 import math
+from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lmk_train.losses import LDAM, CrossEntropy, ldam_margins
+from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 
 COUNTS = np.array([1000, 300, 16, 1, 0])
+CRITERIA = (LDAM(ldam_margins(COUNTS, 0.5), 30.0), CrossEntropy(0.1), BalancedSoftmax(log_prior(COUNTS)))
 
 
 def ldam_by_the_paper(logits: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", target: int, margin: float) -> float:
@@ -31,9 +34,9 @@ def test_ldam_is_the_papers_formula(scale: float) -> None:
     logits = torch.from_numpy(random.normal(0, 3, (8, 5))).float()
     targets = torch.from_numpy(random.integers(0, 5, 8))
     margins = ldam_margins(COUNTS, 0.5)
-    loss = LDAM(margins, scale)(logits, targets)
+    losses = LDAM(margins, scale)(logits, targets)
     by_hand = [ldam_by_the_paper(logits[i].numpy(), int(t), scale * float(margins[t])) for i, t in enumerate(targets)]
-    assert loss.item() == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert losses.tolist() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_ldam_gradient_agrees_with_finite_differences() -> None:
@@ -47,8 +50,8 @@ def test_ldam_gradient_agrees_with_finite_differences() -> None:
 def test_huge_and_tiny_logits_stay_finite(size: float) -> None:
     logits = (torch.randn(4, 5, generator=torch.Generator().manual_seed(0)) * size).requires_grad_()
     targets = torch.tensor([0, 3, 4, 2])
-    for criterion in (LDAM(ldam_margins(COUNTS, 0.5), 30.0), CrossEntropy(0.1)):
-        loss = criterion(logits, targets)
+    for criterion in CRITERIA:
+        loss = criterion(logits, targets).sum()
         assert torch.isfinite(loss)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(gradient).all()
@@ -56,4 +59,36 @@ def test_huge_and_tiny_logits_stay_finite(size: float) -> None:
 
 def test_without_margin_ldam_is_cross_entropy() -> None:
     logits, targets = torch.randn(6, 5), torch.randint(0, 5, (6,))
-    assert LDAM(torch.zeros(5), 30.0)(logits, targets) == CrossEntropy()(logits, targets)
+    assert torch.equal(LDAM(torch.zeros(5), 30.0)(logits, targets), CrossEntropy()(logits, targets))
+    assert torch.equal(BalancedSoftmax(torch.zeros(5))(logits, targets), CrossEntropy()(logits, targets))
+
+
+def test_balanced_softmax_is_the_papers_formula() -> None:
+    """-log( n_y exp(z_y) / sum over j of n_j exp(z_j) ) in float64; an empty class counts as one."""
+    random = np.random.default_rng(0)
+    logits, targets = random.normal(0, 3, (8, 5)), random.integers(0, 5, 8)
+    counts = np.maximum(COUNTS, 1)
+    weighted = counts * np.exp(logits)
+    expected = -np.log(weighted[np.arange(8), targets] / weighted.sum(axis=1))
+    losses = BalancedSoftmax(log_prior(COUNTS))(torch.from_numpy(logits).float(), torch.from_numpy(targets))
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_deferred_weights_are_the_papers() -> None:
+    """(1 - b) / (1 - b^n) in exact decimal arithmetic, summing to K; an empty class weighs nothing."""
+    getcontext().prec = 50
+    beta = Decimal("0.9999")
+    by_hand = [(1 - beta) / (1 - beta ** int(n)) if n else Decimal(0) for n in COUNTS]
+    expected = [float(weight * len(COUNTS) / sum(by_hand)) for weight in by_hand]
+    assert drw_weights(COUNTS).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: type(criterion).__name__)
+def test_losses_are_float32_under_autocast(criterion: nn.Module, dtype: torch.dtype) -> None:
+    logits, targets = torch.randn(6, 5) * 40, torch.randint(0, 5, (6,))
+    outside = criterion(logits, targets)
+    with torch.autocast("cpu", dtype=dtype):
+        inside = criterion(logits, targets)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, outside)

@@ -7,22 +7,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
 from lmk_data.subset import Selection, write_view
+from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import EvalConfig, TrainConfig
 from lmk_train.evaluation import evaluate_run
 from lmk_train.loop import train
+from lmk_train.models import build_model, load_weights, num_parameters
 from lmk_train.optim import lr_factor
+from lmk_train.rehearsal import rehearse
+from lmk_train.stream import Batch
+from lmk_train.trainer import Trainer
 
 Config = Callable[..., TrainConfig]
 
@@ -110,29 +116,49 @@ def test_training_twice_gives_the_same_weights(config: Config, tmp_path: Path) -
     assert lines(tmp_path / "a", "epoch") == lines(tmp_path / "b", "epoch")
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_interrupted_training_goes_on_to_the_same_bits(config: Config, tmp_path: Path, amp: str) -> None:
-    train(config(out=tmp_path / "whole", amp=amp, epochs=3))
-    words = [sys.executable, "-m", "lmk_train.cli", "--shards", config().shards, "--out", str(tmp_path / "parts")]
-    words += ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "3", "--batch-size", "10"]
-    words += ["--device", "cpu", "--amp", amp]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    started = tmp_path / "parts" / "tensorboard"
+@pytest.mark.parametrize(
+    ("more", "signal_number"),
+    [
+        ("--model resnet32 --epochs 8 --amp off --drw-start 0.4", signal.SIGINT),
+        ("--model efficientnet-lite0 --weights none --epochs 2 --amp fp16", signal.SIGTERM),
+        (
+            "--model resnet32 --epochs 8 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1",
+            signal.SIGKILL,
+        ),
+    ],
+)
+def test_interrupted_training_goes_on_to_the_same_bits(
+    config: Config, tmp_path: Path, more: str, signal_number: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM after the step in hand, SIGKILL from the last checkpoint before it."""
+    words = ["--shards", config().shards, "--batch-size", "10", "--lr", "0.01"]
+    words += ["--device", "cpu", "--checkpoint-minutes", "0.0001", *more.split()]
+    assert train_main([*words, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    words += ["--out", str(tmp_path / "parts")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmk_train.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    saved = tmp_path / "parts" / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal_number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "give the same command with --resume to go on at step" in said
+    if signal_number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL, said
+    else:
+        assert process.returncode == 130, said
+        assert "give the same command with --resume to go on at step" in said
     assert "Traceback" not in said
-    stopped = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"]
-    assert 0 < stopped < 12
-    assert train_main([*words[3:], "--resume", "--quiet", "--workers", "1"]) == 0
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    stopped = torch.load(saved, weights_only=True)["progress"]["step"]
+    assert 0 < stopped < 4 * int(words[words.index("--epochs") + 1])
+    assert train_main([*words, "--resume", "--quiet", "--workers", "1"]) == 0
+    for name in ("last.pt", "best.pt"):
+        whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
+    steps = [line["step"] for line in lines(tmp_path / "parts", "train")]
+    assert steps == sorted(set(steps)), "lines after the checkpoint were cut"
 
 
 def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
@@ -188,10 +214,118 @@ def test_every_model_learns_from_scratch(config: Config, tmp_path: Path, model: 
     assert losses[-1] < losses[0]
 
 
-def test_a_loss_that_is_not_finite_stops_training_with_a_reason(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no longer finite by step"):
-        train(config(optimizer="sgd", lr=1e30, head_lr=1e30, warmup_epochs=0.0, loss="ce"))
-    assert not (tmp_path / "run" / "eval-test.json").exists()
+def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: Path) -> None:
+    chosen = {"model": "resnet32", "weights": None, "lr": 0.02, "head_lr": 0.02, "warmup_epochs": 0.0, "epochs": 6}
+    remedies = {"drw_start": 0.5, "ema": 0.5, "sampling": "repeat-factor", "clip_grad": 5.0, "drop_rate": 0.1}
+    train(config(loss="balanced-softmax", **chosen, **remedies))
+    losses = [line["train_loss"] for line in lines(tmp_path / "run", "epoch")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_the_rate_and_the_pictures(
+    config: Config, tmp_path: Path, dataset: ShardedDataset
+) -> None:
+    changes = {"optimizer": "sgd", "lr": 1e30, "head_lr": 1e30, "warmup_epochs": 0.0, "loss": "ce", "batch_size": 4}
+    with pytest.raises(
+        TrainingError, match=r"not finite at step [12] \(learning rate 9\.\d+e\+29, pictures "
+    ) as caught:
+        train(config(**changes))
+    named = str(caught.value).split("pictures ")[1].split(")")[0].split(", ")
+    assert len(named) == 4
+    assert set(named) <= set(dataset.index("train")["key"])
+    assert not (tmp_path / "run" / "checkpoints").exists(), "nothing that is not finite is kept"
+
+
+def test_a_frozen_backbone_stays_as_it_is_until_it_thaws(config: Config, tmp_path: Path) -> None:
+    frozen = {"weights": "imagenet", "freeze_backbone_epochs": 1}
+    train(config(out=tmp_path / "frozen", epochs=1, **frozen))
+    train(config(out=tmp_path / "thawed", epochs=2, **frozen))
+    start = build_model("efficientnet-lite0", 5, head="cosine", scale=30.0, picture_size=64)
+    load_weights(start, "efficientnet-lite0", "imagenet")
+    before, after, thawed = start.state_dict(), weights(tmp_path / "frozen"), weights(tmp_path / "thawed")
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert all(torch.equal(before[name], after[name]) for name in backbone)
+    moved = [name for name in backbone if not torch.equal(before[name], thawed[name])]
+    assert any("running_mean" in name for name in moved)
+    assert any("_conv_stem.weight" in name for name in moved)
+
+
+def test_averaged_weights_are_the_formula_and_are_what_is_kept(config: Config, tmp_path: Path) -> None:
+    from lmk_train import loop
+
+    step, decay = loop.training_step, 0.3
+    expected: dict[str, torch.Tensor] = {}
+
+    def recording(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        done = trainer.progress.step
+        step(trainer, batches)
+        kept = min(decay, (1 + done) / (10 + done))
+        for name, value in trainer.model.state_dict().items():
+            if not done or not value.is_floating_point():
+                expected[name] = value.clone()
+            else:
+                expected[name] = kept * expected[name] + (1 - kept) * value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", recording)
+        train(config(ema=decay, epochs=1))
+    for name, value in weights(tmp_path / "run", "best.pt").items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert all(
+        torch.equal(weights_to_evaluate(last)[name], value)
+        for name, value in weights(tmp_path / "run", "best.pt").items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "head"),
+    [("ce", "linear"), ("ce", "cosine"), ("ldam", "cosine"), ("ldam", "linear"), ("balanced-softmax", "linear")],
+)
+def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
+    config: Config, tmp_path: Path, loss: str, head: str
+) -> None:
+    found = rehearse(config(loss=loss, head=head, dry_run=True, batch_size=20, weights="imagenet"), lambda _: None)
+    assert found.first_loss == pytest.approx(found.expected_loss, rel=0.15)
+    assert found.head_parameters == 1280 * 5 + (5 if head == "linear" else 0)
+    library = EfficientNet.from_name("efficientnet-lite0")
+    assert found.backbone_parameters == num_parameters(library) - num_parameters(library._fc)
+    assert found.weights_bytes == 16 * (found.head_parameters + found.backbone_parameters)
+    assert found.activations_bytes > 20 * 64 * 64 * 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for the disk: the second save does not fit any more."""
+    train(config(epochs=1))
+    saved = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    code = (
+        "import resource, signal, sys; from lmk_train.cli import train_main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1));"
+        "sys.exit(train_main())"
+    )
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    state["progress"]["step"] -= 1
+    torch.save(state, tmp_path / "run" / "checkpoints" / "last.pt")
+    saved = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    words = [
+        "--shards",
+        config().shards,
+        "--out",
+        str(tmp_path / "run"),
+        "--model",
+        "efficientnet-lite0",
+        "--epochs",
+        "1",
+    ]
+    words += ["--batch-size", "10", "--device", "cpu", "--amp", "off", "--weights", "none", "--quiet", "--resume"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be saved" in done.stderr
+    assert "the earlier checkpoint is whole" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == saved
 
 
 @pytest.mark.parametrize(
@@ -199,6 +333,10 @@ def test_a_loss_that_is_not_finite_stops_training_with_a_reason(config: Config, 
     [
         (["--cosine-scale", "20", "--loss", "ce"], "a linear head's logits are not scaled"),
         (["--label-smoothing", "0.1"], "--label-smoothing goes with --loss ce"),
+        (["--sync-bn", "--device", "cpu"], "--sync-bn: works on CUDA only"),
+        (["--drw-start", "1"], "--drw-start 1.0: must be from 0, below 1"),
+        (["--ema", "1"], "--ema 1.0: must be between 0 and 1"),
+        (["--dry-run", "--profile-input"], "give one of them"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--lr", "-1"], "--lr -1.0: must be above 0"),
         (["--batch-size", "1000"], "--batch-size 1000: more than the"),
@@ -244,8 +382,8 @@ def test_learning_rate_schedules() -> None:
     assert 0 < cosine[-1] < 0.001
     steps = [lr_factor(step, 100, 0, "step") for step in range(100)]
     assert steps[:80] == [1.0] * 80
-    assert steps[80:90] == pytest.approx([0.1] * 10)
-    assert steps[90:] == pytest.approx([0.01] * 10)
+    assert steps[80:90] == pytest.approx([0.01] * 10)
+    assert steps[90:] == pytest.approx([0.0001] * 10)
     assert math.isclose(lr_factor(0, 100, 4, "cosine"), 0.2)
 
 

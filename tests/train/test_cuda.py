@@ -1,0 +1,121 @@
+"""What only a CUDA device can show: 16-bit training, the pinned ring, fused optimisers, NCCL, compiling."""
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
+from lmk_train.cache import Cache
+from lmk_train.config import TrainConfig
+from lmk_train.loop import train
+from lmk_train.losses import LDAM, ldam_margins
+from lmk_train.models import CosineHead
+from lmk_train.stream import BatchStream, SplitReader
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def training(dataset: Path, run: Path, **changes: object) -> list[dict[str, float]]:
+    """Epoch lines of a training on the device."""
+    chosen: dict[str, object] = {"model": "efficientnet-lite0", "weights": "none", "epochs": 3, "batch_size": 10}
+    train(TrainConfig(str(dataset), run, device="cuda", quiet=True, **{**chosen, **changes}))  # type: ignore[arg-type]
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in read if line["kind"] == "epoch"]
+
+
+@pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_precision_and_optimizer_learns(dataset_path: Path, tmp_path: Path, amp: str, optimizer: str) -> None:
+    lines = training(dataset_path, tmp_path / "run", amp=amp, optimizer=optimizer, ema=0.9, clip_grad=5.0, lr=1e-3)
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+def test_float32_trains_as_on_the_cpu(dataset_path: Path, tmp_path: Path) -> None:
+    """A frozen backbone and no dropout leave nothing but rounding between the devices."""
+    fixed = {"amp": "off", "freeze_backbone_epochs": 3, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 0.05}
+    there = training(dataset_path, tmp_path / "cuda", **fixed)
+    here = training(dataset_path, tmp_path / "cpu", device="cpu", **fixed)
+    assert [line["train_loss"] for line in there] == pytest.approx([line["train_loss"] for line in here], rel=1e-3)
+
+
+def test_the_pinned_ring_never_overwrites_a_batch_that_is_being_copied(dataset_path: Path) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        reader = SplitReader(dataset, "train", Cache(dataset_path, 0))
+        batches = [np.random.default_rng(number).integers(0, len(reader), 16) for number in range(60)]
+        slow = torch.empty(4096, 4096, device=CUDA)
+        with closing(BatchStream(reader, CUDA, 16, 4)(batches)) as stream:
+            sums = []
+            for batch in stream:
+                torch.mm(slow, slow)  # so that copies wait in the queue while the host runs ahead
+                sums.append(batch.pixels.sum(dim=(1, 2, 3), dtype=torch.int64))
+        with closing(BatchStream(reader, CPU, 16, 4)(batches)) as stream:
+            expected = [batch.pixels.sum(dim=(1, 2, 3), dtype=torch.int64) for batch in stream]
+        reader.close()
+    assert all(torch.equal(there.cpu(), here) for there, here in zip(sums, expected, strict=True))
+
+
+def test_augmentation_is_the_cpus(dataset_path: Path) -> None:
+    pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    draws = augmentation_draws(np.arange(8), seed=0, epoch=0)
+    chosen = Augmentation(0.5, 0.4, 4, 0.3, 0.5)
+    normalization = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    here = Preprocess(normalization, chosen, CPU)(pixels, draws)
+    there = Preprocess(normalization, chosen, CUDA)(pixels.to(CUDA), draws)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_of_every_landmark_steps_in_float32() -> None:
+    head, counts = CosineHead(1280, 57042, 30.0).to(CUDA), np.arange(1, 57043)
+    criterion = LDAM(ldam_margins(counts, 0.5), 30.0).to(CUDA)
+    features, labels = torch.randn(64, 1280, device=CUDA), torch.randint(0, 57042, (64,), device=CUDA)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9, fused=True)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", enabled=False):
+            loss = criterion(head(features), labels).mean()
+        assert loss.dtype == torch.float32
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains(dataset_path: Path, tmp_path: Path) -> None:
+    lines = training(dataset_path, tmp_path / "run", compile=True, epochs=2)
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--sync-bn", "--grad-accum", "2"]])
+def test_one_process_under_torchrun_uses_nccl(dataset_path: Path, tmp_path: Path, more: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=1", f"--master-port={port}", "-m", "lmk_train.cli"]
+    words += ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--epochs", "2"]
+    done = subprocess.run([sys.executable, *words, "--batch-size", "10", *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_layers_are_channels_last_on_the_device(dataset_path: Path) -> None:
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, device=CUDA)
+    normalization = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    out = Preprocess(normalization, Augmentation(), CUDA, torch.float16)(pixels, None)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert nn.Conv2d(3, 8, 3).to(CUDA).half()(out).dtype == torch.float16
