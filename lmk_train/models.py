@@ -89,7 +89,7 @@ class _CosineLogits(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
             along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
-            to_weight = torch.addcmul(scaled.T @ features, weight, along[:, None], value=-1)
+            to_weight = (scaled.T @ features).addcmul_(weight, along[:, None], value=-1)  # K x D is large: in place
         return to_features, to_weight, None
 
 
