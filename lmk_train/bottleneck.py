@@ -25,6 +25,7 @@ _AS_FAST = 0.95
 class InputProfile:
     """Images a second of one process: read and decoded, trained on one batch in memory, and the real training."""
 
+    rank: int
     reader: float
     model: float
     both: float
@@ -47,7 +48,7 @@ def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> Input
     assert config.out is not None
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        trainer = make_trainer(config, config.out, dataset, device, world, announce)
+        trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
         assert config.batch_size is not None
         images = config.batch_size / world.size
         stream = batch_stream(trainer)
@@ -57,7 +58,7 @@ def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> Input
             fixed = _copied(next(batches))
         model = _rate(trainer, lambda: training_step(trainer, repeat(fixed)), images)
         trainer.train.close()
-    return InputProfile(reader, model, both)
+    return InputProfile(world.rank, reader, model, both)
 
 
 def _endless(trainer: Trainer) -> Iterator[Rows]:

@@ -9,7 +9,7 @@ import torch
 from lmk_data.errors import StorageError, UserError
 from lmk_data.files import atomic_file
 
-FORMAT, VERSION = "lmk-checkpoint", 1
+FORMAT, VERSION = "lmk-checkpoint", 2
 FOLDER, LAST, BEST = "checkpoints", "last.pt", "best.pt"
 
 

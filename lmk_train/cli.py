@@ -1,17 +1,21 @@
-"""`lmk-train` and `lmk-eval`: parse, call, summarise; thin shells over the modules that do the work."""
+"""`lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export`: parse, call, summarise; thin shells over the other modules."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from lmk_data import __version__
+from lmk_data.errors import UserError
 from lmk_data.terminal import run_command
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
     from lmk_train.evaluation import Evaluation
+    from lmk_train.predict import Guess
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
 
@@ -24,6 +28,16 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
 def eval_main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-eval`; returns the exit code."""
     return _main("lmk-eval", EvalConfig, _evaluate, arguments)
+
+
+def predict_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-predict`; returns the exit code, 1 if a picture could not be read."""
+    return _main("lmk-predict", PredictConfig, _predict, arguments)
+
+
+def export_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-export`; returns the exit code."""
+    return _main("lmk-export", ExportConfig, _export, arguments)
 
 
 def _main(program: str, config: type, command: Callable[[Any], None], arguments: Sequence[str] | None) -> int:
@@ -44,6 +58,8 @@ def _train(config: TrainConfig) -> None:
         from lmk_train.bottleneck import profile_input
 
         found = profile_input(config, announce)
+        if found.rank:
+            return
         print("images a second of one process:")
         for what, rate in (("reader alone", found.reader), ("model alone", found.model), ("both", found.both)):
             print(f"  {what:12} {rate:10,.1f}")
@@ -62,12 +78,15 @@ def _train(config: TrainConfig) -> None:
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
         _print_evaluation(result.test)
+        print(f"report: {result.run}/report/index.html")
 
 
 def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
     from lmk_train.rehearsal import rehearse
 
     found = rehearse(config, announce)
+    if found.rank:
+        return
     memory = found.weights_bytes + found.activations_bytes
     print(f"parameters        {found.backbone_parameters:,} in the backbone, {found.head_parameters:,} in the head")
     print(f"updates           {found.num_steps:,}, {found.steps_per_epoch:,} an epoch")
@@ -79,20 +98,69 @@ def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
 
 
 def _evaluate(config: EvalConfig) -> None:
-    from lmk_train.evaluation import evaluate_run
+    from lmk_data.dataset import ShardedDataset
+    from lmk_train.evaluation import best_tau, evaluate_run, trained_on
+    from lmk_train.report import write_run_report
 
-    evaluation = evaluate_run(config)
-    if not config.quiet:
+    evaluations = evaluate_run(config)
+    asked = evaluations[-1]
+    if asked.rank:
+        return
+    with ShardedDataset.open(config.shards or trained_on(config.run)) as dataset:
+        report = write_run_report(config.run, dataset, asked.split)
+    if config.quiet:
+        return
+    for evaluation in evaluations:
         _print_evaluation(evaluation)
-        print(
-            f"written: {config.run}/eval-{config.split}.json, with predictions, per-class figures, confusion beside it"
-        )
+    if config.tau:
+        tau, picked_on = best_tau(evaluations[0].by_tau), evaluations[0].split
+        print(f"tau    accuracy  macro F1   ({asked.split}; {tau:g} has the best macro F1 on {picked_on})")
+        for row in asked.by_tau:
+            print(
+                f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}"
+            )
+    beside = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
+    print(f"written: {config.run}/eval-{config.split}.json, with {beside} beside it; {report}")
+
+
+def _predict(config: PredictConfig) -> None:
+    from lmk_train.predict import Predictor, named_images
+
+    predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
+    images = named_images(config.images, sys.stdin)
+    unreadable = 0
+    for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
+        if prediction.error is not None:
+            unreadable += 1
+            print(f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}", file=sys.stderr)
+        elif config.json:
+            guesses = [asdict(guess) for guess in prediction.guesses]
+            print(json.dumps({"image": prediction.image, "predictions": guesses}), flush=True)
+        else:
+            shown = ", ".join(f"{_named(guess)} {guess.probability:.3f}" for guess in prediction.guesses)
+            print(f"{prediction.image}: {shown}", flush=True)
+    if unreadable:
+        raise UserError(f"{unreadable} of the pictures could not be read")
+
+
+def _export(config: ExportConfig) -> None:
+    from lmk_train.export import export_run
+
+    found = export_run(config)
+    if not config.quiet:
+        size = f"{found.num_bytes / 1e6:.1f} MB"
+        print(f"{found.path}: {size}, within {found.largest_difference:.1g} of the checkpoint on {found.checked_on}")
+
+
+def _named(guess: "Guess") -> str:
+    return str(guess.landmark_id) if guess.name is None else f"{guess.name} ({guess.landmark_id})"
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
-    shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics[name] is not None]
-    print(f"{evaluation.split} ({metrics['num_samples']:,} images): {', '.join(shown)}")
+    shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics.get(name) is not None]
+    unknown = f"; {metrics['num_unknown']:,} of landmarks it does not know" if metrics["num_unknown"] else ""
+    print(f"{evaluation.split} ({metrics['num_samples']:,} images{unknown}): {', '.join(shown)}")
 
 
 if __name__ == "__main__":

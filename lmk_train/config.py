@@ -225,6 +225,9 @@ class EvalConfig:
     """Split to evaluate."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint."""
+    tau: bool = False
+    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass: accuracy against macro
+    F1, and the tau that validation picks."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Samples at once; by default as in training."""
     amp: Amp = "auto"
@@ -244,6 +247,66 @@ class EvalConfig:
     def shard_cache(self) -> Cache:
         """Where fetched shards are kept."""
         return _cache(self.cache, self.cache_gb)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Say which landmark is in pictures: any that the build would take, resized as the run's dataset was.
+
+    A picture that cannot be read is one line on stderr; the others go on, and the exit code is 1.
+
+    Example: lmk-predict runs/efficientnet-b0-ldam photo.jpg holiday/
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Pictures, folders of them, URLs; `-` reads such names from stdin, one a line."""
+    top: Annotated[int, tyro.conf.arg(metavar="K")] = 5
+    """How many landmarks to name for each picture."""
+    json: bool = False
+    """A line of JSON for each picture."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
+    """Pictures at once."""
+    amp: Amp = "auto"
+    """Mixed precision, as in training."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA if there is one."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads that read and resize; by default one per core, 8 at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("top", "batch_size", "workers"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+        if not self.images:
+            raise UserError("no picture is named; give files, folders, or - to read names from stdin")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run's model as one file for other programs, after checking it against the checkpoint on pictures.
+
+    It takes pixels, uint8 [batch, size, size, 3] in RGB, and gives probabilities; normalisation and softmax are
+    inside, resizing is not. Classes and the dataset's recipe are embedded as JSON.
+
+    Example: lmk-export runs/efficientnet-b0-ldam --to onnx
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    to: Literal["onnx", "torch"]
+    """ONNX, or a program of torch.export."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The file; by default model.onnx or model.pt2 in the run's folder."""
+    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    """Dataset whose pictures are compared on; by default the one that the run was trained on."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint."""
+    quiet: bool = False
+    """No summary."""
 
 
 def _cache(folder: Path | None, gigabytes: float) -> Cache:

@@ -1,7 +1,7 @@
 """One split through a model: predictions, every metric, and the files of an evaluation."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,58 @@ from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
 from lmk_train.config import EvalConfig, TrainConfig
-from lmk_train.metrics import TOP_K, ClassCounts, Predictions, confusion, summarize
+from lmk_train.losses import log_prior
+from lmk_train.metrics import TOP_K, ClassCounts, Ints, Predictions, confusion, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, build_model
 from lmk_train.order import batch_picks, num_batches
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.stream import BatchStream, SplitReader
 from lmk_train.world import ALONE, World, joined_world
 
+CONFIG = "config.json"
+TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a model tells apart: landmark id and name (None without one) of each label, training images int64 [K]."""
+
+    ids: list[int | str]
+    names: list[str | None]
+    train_counts: Ints
+
+    @classmethod
+    def of_dataset(cls, dataset: ShardedDataset) -> "Classes":
+        """The classes of a dataset, in order of their labels."""
+        table = dataset.classes
+        names = [name if isinstance(name, str) else None for name in table["name"]]
+        return cls(table["landmark_id"].tolist(), names, table["train"].to_numpy(np.int64))
+
+    @classmethod
+    def of_checkpoint(cls, state: dict[str, Any]) -> "Classes":
+        """The classes that a checkpoint was trained on."""
+        return cls(state["classes"], state["names"], np.array(state["train_counts"], dtype=np.int64))
+
+    def labels_of(self, dataset: ShardedDataset) -> Ints:
+        """The label here of each label of a dataset, int64 [its K]; -1 for a landmark that is none of these."""
+        places = {landmark_id: label for label, landmark_id in enumerate(self.ids)}
+        return np.array([places.get(landmark_id, -1) for landmark_id in dataset.classes["landmark_id"]], dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of one split and what they were computed from."""
+    """The metrics of one split and what they were computed from.
 
+    `rank` is this process's. `predictions` are those of the samples whose landmark the model knows; `unknown` those
+    of the others, target -1. `by_tau` holds accuracy and macro F1 under each post-hoc adjustment that was asked for.
+    """
+
+    rank: int
     split: str
     metrics: dict[str, float | int | None]
     predictions: Predictions
+    unknown: Predictions
+    by_tau: list[dict[str, float | None]]
 
 
 def predict_split(
@@ -42,18 +79,22 @@ def predict_split(
     precision: Precision,
     batch_size: int,
     *,
+    adjustments: torch.Tensor | None = None,
     world: World = ALONE,
     quiet: bool = True,
 ) -> Predictions:
     """Run every sample of a split through the model once, each process its share; all of them get all predictions.
 
-    The model is left in training mode.
+    Targets are the reader's labels. `adjustments`, float32 [T, K], are added to the logits for T more answers. The
+    model is left in training mode.
     """
     rows = np.arange(len(reader), dtype=np.int64)
     steps = num_batches(len(rows), batch_size, drop_last=False)
-    best = min(TOP_K, reader.dataset.num_classes)
+    best = min(TOP_K, model.num_classes)
+    adjustments = torch.empty(0, model.num_classes) if adjustments is None else adjustments
     seen = [np.empty(0, np.int64)]
     labels, probabilities = [torch.empty(0, best, dtype=torch.int64)], [torch.empty(0, best)]
+    adjusted = [torch.empty(0, len(adjustments), dtype=torch.int64)]
     reader.expect(rows)
     model.eval()
     with torch.inference_mode(), progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar:
@@ -64,9 +105,14 @@ def predict_split(
             seen.append(batch.picks)
             labels.append(top.indices.cpu())
             probabilities.append(top.values.cpu())
+            chosen = torch.empty(len(logits), len(adjustments), dtype=torch.int64, device=logits.device)
+            for place, adjustment in enumerate(adjustments):
+                chosen[:, place] = (logits + adjustment).argmax(dim=1)
+            adjusted.append(chosen.cpu())
             bar.update(len(batch.picks) * world.size)
     model.train()
-    parts = world.gather((np.concatenate(seen), torch.cat(labels).numpy(), torch.cat(probabilities).numpy()))
+    own = (np.concatenate(seen), *(torch.cat(parts).numpy() for parts in (labels, probabilities, adjusted)))
+    parts = world.gather(own)
     picked = np.concatenate([part[0] for part in parts])
     assert len(picked) == len(rows), "every sample is evaluated exactly once"
     order = np.argsort(picked)
@@ -75,31 +121,46 @@ def predict_split(
         targets=reader.labels,
         labels=np.concatenate([part[1] for part in parts])[order],
         probabilities=np.concatenate([part[2] for part in parts])[order],
+        adjusted=np.concatenate([part[3] for part in parts])[order],
     )
 
 
-def evaluate_run(config: EvalConfig) -> Evaluation:
+def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     """Evaluate a run's checkpoint on a split and write its files into the run's folder.
 
-    Raises UserError for a run or a dataset that do not fit together.
+    With `tau`, validation is evaluated first, if it is another split, since it is what picks tau; the evaluation that
+    was asked for comes last. Raises UserError for a run or a dataset that do not fit together.
     """
     state = load_checkpoint(config.run, BEST if config.checkpoint == "best" else LAST)
-    trained = TrainConfig.from_json(state["config"])
+    trained, classes = TrainConfig.from_json(state["config"]), Classes.of_checkpoint(state)
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards or trained.shards) as dataset:
-        check_classes(dataset, state["classes"])
         if not dataset.num_samples(config.split):
             raise UserError(
                 f"--split {config.split}: {dataset.location} has no such split; it has {', '.join(dataset.splits)}"
             )
-        model = model_of(trained, dataset)
+        if not (classes.labels_of(dataset) >= 0).any():
+            raise UserError(f"{dataset.location}: has none of the {len(classes.ids)} classes of the run")
+        model = model_of(trained, len(classes.ids), dataset.recipe.size)
         model.load_state_dict(weights_to_evaluate(state))
-        return evaluate_model(model.to(device), dataset, trained, config, device, world)
+        model.to(device)
+        picking = config.tau and config.split != "val" and dataset.num_samples("val")
+        splits = ("val", config.split) if picking else (config.split,)
+        return [
+            evaluate_model(model, dataset, classes, trained, replace(config, split=split), device, world)  # type: ignore[arg-type]
+            for split in splits
+        ]
+
+
+def trained_on(run: Path) -> str:
+    """The dataset that a run was trained on, as it was named then."""
+    return TrainConfig.from_json(json.loads((run / CONFIG).read_text())).shards
 
 
 def evaluate_model(
     model: Classifier,
     dataset: ShardedDataset,
+    classes: Classes,
     trained: TrainConfig,
     config: EvalConfig,
     device: torch.device,
@@ -113,65 +174,101 @@ def evaluate_model(
     stream = BatchStream(reader, device, batch_size, config.workers)
     preprocess = Preprocess(ARCHITECTURES[trained.model].normalization, Augmentation(), device)
     precision = Precision.resolve(config.amp, device)
-    quiet = config.quiet or not world.is_first
-    predictions = predict_split(model, reader, stream, preprocess, precision, batch_size, world=world, quiet=quiet)
+    adjustments = tau_adjustments(classes.train_counts).to(device) if config.tau else None
+    everything = predict_split(
+        model,
+        reader,
+        stream,
+        preprocess,
+        precision,
+        batch_size,
+        adjustments=adjustments,
+        world=world,
+        quiet=config.quiet or not world.is_first,
+    )
     reader.close()
-    train_counts = dataset.classes["train"].to_numpy(np.int64)
-    metrics = summarize(predictions, train_counts)
-    assert metrics["num_samples"] == dataset.num_samples(config.split), "every sample is evaluated exactly once"
-    evaluation = Evaluation(config.split, metrics, predictions)
+    assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
+    joined = replace(everything, targets=classes.labels_of(dataset)[everything.targets])
+    known, unknown = joined.rows(joined.targets >= 0), joined.rows(joined.targets < 0)
+    metrics = {**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)}
+    by_tau = _by_tau(known, classes.train_counts) if config.tau else []
+    evaluation = Evaluation(world.rank, config.split, metrics, known, unknown, by_tau)
     if world.is_first:
-        write_evaluation(config.run, evaluation, dataset)
+        write_evaluation(config.run, evaluation, classes)
     return evaluation
 
 
-def model_of(config: TrainConfig, dataset: ShardedDataset) -> Classifier:
-    """The classifier that a resolved configuration describes, for a dataset's classes, with random weights."""
+def tau_adjustments(train_counts: Ints) -> torch.Tensor:
+    """What is added to the logits for each of `TAUS`: -tau * log prior, float32 [T, K].
+
+    Post-hoc logit adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021).
+    """
+    return -torch.tensor(TAUS)[:, None] * log_prior(train_counts)
+
+
+def best_tau(by_tau: list[dict[str, float | None]]) -> float:
+    """The tau with the greatest macro F1, the smallest of equals."""
+    return max(by_tau, key=lambda row: (row["macro_f1"] or 0.0, -(row["tau"] or 0.0)))["tau"] or 0.0
+
+
+def _by_tau(predictions: Predictions, train_counts: Ints) -> list[dict[str, float | None]]:
+    assert predictions.adjusted is not None
+    rows: list[dict[str, float | None]] = []
+    for place, tau in enumerate(TAUS):
+        chosen = predictions.adjusted[:, place]
+        counts = ClassCounts.of(predictions.targets, chosen, len(train_counts))
+        seen = counts.support > 0
+        accuracy = float((chosen == predictions.targets).mean())
+        rows.append({"tau": tau, "accuracy": accuracy, "macro_f1": float(counts.f1()[seen].mean())})
+    return rows
+
+
+def model_of(config: TrainConfig, num_classes: int, picture_size: int) -> Classifier:
+    """The classifier that a resolved configuration describes, with random weights."""
     assert config.head is not None
     assert config.drop_rate is not None
     return build_model(
         config.model,
-        dataset.num_classes,
+        num_classes,
         head=config.head,
         scale=config.cosine_scale,
-        picture_size=dataset.recipe.size,
+        picture_size=picture_size,
         drop_rate=config.drop_rate,
     )
 
 
-def class_table(dataset: ShardedDataset) -> list[int | str]:
-    """The landmark id of each label, as checkpoints keep it."""
-    ids: list[int | str] = dataset.classes["landmark_id"].tolist()
-    return ids
+def dataset_state(dataset: ShardedDataset) -> dict[str, Any]:
+    """What a checkpoint keeps of its dataset: its hash, its classes and how its pictures were resized."""
+    classes = Classes.of_dataset(dataset)
+    return {
+        "content_sha256": dataset.manifest["content_sha256"],
+        "classes": classes.ids,
+        "names": classes.names,
+        "train_counts": classes.train_counts.tolist(),
+        "recipe": asdict(dataset.recipe),
+    }
 
 
 def check_classes(dataset: ShardedDataset, classes: list[int | str]) -> None:
     """Raise UserError unless the dataset has the classes that a checkpoint was trained on, under the same labels."""
-    if class_table(dataset) != classes:
+    if Classes.of_dataset(dataset).ids != classes:
         raise UserError(
             f"{dataset.location}: its {dataset.num_classes} classes are not the {len(classes)} of the run; "
             "give the dataset of the run with --shards"
         )
 
 
-def write_evaluation(run: Path, evaluation: Evaluation, dataset: ShardedDataset) -> None:
+def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> None:
     """Write eval-<split>.json, predictions, per-class figures and the sparse confusion matrix of a split."""
     predictions, split = evaluation.predictions, evaluation.split
-    counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], dataset.num_classes)
-    top: dict[str, Any] = {
-        "key": pa.array(predictions.keys, pa.string()),
-        "target": predictions.targets.astype(np.int32),
-    }
-    for place in range(predictions.labels.shape[1]):
-        top[f"label_{place + 1}"] = predictions.labels[:, place].astype(np.int32)
-        top[f"probability_{place + 1}"] = predictions.probabilities[:, place]
-    _write_table(pa.table(top), run / f"predictions-{split}.parquet")
-    classes = dataset.classes
+    counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], len(classes.ids))
+    tables = [_prediction_table(part) for part in (predictions, evaluation.unknown)]
+    _write_table(pa.concat_tables(tables), run / f"predictions-{split}.parquet")
     per_class = {
-        "label": classes["label"].to_numpy(),
-        "landmark_id": pa.array(classes["landmark_id"]),
-        "name": pa.array(classes["name"], pa.string()),
-        "train": classes["train"].to_numpy(),
+        "label": np.arange(len(classes.ids)),
+        "landmark_id": pa.array(classes.ids),
+        "name": pa.array(classes.names, pa.string()),
+        "train": classes.train_counts,
         "support": counts.support,
         "predicted": counts.predicted,
         "correct": counts.correct,
@@ -180,11 +277,26 @@ def write_evaluation(run: Path, evaluation: Evaluation, dataset: ShardedDataset)
         "f1": counts.f1(),
     }
     _write_table(pa.table(per_class), run / f"per-class-{split}.parquet")
-    targets, predicted, count = confusion(predictions, dataset.num_classes)
+    targets, predicted, count = confusion(predictions, len(classes.ids))
     _write_table(
         pa.table({"target": targets, "prediction": predicted, "count": count}), run / f"confusion-{split}.parquet"
     )
     write_bytes(run / f"eval-{split}.json", json.dumps(evaluation.metrics, indent=2).encode() + b"\n")
+    if evaluation.by_tau:
+        write_bytes(run / f"tau-{split}.json", json.dumps(evaluation.by_tau, indent=2).encode() + b"\n")
+
+
+def _prediction_table(predictions: Predictions) -> pa.Table:
+    """One row per sample; the target is null where the model does not know its landmark."""
+    targets = predictions.targets.astype(np.int32)
+    columns: dict[str, Any] = {
+        "key": pa.array(predictions.keys, pa.string()),
+        "target": pa.array(targets, mask=targets < 0),
+    }
+    for place in range(predictions.labels.shape[1]):
+        columns[f"label_{place + 1}"] = predictions.labels[:, place].astype(np.int32)
+        columns[f"probability_{place + 1}"] = predictions.probabilities[:, place]
+    return pa.table(columns)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:

@@ -19,7 +19,16 @@ from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint, save_checkpoint
 from lmk_train.config import EvalConfig, TrainConfig
-from lmk_train.evaluation import Evaluation, check_classes, class_table, evaluate_model, model_of, predict_split
+from lmk_train.evaluation import (
+    CONFIG,
+    Classes,
+    Evaluation,
+    check_classes,
+    dataset_state,
+    evaluate_model,
+    model_of,
+    predict_split,
+)
 from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 from lmk_train.metrics import summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
@@ -27,11 +36,11 @@ from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_
 from lmk_train.order import Rows, counter_hash, epoch_length, num_batches, share
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.record import Record, buffers
+from lmk_train.report import write_run_report
 from lmk_train.stream import Batch, BatchStream, SplitReader
 from lmk_train.trainer import Progress, Sums, Trainer
 from lmk_train.world import World, joined_world
 
-CONFIG = "config.json"
 _MAY_CHANGE_ON_RESUME = {
     "shards",
     "out",
@@ -77,7 +86,7 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
         _check_run(run, config)
         world.wait()
-        trainer = make_trainer(config, run, dataset, device, world, announce if world.is_first else _say_nothing)
+        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce))
         if config.resume:
             _restore(trainer)
         elif world.is_first:
@@ -86,12 +95,10 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
             _train_epochs(trainer, log, stop)
         trainer.train.close()
         test = _evaluate_best(trainer)
+        if test is not None and world.is_first:
+            write_run_report(run, dataset, test.split)
         best = trainer.progress.best_metric if dataset.num_samples("val") else None
     return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
-
-
-def _say_nothing(_: str) -> None:
-    pass
 
 
 def _check_run(run: Path, config: TrainConfig) -> None:
@@ -126,7 +133,7 @@ def make_trainer(
         raise UserError("--sync-bn: works on CUDA only")
     assert config.weights is not None
     torch.manual_seed(config.seed)
-    model = model_of(config, dataset)
+    model = model_of(config, dataset.num_classes, dataset.recipe.size)
     if not config.resume:
         said = load_weights(model, config.model, config.weights)
         announce(_headline(config, dataset, model, said))
@@ -306,9 +313,9 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     assert metric is not None
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
-        state = {"model": trainer.evaluated.state_dict(), "config": config.json(), "classes": class_table(dataset)}
+        state = {"model": trainer.evaluated.state_dict(), "config": config.json(), **dataset_state(dataset)}
         if trainer.world.is_first:
-            save_checkpoint(trainer.run, BEST, {**state, "content_sha256": dataset.manifest["content_sha256"]})
+            save_checkpoint(trainer.run, BEST, state)
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
     log.line(line)
     log.save()
@@ -330,7 +337,8 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         quiet=True,
     )
     device = trainer.precision.device
-    return evaluate_model(trainer.evaluated, trainer.dataset, config, evaluated, device, trainer.world)
+    classes = Classes.of_dataset(trainer.dataset)
+    return evaluate_model(trainer.evaluated, trainer.dataset, classes, config, evaluated, device, trainer.world)
 
 
 def _start(trainer: Trainer) -> None:

@@ -16,12 +16,24 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 @dataclass(frozen=True)
 class Predictions:
     """What a model said of N samples: targets int64 [N], its best labels int64 [N, k] and their probabilities
-    float32 [N, k] in descending order, and the samples' keys [N] (which break ties)."""
+    float32 [N, k] in descending order, the samples' keys [N] (which break ties), and the best labels under T
+    adjustments of the logits, int64 [N, T]."""
 
     keys: "np.ndarray[tuple[int], np.dtype[np.object_]]"
     targets: Ints
     labels: Ints
     probabilities: "np.ndarray[Any, np.dtype[np.float32]]"
+    adjusted: Ints | None = None
+
+    def rows(self, chosen: "np.ndarray[Any, np.dtype[np.bool_]]") -> "Predictions":
+        """The chosen samples, bool [N]."""
+        return Predictions(
+            self.keys[chosen],
+            self.targets[chosen],
+            self.labels[chosen],
+            self.probabilities[chosen],
+            None if self.adjusted is None else self.adjusted[chosen],
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class Classifier(nn.Module):
         self.backbone, self.head, self.dropout = backbone, head, nn.Dropout(dropout)
         self._frozen = False
 
+    @property
+    def num_classes(self) -> int:
+        """Number of outputs."""
+        return int(self.head.weight.shape[0])  # type: ignore[index]
+
     def freeze(self, frozen: bool) -> None:
         """Keep the backbone as it is, its running statistics too, or let it be trained."""
         self._frozen = frozen
@@ -65,8 +70,19 @@ class CosineHead(nn.Module):
         nn.init.normal_(self.weight, std=1 / math.sqrt(num_features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = _CosineLogits.apply(functional.normalize(features, dim=1), self.weight, self.scale)
+        directions = functional.normalize(features, dim=1)
+        logits: torch.Tensor
+        if torch.is_grad_enabled():
+            logits = _CosineLogits.apply(directions, self.weight, self.scale)
+        else:  # plain operations, which can be exported
+            logits = _cosine_logits(directions, self.weight, self.scale)[0]
         return logits
+
+
+def _cosine_logits(features: torch.Tensor, weight: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, K] and the factors of their columns [K]."""
+    factors = scale / weight.norm(dim=1).clamp_min(1e-12)
+    return (features @ weight.T).mul_(factors), factors
 
 
 class _CosineLogits(torch.autograd.Function):
@@ -74,8 +90,7 @@ class _CosineLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        factors = scale / weight.norm(dim=1).clamp_min(1e-12)
-        logits = (features @ weight.T).mul_(factors)
+        logits, factors = _cosine_logits(features, weight, scale)
         ctx.save_for_backward(features, weight, factors, logits)
         ctx.scale = scale
         return logits

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lmk_data.files import write_bytes
 from lmk_train.checkpoint import LAST, save_checkpoint
-from lmk_train.evaluation import class_table
+from lmk_train.evaluation import dataset_state
 from lmk_train.trainer import Trainer
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -105,8 +105,7 @@ class Record:
             "epoch_sums": trainer.sums(),
             "buffers": trainer.world.gather({name: buffer.cpu() for name, buffer in buffers(trainer).items()}),
             "config": trainer.config.json(),
-            "classes": class_table(trainer.dataset),
-            "content_sha256": trainer.dataset.manifest["content_sha256"],
+            **dataset_state(trainer.dataset),
         }
         if trainer.world.is_first:
             save_checkpoint(trainer.run, LAST, state)

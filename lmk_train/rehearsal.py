@@ -30,6 +30,7 @@ class Rehearsal:
     `expected_loss` is what random features give under the new head; `first_loss` is the mean of the first micro-batch.
     """
 
+    rank: int
     backbone_parameters: int
     head_parameters: int
     num_steps: int
@@ -50,7 +51,7 @@ def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
     assert config.out is not None
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        trainer = make_trainer(config, config.out, dataset, device, world, announce)
+        trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
         trainer.model.freeze(config.freeze_backbone_epochs > 0)
         with closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
             batch = next(batches)
@@ -63,6 +64,7 @@ def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
         floats += (backbone + head) * (config.ema is not None)
         counts = dataset.classes["train"].to_numpy(np.int64)
         return Rehearsal(
+            rank=world.rank,
             backbone_parameters=backbone,
             head_parameters=head,
             num_steps=trainer.num_steps,

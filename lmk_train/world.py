@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,6 +31,10 @@ class World:
     def is_first(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
+
+    def first_only(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """`say` in the first process, nothing in the others."""
+        return say if self.is_first else lambda _: None
 
     def share(self, picks: Rows) -> Rows:
         """This process's contiguous part of a global batch."""

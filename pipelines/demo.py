@@ -40,6 +40,7 @@ def main() -> None:
     run("lmk-eval", RUN, "--split", "val")
     metrics = json.loads((RUN / "eval-test.json").read_text())
     print(f"\nlook at  {SHARDS / 'report' / 'index.html'}  (the dataset)")
+    print(f"and      {RUN / 'report' / 'index.html'}  (the model)")
     print(f"and      tensorboard --logdir {RUN}  (the training)")
     print(f"figures  {RUN / 'eval-test.json'}, {RUN / 'per-class-test.parquet'}, {RUN / 'predictions-test.parquet'}")
     print(f"result   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")

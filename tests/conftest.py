@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the folder of real pictures is not there: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser that runs without a screen."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
 
 
 def draw(path: Path, class_number: int, number: int, size: tuple[int, int] = (96, 72)) -> None:

@@ -2,8 +2,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
 from lmk_data.report import gini, write_report
 from lmk_data.storage import open_folder
+from tests.browser import browse
 
 
 def test_figures_are_those_of_the_datasets_own_files(
@@ -123,23 +122,12 @@ frame.onload = () => {
 """
 
 
-def _browse(chromium: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run headless Chromium; it may not write anything on the console."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    options += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--hide-scrollbars"]
-    options += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000"]
-    done = subprocess.run([chromium, *options, *arguments], capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (390, 0)])
-def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width: int, scheme: int) -> None:
+def test_page_opens_in_a_browser(
+    dataset: ShardedDataset, tmp_path: Path, chromium: str, width: int, scheme: int
+) -> None:
     """Nothing on the console, nothing wider than a phone, and the table of classes can be searched and sorted."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
     write_report(dataset, open_folder(tmp_path / "report"), LocalEngine(1))
     html = (tmp_path / "report" / "index.html").read_text()
     # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
@@ -147,7 +135,7 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     outer.write_text(
         f'<iframe id="f" src="report/index.html" width="{width}" height="900"></iframe><script>{_DRIVE}</script>'
     )
-    done = _browse(chromium, tmp_path, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}", outer.as_uri())
+    done = browse(chromium, tmp_path, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}", outer.as_uri())
     seen = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
     assert seen["scroll_width"] <= seen["client_width"] <= width
     assert seen["figures"] == html.count("<svg ") == 6
@@ -161,7 +149,7 @@ def test_page_opens_in_a_browser(dataset: ShardedDataset, tmp_path: Path, width:
     screenshot = tmp_path / "report.png"
     scheme_of_page = f"--blink-settings=preferredColorScheme={scheme}"
     page_uri = (tmp_path / "report" / "index.html").as_uri()
-    _browse(chromium, tmp_path, f"--screenshot={screenshot}", "--window-size=800,2400", scheme_of_page, page_uri)
+    browse(chromium, tmp_path, f"--screenshot={screenshot}", "--window-size=800,2400", scheme_of_page, page_uri)
     with Image.open(screenshot) as picture:
         shot = np.asarray(picture.convert("L")).astype(int)
     assert len(np.unique(shot)) > 100, "pictures and figures were drawn"

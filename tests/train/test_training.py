@@ -26,6 +26,7 @@ from lmk_train.evaluation import evaluate_run
 from lmk_train.loop import train
 from lmk_train.models import build_model, load_weights, num_parameters
 from lmk_train.optim import lr_factor
+from lmk_train.precision import Precision
 from lmk_train.rehearsal import rehearse
 from lmk_train.stream import Batch
 from lmk_train.trainer import Trainer
@@ -104,7 +105,7 @@ def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDatas
     assert best["classes"] == dataset.classes["landmark_id"].tolist()
     assert best["content_sha256"] == dataset.manifest["content_sha256"]
     assert {"optimizer", "progress"}.isdisjoint(best)
-    again = evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True, batch_size=3))
+    (again,) = evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True, batch_size=3))
     assert again.metrics["accuracy"] == metrics["accuracy"]
 
 
@@ -295,6 +296,30 @@ def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_updates_that_overflow_in_float16_are_skipped_and_counted(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scale that is far too large overflows until it has been halved often enough."""
+    monkeypatch.setattr(Precision, "grad_scaler", lambda _: torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    train(config(amp="fp16", epochs=1))
+    last = lines(tmp_path / "run", "train")[-1]
+    assert last["step"] == 4
+    assert last["skipped_updates"] >= 3
+    assert last["grad_scale"] == 2.0 ** (40 - last["skipped_updates"])
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_and_its_weights_load_anywhere(config: Config, tmp_path: Path) -> None:
+    train(config(model="resnet32", weights=None, compile=True, epochs=2, lr=0.02, head_lr=0.02, warmup_epochs=0.0))
+    train(
+        config(model="resnet32", weights=None, epochs=2, lr=0.02, head_lr=0.02, warmup_epochs=0.0, out=tmp_path / "b")
+    )
+    compiled, eager = (lines(tmp_path / name, "epoch")[-1]["train_loss"] for name in ("run", "b"))
+    assert compiled == pytest.approx(eager, rel=0.02)
+    assert weights(tmp_path / "run").keys() == weights(tmp_path / "b").keys()
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for the disk: the second save does not fit any more."""
     train(config(epochs=1))
@@ -366,10 +391,10 @@ def test_evaluation_refuses_what_does_not_fit(
     other = tmp_path / "other"
     shutil.copytree(dataset_path, other)
     classes = pd.read_parquet(other / "classes.parquet")
-    classes["landmark_id"] += 1
+    classes["landmark_id"] += 1_000_000
     classes.to_parquet(other / "classes.parquet")
     assert eval_main([str(tmp_path / "run"), "--shards", str(other)]) == 1
-    assert "are not the 5 of the run" in capsys.readouterr().err
+    assert "has none of the 5 classes of the run" in capsys.readouterr().err
     assert eval_main([str(tmp_path / "run"), "--split", "val"]) == 0
     assert "val (" in capsys.readouterr().out
 

@@ -1,0 +1,173 @@
+"""A run's model as one file for other programs: pixels in, probabilities out, checked before it is kept."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import LmkError, TrainingError, UserError
+from lmk_data.files import write_bytes
+from lmk_train.augment import Normalization
+from lmk_train.cache import Cache, default_cache_folder
+from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.config import ExportConfig, TrainConfig
+from lmk_train.evaluation import model_of
+from lmk_train.models import ARCHITECTURES, Classifier
+from lmk_train.stream import BatchStream, SplitReader
+
+SUFFIX = {"onnx": "onnx", "torch": "pt2"}
+DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
+_PICTURES = 8
+_TOLERANCE = 1e-4
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Program = Callable[[Pixels], "np.ndarray[Any, np.dtype[np.float32]]"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file written, its size, how far its probabilities are from the checkpoint's, and on what that was measured."""
+
+    path: Path
+    num_bytes: int
+    largest_difference: float
+    checked_on: str
+
+
+class Inference(nn.Module):
+    """uint8 [B, H, W, 3] RGB to probabilities float32 [B, K]: normalisation, the network and softmax."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: Classifier, normalization: Normalization) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", 255 * torch.tensor(normalization.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(normalization.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pictures = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        probabilities: torch.Tensor = self.model(pictures).softmax(dim=1)
+        return probabilities
+
+
+def export_run(config: ExportConfig) -> Export:
+    """Write a run's model, after running the written program beside the checkpoint on pictures.
+
+    Raises UserError for a run that is none or a tool that is not installed, TrainingError if the two do not agree.
+    """
+    state = load_checkpoint(config.run, BEST if config.checkpoint == "best" else LAST)
+    trained, size = TrainConfig.from_json(state["config"]), state["recipe"]["size"]
+    model = model_of(trained, len(state["classes"]), size)
+    model.load_state_dict(weights_to_evaluate(state))
+    module = Inference(model, ARCHITECTURES[trained.model].normalization).eval().requires_grad_(False)
+    description = json.dumps(
+        {
+            "model": trained.model,
+            "input": f"uint8 [batch, {size}, {size}, 3], RGB, resized as `recipe` says",
+            "output": f"probabilities, float32 [batch, {len(state['classes'])}], in order of `classes`",
+            "recipe": state["recipe"],
+            "classes": [{"landmark_id": i, "name": n} for i, n in zip(state["classes"], state["names"], strict=True)],
+            "content_sha256": state["content_sha256"],
+        }
+    )
+    pixels, source = _pictures(config.shards or trained.shards, size)
+    make = _onnx_bytes if config.to == "onnx" else _torch_bytes
+    with torch.no_grad(), _quietly():
+        data = make(module, torch.from_numpy(pixels[:2]), description)
+        difference = _largest_difference(_program(config.to, data), module, pixels)
+    if not difference <= _TOLERANCE:
+        raise TrainingError(
+            f"{config.run}: the exported program differs from the checkpoint by {difference:.2g} in probabilities; "
+            "nothing was written"
+        )
+    path = config.out or config.run / f"model.{SUFFIX[config.to]}"
+    write_bytes(path, data)
+    return Export(path, len(data), difference, source)
+
+
+def _torch_bytes(module: nn.Module, example: torch.Tensor, description: str) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(_exported(module, example), buffer, extra_files={DESCRIPTION: description})
+    return buffer.getvalue()
+
+
+def _onnx_bytes(module: nn.Module, example: torch.Tensor, description: str) -> bytes:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  (needed for the check; said before the work, not after)
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"--to onnx needs the extra `export` ({error.name}): pip install 'lmk[export]'") from None
+    names = {"input_names": ["pixels"], "output_names": ["probabilities"]}
+    program = torch.onnx.export(_exported(module, example), dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+    assert program is not None
+    proto = program.model_proto
+    proto.metadata_props.append(onnx.StringStringEntryProto(key="lmk", value=description))
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _exported(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", max=1 << 16)},))
+
+
+def _program(kind: str, data: bytes) -> Program:
+    """The exported program, as somebody else would run it."""
+    if kind == "torch":
+        loaded = torch.export.load(io.BytesIO(data)).module()
+        return lambda pixels: np.asarray(loaded(torch.from_numpy(pixels)).numpy())
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda pixels: np.asarray(session.run(["probabilities"], {"pixels": pixels})[0])
+
+
+def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> float:
+    """Over all pictures at once and one of them alone, since the batch's size is the caller's to choose."""
+    expected = module(torch.from_numpy(pixels)).numpy()
+    together, alone = program(pixels), program(pixels[:1])
+    return float(max(np.abs(together - expected).max(), np.abs(alone - expected[:1]).max()))
+
+
+def _pictures(shards: str, size: int) -> tuple[Pixels, str]:
+    """Stored pictures to compare on, and where they are from; noise where the dataset is gone."""
+    try:
+        with ShardedDataset.open(shards) as dataset:
+            split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))
+            reader = SplitReader(dataset, split, Cache(default_cache_folder(), int(1e9)))
+            rows = np.arange(min(_PICTURES, len(reader)))
+            with closing(BatchStream(reader, torch.device("cpu"), len(rows))([rows])) as batches:
+                pixels = next(batches).pixels.numpy().copy()
+            reader.close()
+            return np.resize(pixels, (_PICTURES, *pixels.shape[1:])), f"{split} pictures of {dataset.location}"
+    except LmkError:
+        noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, size, size, 3), dtype=np.uint8)
+        return noise, f"noise, since {shards} cannot be read"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporters' own chatter."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""Which landmark is in a picture: resized as the run's dataset was, then through the run's model."""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+
+from lmk_data.errors import UserError
+from lmk_data.format import Rejection, recipe_of
+from lmk_data.resize import resize_image
+from lmk_data.storage import is_url, read_file
+from lmk_train.augment import Augmentation, Preprocess
+from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.config import TrainConfig
+from lmk_train.evaluation import model_of
+from lmk_train.models import ARCHITECTURES
+from lmk_train.precision import Precision, resolve_device
+
+_MAX_DEFAULT_WORKERS = 8
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".mpo", ".tif", ".tiff", ".avif")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One landmark that may be in a picture."""
+
+    label: int
+    landmark_id: int | str
+    name: str | None
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest landmarks of one picture, or why there are none."""
+
+    image: str
+    guesses: tuple[Guess, ...]
+    error: str | None = None
+
+
+class Predictor:
+    """A run's checkpoint, ready for pictures; the dataset is not needed.
+
+    >>> predictor = Predictor("runs/efficientnet-b0-ldam")
+    >>> for prediction in predictor(["photo.jpg"]):
+    ...     print(prediction.guesses[0].name, prediction.guesses[0].probability)
+    """
+
+    def __init__(
+        self, run: str | os.PathLike[str], *, checkpoint: str = "best", device: str = "auto", amp: str = "auto"
+    ) -> None:
+        """Load the model onto the device. Raises UserError if there is no such checkpoint or device."""
+        state = load_checkpoint(Path(run), BEST if checkpoint == "best" else LAST)
+        trained = TrainConfig.from_json(state["config"])
+        self._ids, self._names = state["classes"], state["names"]
+        self._recipe = recipe_of(state["recipe"])
+        self._device = resolve_device(device)
+        self._precision = Precision.resolve(amp, self._device)
+        model = model_of(trained, len(self._ids), self._recipe.size)
+        model.load_state_dict(weights_to_evaluate(state))
+        self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
+        normalization = ARCHITECTURES[trained.model].normalization
+        self._preprocess = Preprocess(normalization, Augmentation(), self._device)
+
+    def __call__(
+        self, images: Iterable[str], *, top: int = 5, batch_size: int = 64, workers: int | None = None
+    ) -> Iterator[Prediction]:
+        """The `top` landmarks of each picture (a path or URL), in the order given; a bad one has its `error`."""
+        threads = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
+        with ThreadPoolExecutor(threads, thread_name_prefix="resize") as pool:
+            previous, remaining = None, iter(images)
+            while names := tuple(islice(remaining, batch_size)):
+                loading = names, [pool.submit(self._load, name) for name in names]
+                if previous is not None:  # the next batch is read and resized beside the model
+                    yield from self._predict(previous[0], [future.result() for future in previous[1]], top)
+                previous = loading
+            if previous is not None:
+                yield from self._predict(previous[0], [future.result() for future in previous[1]], top)
+
+    def _load(self, name: str) -> Pixels | str:
+        """A picture's pixels just as training sees them, uint8 [H, W, 3]; or what is wrong with it."""
+        try:
+            data = read_file(name)
+        except OSError as error:
+            return error.strerror or str(error)
+        resized = resize_image(data, self._recipe)
+        if isinstance(resized, Rejection):
+            return f"{resized.reason}: {resized.detail}"
+        pixels: Pixels = simplejpeg.decode_jpeg(resized.jpeg, "RGB")
+        return pixels
+
+    @torch.inference_mode()
+    def _predict(self, names: tuple[str, ...], loaded: list[Pixels | str], top: int) -> list[Prediction]:
+        pictures = [pixels for pixels in loaded if not isinstance(pixels, str)]
+        rows: Iterator[tuple[Guess, ...]] = iter(())
+        if pictures:
+            batch = torch.from_numpy(np.stack(pictures)).to(self._device)
+            with self._precision.autocast():
+                logits = self._model(self._preprocess(batch, None))
+            best = logits.softmax(dim=1).topk(min(top, len(self._ids)), dim=1)
+            rows = (
+                self._guesses(labels, values)
+                for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            )
+        return [
+            Prediction(name, (), pixels) if isinstance(pixels, str) else Prediction(name, next(rows))
+            for name, pixels in zip(names, loaded, strict=True)
+        ]
+
+    def _guesses(self, labels: list[int], probabilities: list[float]) -> tuple[Guess, ...]:
+        return tuple(
+            Guess(label, self._ids[label], self._names[label], probability)
+            for label, probability in zip(labels, probabilities, strict=True)
+        )
+
+
+def named_images(words: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
+    """Pictures by name: folders are walked (sorted, pictures by their suffix), `-` stands for `lines`.
+
+    Raises UserError for a folder without pictures.
+    """
+    for word in words:
+        if word == "-":
+            yield from named_images((line.strip() for line in lines if line.strip()), ())
+        elif not is_url(word) and os.path.isdir(word):
+            found = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise UserError(f"{word}: has no pictures")
+            yield from found
+        else:
+            yield word

@@ -1,0 +1,134 @@
+"""Runs side by side on one split: metrics, parameters, speed, and how sure the differences are.
+
+    python -m pipelines.compare RUN RUN [RUN ...] [--split test] [--resamples 1000]
+
+Every run must have been evaluated on the same pictures (`lmk-eval RUN --split SPLIT`). Differences are against the
+first run, with a 95 % interval by a paired bootstrap over pictures. Prints Markdown.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lmk_data.errors import UserError
+from lmk_data.terminal import run_command
+from lmk_train.checkpoint import BEST, load_checkpoint, weights_to_evaluate
+from lmk_train.config import TrainConfig
+from lmk_train.evaluation import model_of
+from lmk_train.metrics import ClassCounts, Ints
+from lmk_train.models import num_parameters
+from lmk_train.precision import Precision, resolve_device
+
+_METRICS = ("accuracy", "top5_accuracy", "macro_precision", "macro_recall", "macro_f1", "few_accuracy", "gap")
+_BATCH, _SECONDS = 32, 3.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its metrics, millions of parameters, images a second, targets and best labels by key."""
+
+    name: str
+    metrics: dict[str, float | None]
+    backbone_parameters: int
+    head_parameters: int
+    images_per_second: float
+    predictions: pd.DataFrame
+
+
+def read_run(run: Path, split: str) -> Row:
+    """A run's files, and the speed of its model here. Raises UserError if it was not evaluated on the split."""
+    path = run / f"eval-{split}.json"
+    if not path.exists():
+        raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
+    state = load_checkpoint(run, BEST)
+    trained, size = TrainConfig.from_json(state["config"]), state["recipe"]["size"]
+    model = model_of(trained, len(state["classes"]), size)
+    model.load_state_dict(weights_to_evaluate(state))
+    predictions = pd.read_parquet(run / f"predictions-{split}.parquet", columns=["key", "target", "label_1"])
+    return Row(
+        name=run.name,
+        metrics=json.loads(path.read_text()),
+        backbone_parameters=num_parameters(model.backbone),
+        head_parameters=num_parameters(model.head),
+        images_per_second=_speed(model.eval(), size),
+        predictions=predictions[predictions["target"].notna()].set_index("key").sort_index(),
+    )
+
+
+def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, float, float]]:
+    """Difference of accuracy and macro F1 (other - first) with the 2.5 % and 97.5 % quantiles over resampled pictures.
+
+    Raises UserError if the two were evaluated on different pictures.
+    """
+    if not first.predictions["target"].equals(other.predictions["target"]):
+        raise UserError(f"{other.name} was evaluated on other pictures or classes than {first.name}")
+    targets = first.predictions["target"].to_numpy(np.int64)
+    chosen = [row.predictions["label_1"].to_numpy(np.int64) for row in (first, other)]
+    num_classes = int(max(targets.max(), *(labels.max() for labels in chosen))) + 1
+    random = np.random.default_rng(0)
+
+    def differences(rows: Ints) -> tuple[float, float]:
+        scores = [_scores(targets[rows], labels[rows], num_classes) for labels in chosen]
+        return scores[1][0] - scores[0][0], scores[1][1] - scores[0][1]
+
+    observed = differences(np.arange(len(targets)))
+    drawn = np.array([differences(random.integers(0, len(targets), len(targets))) for _ in range(resamples)])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    return {name: (observed[i], float(low[i]), float(high[i])) for i, name in enumerate(("accuracy", "macro_f1"))}
+
+
+def _scores(targets: Ints, labels: Ints, num_classes: int) -> tuple[float, float]:
+    counts = ClassCounts.of(targets, labels, num_classes)
+    return float((targets == labels).mean()), float(counts.f1()[counts.support > 0].mean())
+
+
+def _speed(model: torch.nn.Module, size: int) -> float:
+    """Images a second of the forward pass, from normalised pictures to logits."""
+    device = resolve_device("auto")
+    precision = Precision.resolve("auto", device)
+    model.to(device).to(memory_format=torch.channels_last)
+    pictures = torch.randn(_BATCH, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    batches, started = -2, time.perf_counter()
+    with torch.inference_mode(), precision.autocast():
+        while time.perf_counter() - started < _SECONDS or batches < 1:
+            model(pictures).sum().item()
+            batches += 1
+            if not batches:
+                started = time.perf_counter()
+    return batches * _BATCH / (time.perf_counter() - started)
+
+
+def compare(runs: list[Path], split: str, resamples: int) -> None:
+    """Print the tables."""
+    rows = [read_run(run, split) for run in runs]
+    print(f"| run | {' | '.join(name.replace('_', ' ') for name in _METRICS)} | backbone, M | head, M | images/s |")
+    print(f"|---|{'---:|' * (len(_METRICS) + 3)}")
+    for row in rows:
+        values = [row.metrics[name] for name in _METRICS]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        sizes = [f"{row.backbone_parameters / 1e6:.1f}", f"{row.head_parameters / 1e6:.2f}"]
+        print(f"| {' | '.join([row.name, *cells, *sizes, f'{row.images_per_second:,.0f}'])} |")
+    print(f"\n| against {rows[0].name}, 95 % interval | accuracy | macro F1 |\n|---|---:|---:|")
+    for row in rows[1:]:
+        found = bootstrap(rows[0], row, resamples)
+        cells = [f"{middle:+.4f} ({low:+.4f} to {high:+.4f})" for middle, low, high in found.values()]
+        print(f"| {row.name} | {' | '.join(cells)} |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--resamples", type=int, default=1000)
+    arguments = parser.parse_args()
+    return run_command("compare", lambda: compare(arguments.runs, arguments.split, arguments.resamples))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""`lmk-predict`: the same pixels and the same answers as in evaluation, whatever the pictures come as."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.cli import predict_main
+from lmk_train.config import TrainConfig
+from lmk_train.loop import train
+from lmk_train.predict import Predictor
+
+EXACT = ["--amp", "off", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs."""
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    model = "efficientnet-lite0"
+    train(TrainConfig(str(dataset_path), folder, model, epochs=2, batch_size=10, device="cpu", amp="off", quiet=True))  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(dataset_path: Path, collection: Path) -> dict[str, str]:
+    """The source photo of each key of the test split."""
+    with ShardedDataset.open(dataset_path) as dataset:
+        keys = dataset.index("test")["key"]
+    return {key: str(collection / "train" / key[0] / key[1] / key[2] / f"{key}.jpg") for key in keys}
+
+
+def test_source_photos_get_what_their_shards_got(
+    run: Path, photos: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No skew between training and use: probabilities are those that the evaluation of the test split wrote."""
+    assert predict_main([str(run), *photos.values(), "--json", "--top", "3", "--batch-size", "2", *EXACT]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == list(photos.values())
+    evaluated = pd.read_parquet(run / "predictions-test.parquet").set_index("key")
+    with ShardedDataset.open(json.loads((run / "config.json").read_text())["shards"]) as dataset:
+        classes = dataset.classes
+    for key, line in zip(photos, lines, strict=True):
+        assert len(line["predictions"]) == 3
+        for place, guess in enumerate(line["predictions"], 1):
+            assert guess["label"] == evaluated.loc[key, f"label_{place}"]
+            assert guess["landmark_id"] == classes["landmark_id"][guess["label"]]
+            assert guess["probability"] == pytest.approx(evaluated.loc[key, f"probability_{place}"], abs=1e-5)
+
+
+def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
+    run: Path,
+    photos: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    first, second, third = list(photos.values())[:3]
+    shutil.copy(first, folder / "a.jpg")
+    with Image.open(second) as image:
+        image.convert("RGBA").save(folder / "deep" / "b.png")
+    (folder / "c.jpg").write_bytes(b"<html>")
+    (folder / "notes.txt").write_text("not a picture")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{third}\n\n{tmp_path / 'nowhere.jpg'}\n"))
+    assert predict_main([str(run), str(folder), "-", "--top", "1", *EXACT]) == 1
+    said = capsys.readouterr()
+    named = [line.split(": ")[0] for line in said.out.splitlines()]
+    assert named == [str(folder / "a.jpg"), str(folder / "deep" / "b.png"), third]
+    bad, missing, summary = said.err.splitlines()
+    assert bad.startswith(f"lmk-predict: {folder / 'c.jpg'}: not-an-image")
+    assert missing == f"lmk-predict: {tmp_path / 'nowhere.jpg'}: No such file or directory"
+    assert summary == "lmk-predict: error: 2 of the pictures could not be read"
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, said in (
+        ([str(tmp_path), "a.jpg"], "no such checkpoint"),
+        ([str(run), str(tmp_path / "empty")], "has no pictures"),
+        ([str(run), "a.jpg", "--top", "0"], "--top 0: must be at least 1"),
+    ):
+        assert predict_main(words) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_the_dataset_is_not_needed(run: Path, photos: dict[str, str], tmp_path: Path) -> None:
+    alone = tmp_path / "run"
+    (alone / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "checkpoints" / "best.pt", alone / "checkpoints")
+    (prediction,) = Predictor(alone, device="cpu")([next(iter(photos.values()))])
+    assert len(prediction.guesses) == 5
+    assert sum(guess.probability for guess in prediction.guesses) == pytest.approx(1, abs=1e-3)
