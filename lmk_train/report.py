@@ -109,8 +109,12 @@ def _percent(value: float | int | None) -> str:
     return "none" if value is None else f"{value:.1%}"
 
 
-def _number(value: float | int | None) -> str | int:
-    return "" if value is None else value if isinstance(value, int) else f"{value:.4f}"
+def _number(value: float | int | None) -> str | int | float:
+    return "" if value is None else value if isinstance(value, int) else round(value, 4)
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _curves(lines: list[dict[str, Any]]) -> list[Markup]:
@@ -197,7 +201,9 @@ def _confusions(judged: _Judged, dataset: ShardedDataset) -> list[Markup]:
         keys = predictions.loc[(predictions["target"] == target) & (predictions["label_1"] == predicted), "key"]
         caption = f"{names[target]} taken for {names[predicted]}"
         rows.append(
-            page.PictureRow(caption, f"{count:,} pictures", [_thumbnail(dataset, key) for key in keys.head(_PICTURES)])
+            page.PictureRow(
+                caption, _plural(count, "picture"), [_thumbnail(dataset, key) for key in keys.head(_PICTURES)]
+            )
         )
     return [*parts, page.paragraph("The pairs that are confused most often:"), page.picture_rows(rows)]
 
@@ -222,18 +228,20 @@ def _matrix(judged: _Judged) -> Markup:
 
 
 def _surprises(judged: _Judged, dataset: ShardedDataset) -> list[Markup]:
-    """The worst of the larger half of the classes, and the best of the smaller half."""
+    """The worst below the mean F1 of the larger half of the classes, and the best above it of the smaller half."""
     classes = judged.classes[judged.classes["support"] > 0]
-    middle = classes["train"].median()
-    large, small = classes[classes["train"] >= middle], classes[classes["train"] < middle]
-    badly = large.sort_values(["f1", "train"], ascending=[True, False]).head(_CLASSES)
-    well = small.sort_values(["f1", "train"], ascending=[False, True]).head(_CLASSES)
+    is_large, is_good = classes["train"] >= classes["train"].median(), classes["f1"] > classes["f1"].mean()
+    badly = classes[is_large & ~is_good].sort_values(["f1", "train"], ascending=[True, False]).head(_CLASSES)
+    well = classes[~is_large & is_good].sort_values(["f1", "train"], ascending=[False, True]).head(_CLASSES)
     predictions, rows = judged.predictions, []
     for what, chosen in (("large", badly), ("small", well)):
-        for row in chosen.itertuples():
-            keys = predictions.loc[predictions["target"] == row.label, "key"].head(_PICTURES)
-            note = f"{what}: {row.train:,} training images, F1 {row.f1:.2f} on {row.support:,}"
-            rows.append(page.PictureRow(str(row.shown), note, [_thumbnail(dataset, key) for key in keys]))
+        columns = (chosen[name] for name in ("label", "shown", "train", "f1", "support"))
+        for label, shown, train, f1, support in zip(*columns, strict=True):
+            keys = predictions.loc[predictions["target"] == label, "key"].head(_PICTURES)
+            note = f"{what}: {_plural(int(train), 'training image')}, F1 {f1:.2f} on {support:,}"
+            rows.append(page.PictureRow(str(shown), note, [_thumbnail(dataset, key) for key in keys]))
+    if not rows:
+        return [page.paragraph("Larger classes do better than smaller ones, without exception.")]
     return [page.picture_rows(rows)]
 
 

@@ -1,0 +1,71 @@
+"""Metrics, files and report of an evaluation at full scale: seconds and megabytes beyond the model's pass.
+
+    python -m pipelines.bench.metrics FULL
+
+FULL is a dataset of GLR2020's size, as `pipelines.bench.full_scale --only-make` makes it. Its test split gets made-up
+predictions, right for four in five samples. Prints a table.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.config import TrainConfig
+from lmk_train.evaluation import CONFIG, Classes, Evaluation, write_evaluation
+from lmk_train.metrics import TOP_K, Predictions, confusion, summarize
+from lmk_train.record import METRICS
+from lmk_train.report import write_run_report
+
+
+def made_up(dataset: ShardedDataset) -> Predictions:
+    """Predictions of the test split."""
+    index = dataset.index("test", ["key", "label"])
+    random, num_classes = np.random.default_rng(0), dataset.num_classes
+    targets = index["label"].to_numpy(np.int64)
+    labels = random.integers(0, num_classes, (len(targets), TOP_K))
+    right = random.random(len(targets)) < 0.8
+    labels[right, 0] = targets[right]
+    probabilities = -np.sort(-random.dirichlet(np.ones(TOP_K), len(targets)).astype(np.float32), axis=1)
+    return Predictions(index["key"].to_numpy(object), targets, labels, probabilities)
+
+
+def measure(what: str, action: Callable[[], object]) -> None:
+    """Print a row: the action's seconds, and how much the process's peak memory grew."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"| {what} | {seconds:.2f} | {grown / 1024:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("full", type=Path)
+    arguments = parser.parse_args()
+    with ShardedDataset.open(arguments.full) as dataset, tempfile.TemporaryDirectory() as folder:
+        run, classes, predictions = Path(folder), Classes.of_dataset(dataset), made_up(dataset)
+        print(f"{len(predictions.targets):,} samples of {dataset.num_classes:,} classes\n")
+        print("| what | seconds | MB more |\n|---|---:|---:|")
+        measure("every metric", lambda: summarize(predictions, classes.train_counts))
+        measure("confusion matrix without its zeros", lambda: confusion(predictions, dataset.num_classes))
+        metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
+        nothing = predictions.rows(np.zeros(len(predictions.targets), dtype=bool))
+        evaluation = Evaluation(0, "test", metrics, predictions, nothing, [])
+        measure("all files of the evaluation", lambda: write_evaluation(run, evaluation, classes))
+        config = TrainConfig(str(arguments.full), run).resolved()
+        (run / CONFIG).write_text(json.dumps(config.json()))
+        (run / METRICS).write_text("")
+        measure("report", lambda: write_run_report(run, dataset, "test"))
+        print(f"\nThe report has {(run / 'report' / 'index.html').stat().st_size / 1e6:.1f} MB.")
+
+
+if __name__ == "__main__":
+    main()
