@@ -310,14 +310,14 @@ def test_updates_that_overflow_in_float16_are_skipped_and_counted(
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_trains_and_its_weights_load_anywhere(config: Config, tmp_path: Path) -> None:
-    train(config(model="resnet32", weights=None, compile=True, epochs=2, lr=0.02, head_lr=0.02, warmup_epochs=0.0))
-    train(
-        config(model="resnet32", weights=None, epochs=2, lr=0.02, head_lr=0.02, warmup_epochs=0.0, out=tmp_path / "b")
-    )
-    compiled, eager = (lines(tmp_path / name, "epoch")[-1]["train_loss"] for name in ("run", "b"))
-    assert compiled == pytest.approx(eager, rel=0.02)
-    assert weights(tmp_path / "run").keys() == weights(tmp_path / "b").keys()
+def test_a_compiled_backbone_computes_the_same_and_its_weights_load_anywhere(config: Config, tmp_path: Path) -> None:
+    """With rates so small that rounding cannot grow."""
+    chosen = {"model": "resnet32", "weights": None, "epochs": 1, "lr": 1e-6, "head_lr": 1e-6, "warmup_epochs": 0.0}
+    train(config(compile=True, **chosen))
+    train(config(out=tmp_path / "eager", **chosen))
+    compiled, eager = (lines(tmp_path / name, "epoch")[-1] for name in ("run", "eager"))
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-4)
+    assert weights(tmp_path / "run").keys() == weights(tmp_path / "eager").keys()
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
