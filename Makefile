@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,lite,dask,s3,export,interop,dev
+EXTRAS := train,lite,dask,s3,export,tune,interop,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check clean distclean

@@ -113,17 +113,25 @@ def picture_rows(rows: Iterable[PictureRow]) -> Markup:
 
 def new_figure(height: float = 3.4) -> "tuple[Figure, Axes]":
     """An empty figure 8 inches wide, to be drawn on and given to `figure`."""
+    drawn, (axes,) = new_figures(1, height)
+    return drawn, axes
+
+
+def new_figures(number: int, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Several small figures in one, in rows of `columns`, each row of this height in inches."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(8, height), layout="constrained")
-    axes = drawn.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    for spine in axes.spines.values():
-        spine.set_color(_INK)
-    axes.tick_params(which="both", colors=_INK)
-    return drawn, axes
+    rows = -(-number // columns)
+    drawn = Figure(figsize=(8, height * rows), layout="constrained")
+    parts = [drawn.add_subplot(rows, columns, place + 1) for place in range(number)]
+    for axes in parts:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.label.set_color(_INK)
+        axes.yaxis.label.set_color(_INK)
+        for spine in axes.spines.values():
+            spine.set_color(_INK)
+        axes.tick_params(which="both", colors=_INK)
+    return drawn, parts
 
 
 def figure(drawn: "Figure", caption: str) -> Markup:

@@ -1,4 +1,4 @@
-"""`lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export`: parse, call, summarise; thin shells over the other modules."""
+"""`lmk-train` and its sisters `-eval`, `-predict`, `-export`, `-tune`: parse, call, summarise; thin shells."""
 
 import json
 import sys
@@ -7,11 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from tqdm import tqdm
 
 from lmk_data import __version__
 from lmk_data.errors import UserError
 from lmk_data.terminal import run_command
-from lmk_train.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
+from lmk_train.config import TrainConfig
+from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 
 if TYPE_CHECKING:
     from lmk_train.evaluation import Evaluation
@@ -38,6 +40,11 @@ def predict_main(arguments: Sequence[str] | None = None) -> int:
 def export_main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-export`; returns the exit code."""
     return _main("lmk-export", ExportConfig, _export, arguments)
+
+
+def tune_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-tune`; returns the exit code."""
+    return _main("lmk-tune", TuneConfig, _tune, arguments)
 
 
 def _main(program: str, config: type, command: Callable[[Any], None], arguments: Sequence[str] | None) -> int:
@@ -73,7 +80,8 @@ def _train(config: TrainConfig) -> None:
     result = train(config, announce=announce)
     if config.quiet or result.rank:
         return
-    judged = "no validation split" if result.best_metric is None else f"validation macro F1 {result.best_metric:.4f}"
+    metric = config.best_by.replace("_", " ")
+    judged = "no validation split" if result.best_metric is None else f"validation {metric} {result.best_metric:.4f}"
     best = f"best epoch {result.best_epoch} ({judged})"
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
@@ -150,6 +158,23 @@ def _export(config: ExportConfig) -> None:
     if not config.quiet:
         size = f"{found.num_bytes / 1e6:.1f} MB"
         print(f"{found.path}: {size}, within {found.largest_difference:.1g} of the checkpoint on {found.checked_on}")
+
+
+def _tune(config: TuneConfig) -> None:
+    from lmk_train.tune import tune
+
+    found = tune(config, announce=(lambda _: None) if config.quiet else tqdm.write)
+    if config.quiet:
+        return
+    states = [trial.state for trial in found.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    objective = config.objective.replace("_", " ")
+    best = f"best {objective} {found.best.value:.4f} on validation (trial {found.best.number})"
+    print(f"{len(states)} trials: {counts}; {best}")
+    if found.test is not None:
+        shown = [f"{name} {found.test[name]:.4f}" for name in _SHOWN if found.test.get(name) is not None]
+        print(f"test ({found.test['num_samples']:,} images), this once: {', '.join(shown)}")
+    print(f"train it again:\n  {found.command}\nreport: {found.report}")
 
 
 def _named(guess: "Guess") -> str:

@@ -17,6 +17,21 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step"]
 Amp = Literal["auto", "fp16", "bf16", "off"]
 Device = Literal["auto", "cpu", "cuda"]
+Metric = Literal[
+    "loss",
+    "accuracy",
+    "top5_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "macro_f1_all",
+    "weighted_f1",
+    "many_accuracy",
+    "medium_accuracy",
+    "few_accuracy",
+    "gap",
+    "calibration_error",
+]
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,8 @@ class TrainConfig:
     """Compile the backbone (minutes at the start, then faster steps on CUDA)."""
     device: Device = "auto"
     """Where to train; auto takes CUDA if there is one."""
+    best_by: Metric = "macro_f1"
+    """Metric of the validation split that decides which epoch is kept as the best."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads that read and decode; by default one per core, 8 at most."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -148,33 +165,33 @@ class TrainConfig:
     """No progress, no summary."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.ldam_max_margin <= 2, "--ldam-max-margin", self.ldam_max_margin, "above 0, at most 2")
-        _require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0, below 1")
-        _require(0 <= self.hflip <= 1, "--hflip", self.hflip, "from 0 to 1")
-        _require(0 <= self.color_jitter <= 1, "--color-jitter", self.color_jitter, "from 0 to 1")
-        _require(0 < self.bn_momentum <= 1, "--bn-momentum", self.bn_momentum, "above 0, at most 1")
-        _require(self.crop_padding >= 0, "--crop-padding", self.crop_padding, "at least 0")
+        require(0 < self.ldam_max_margin <= 2, "--ldam-max-margin", self.ldam_max_margin, "above 0, at most 2")
+        require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0, below 1")
+        require(0 <= self.hflip <= 1, "--hflip", self.hflip, "from 0 to 1")
+        require(0 <= self.color_jitter <= 1, "--color-jitter", self.color_jitter, "from 0 to 1")
+        require(0 < self.bn_momentum <= 1, "--bn-momentum", self.bn_momentum, "above 0, at most 1")
+        require(self.crop_padding >= 0, "--crop-padding", self.crop_padding, "at least 0")
         least = self.random_resized_crop
-        _require(least is None or 0 < least <= 1, "--random-resized-crop", least, "above 0, at most 1")
-        _require(0 <= self.random_erasing <= 1, "--random-erasing", self.random_erasing, "from 0 to 1")
-        _require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
-        _require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
-        _require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
+        require(least is None or 0 < least <= 1, "--random-resized-crop", least, "above 0, at most 1")
+        require(0 <= self.random_erasing <= 1, "--random-erasing", self.random_erasing, "from 0 to 1")
+        require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
+        require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
         start = self.drw_start
-        _require(start is None or 0 <= start < 1, "--drw-start", start, "from 0, below 1")
-        _require(self.ema is None or 0 < self.ema < 1, "--ema", self.ema, "between 0 and 1")
-        _require(self.drop_rate is None or 0 <= self.drop_rate < 1, "--drop-rate", self.drop_rate, "from 0, below 1")
+        require(start is None or 0 <= start < 1, "--drw-start", start, "from 0, below 1")
+        require(self.ema is None or 0 < self.ema < 1, "--ema", self.ema, "between 0 and 1")
+        require(self.drop_rate is None or 0 <= self.drop_rate < 1, "--drop-rate", self.drop_rate, "from 0, below 1")
         frozen = self.freeze_backbone_epochs
-        _require(frozen >= 0, "--freeze-backbone-epochs", frozen, "at least 0")
+        require(frozen >= 0, "--freeze-backbone-epochs", frozen, "at least 0")
         for name in ("epochs", "batch_size", "grad_accum", "workers"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+            require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
         for name in ("lr", "head_lr", "clip_grad", "cosine_scale"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"--{name.replace('_', '-')}", value, "above 0")
+            require(value is None or value > 0, f"--{name.replace('_', '-')}", value, "above 0")
         for name in ("weight_decay", "warmup_epochs"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"--{name.replace('_', '-')}", value, "at least 0")
+            require(value is None or value >= 0, f"--{name.replace('_', '-')}", value, "at least 0")
         if self.dry_run and self.profile_input:
             raise UserError("--dry-run and --profile-input: give one of them")
         if self.label_smoothing and self.loss != "ce":
@@ -194,7 +211,7 @@ class TrainConfig:
     @property
     def shard_cache(self) -> Cache:
         """Where fetched shards are kept."""
-        return _cache(self.cache, self.cache_gb)
+        return cache_of(self.cache, self.cache_gb)
 
     def json(self) -> dict[str, Any]:
         """Plain values for config.json and checkpoints."""
@@ -210,106 +227,8 @@ class TrainConfig:
         return cls(**{**value, **paths})
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """Evaluate a run's checkpoint on a split: metrics, predictions, per-class figures and the confusion matrix.
-
-    Example: lmk-eval runs/efficientnet-lite0-ldam --split val
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
-    """Dataset to evaluate on; by default the one that the run was trained on."""
-    split: Literal["train", "val", "test"] = "test"
-    """Split to evaluate."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint."""
-    tau: bool = False
-    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass: accuracy against macro
-    F1, and the tau that validation picks."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Samples at once; by default as in training."""
-    amp: Amp = "auto"
-    """Mixed precision, as in training."""
-    device: Device = "auto"
-    """Where to compute; auto takes CUDA if there is one."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Threads that read and decode; by default one per core, 8 at most."""
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the shards of a dataset behind a URL are kept; by default ~/.cache/lmk."""
-    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB")] = 100.0
-    """How much may lie there; what was used longest ago goes first."""
-    quiet: bool = False
-    """No progress, no summary."""
-
-    @property
-    def shard_cache(self) -> Cache:
-        """Where fetched shards are kept."""
-        return _cache(self.cache, self.cache_gb)
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Say which landmark is in pictures: any that the build would take, resized as the run's dataset was.
-
-    A picture that cannot be read is one line on stderr; the others go on, and the exit code is 1.
-
-    Example: lmk-predict runs/efficientnet-b0-ldam photo.jpg holiday/
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Pictures, folders of them, URLs; `-` reads such names from stdin, one a line."""
-    top: Annotated[int, tyro.conf.arg(metavar="K")] = 5
-    """How many landmarks to name for each picture."""
-    json: bool = False
-    """A line of JSON for each picture."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint."""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
-    """Pictures at once."""
-    amp: Amp = "auto"
-    """Mixed precision, as in training."""
-    device: Device = "auto"
-    """Where to compute; auto takes CUDA if there is one."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Threads that read and resize; by default one per core, 8 at most."""
-
-    def __post_init__(self) -> None:
-        for name in ("top", "batch_size", "workers"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
-        if not self.images:
-            raise UserError("no picture is named; give files, folders, or - to read names from stdin")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a run's model as one file for other programs, after checking it against the checkpoint on pictures.
-
-    It takes pixels, uint8 [batch, size, size, 3] in RGB, and gives probabilities; normalisation and softmax are
-    inside, resizing is not. Classes and the dataset's recipe are embedded as JSON.
-
-    Example: lmk-export runs/efficientnet-b0-ldam --to onnx
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    to: Literal["onnx", "torch"]
-    """ONNX, or a program of torch.export."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The file; by default model.onnx or model.pt2 in the run's folder."""
-    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
-    """Dataset whose pictures are compared on; by default the one that the run was trained on."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint."""
-    quiet: bool = False
-    """No summary."""
-
-
-def _cache(folder: Path | None, gigabytes: float) -> Cache:
+def cache_of(folder: Path | None, gigabytes: float) -> Cache:
+    """Where fetched shards are kept, by the options --cache and --cache-gb."""
     return Cache(folder or default_cache_folder(), int(gigabytes * 1e9))
 
 
@@ -317,6 +236,7 @@ def _default_head(loss: str) -> Head:
     return "cosine" if loss == "ldam" else "linear"
 
 
-def _require(holds: bool, flag: str, value: object, wanted: str) -> None:
+def require(holds: bool, flag: str, value: object, wanted: str) -> None:
+    """UserError that names the flag, unless it holds."""
     if not holds:
         raise UserError(f"{flag} {value}: must be {wanted}")

@@ -1,6 +1,7 @@
 """One split through a model: predictions, every metric, and the files of an evaluation."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from lmk_data.files import atomic_file, write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.losses import log_prior
 from lmk_train.metrics import TOP_K, ClassCounts, Ints, Predictions, confusion, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, build_model
+from lmk_train.options import EvalConfig
 from lmk_train.order import batch_picks, num_batches
 from lmk_train.precision import Precision, resolve_device
-from lmk_train.stream import BatchStream, SplitReader
+from lmk_train.stream import BatchStream, Reader, SplitReader
 from lmk_train.world import ALONE, World, joined_world
 
 CONFIG = "config.json"
@@ -73,26 +75,28 @@ class Evaluation:
 
 def predict_split(
     model: Classifier,
-    reader: SplitReader,
+    reader: Reader,
     stream: BatchStream,
-    preprocess: Preprocess,
+    preprocess: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
     precision: Precision,
     batch_size: int,
     *,
+    known_as: Ints | None = None,
     adjustments: torch.Tensor | None = None,
     world: World = ALONE,
     quiet: bool = True,
 ) -> Predictions:
     """Run every sample of a split through the model once, each process its share; all of them get all predictions.
 
-    Targets are the reader's labels. `adjustments`, float32 [T, K], are added to the logits for T more answers. The
-    model is left in training mode.
+    Targets are the reader's labels, or where the model has other classes `known_as` of them, int64, -1 for unknown.
+    `adjustments`, float32 [T, K], are added to the logits for T more answers. The model is left in training mode.
     """
     rows = np.arange(len(reader), dtype=np.int64)
     steps = num_batches(len(rows), batch_size, drop_last=False)
     best = min(TOP_K, model.num_classes)
     adjustments = torch.empty(0, model.num_classes) if adjustments is None else adjustments
-    seen = [np.empty(0, np.int64)]
+    targets = reader.labels if known_as is None else known_as[reader.labels]
+    seen, losses = [np.empty(0, np.int64)], [torch.empty(0)]
     labels, probabilities = [torch.empty(0, best, dtype=torch.int64)], [torch.empty(0, best)]
     adjusted = [torch.empty(0, len(adjustments), dtype=torch.int64)]
     reader.expect(rows)
@@ -103,6 +107,8 @@ def predict_split(
                 logits = model(preprocess(batch.pixels, None))
             top = logits.softmax(dim=1).topk(best, dim=1)
             seen.append(batch.picks)
+            wanted = torch.from_numpy(targets[batch.picks]).to(logits.device)
+            losses.append(_losses(logits, wanted).cpu())
             labels.append(top.indices.cpu())
             probabilities.append(top.values.cpu())
             chosen = torch.empty(len(logits), len(adjustments), dtype=torch.int64, device=logits.device)
@@ -111,18 +117,25 @@ def predict_split(
             adjusted.append(chosen.cpu())
             bar.update(len(batch.picks) * world.size)
     model.train()
-    own = (np.concatenate(seen), *(torch.cat(parts).numpy() for parts in (labels, probabilities, adjusted)))
+    own = (np.concatenate(seen), *(torch.cat(parts).numpy() for parts in (labels, probabilities, losses, adjusted)))
     parts = world.gather(own)
     picked = np.concatenate([part[0] for part in parts])
     assert len(picked) == len(rows), "every sample is evaluated exactly once"
     order = np.argsort(picked)
     return Predictions(
         keys=reader.keys(),
-        targets=reader.labels,
+        targets=targets,
         labels=np.concatenate([part[1] for part in parts])[order],
         probabilities=np.concatenate([part[2] for part in parts])[order],
-        adjusted=np.concatenate([part[3] for part in parts])[order],
+        losses=np.concatenate([part[3] for part in parts])[order],
+        adjusted=np.concatenate([part[4] for part in parts])[order],
     )
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Minus the logarithm of the target's probability, float32 [B]; NaN where the target is -1."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-1)
+    return torch.where(targets < 0, torch.nan, losses)
 
 
 def evaluate_run(config: EvalConfig) -> list[Evaluation]:
@@ -182,14 +195,14 @@ def evaluate_model(
         preprocess,
         precision,
         batch_size,
+        known_as=classes.labels_of(dataset),
         adjustments=adjustments,
         world=world,
         quiet=config.quiet or not world.is_first,
     )
     reader.close()
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
-    joined = replace(everything, targets=classes.labels_of(dataset)[everything.targets])
-    known, unknown = joined.rows(joined.targets >= 0), joined.rows(joined.targets < 0)
+    known, unknown = everything.rows(everything.targets >= 0), everything.rows(everything.targets < 0)
     metrics = {**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)}
     by_tau = _by_tau(known, classes.train_counts) if config.tau else []
     evaluation = Evaluation(world.rank, config.split, metrics, known, unknown, by_tau)

@@ -20,9 +20,10 @@ from lmk_data.files import write_bytes
 from lmk_train.augment import Normalization
 from lmk_train.cache import Cache, default_cache_folder
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import ExportConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.evaluation import model_of
 from lmk_train.models import ARCHITECTURES, Classifier
+from lmk_train.options import ExportConfig
 from lmk_train.stream import BatchStream, SplitReader
 
 SUFFIX = {"onnx": "onnx", "torch": "pt2"}

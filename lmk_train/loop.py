@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lmk_data.files import write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint, save_checkpoint
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.evaluation import (
     CONFIG,
     Classes,
@@ -29,19 +30,21 @@ from lmk_train.evaluation import (
     model_of,
     predict_split,
 )
+from lmk_train.features import FeatureStore, as_they_are
 from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
-from lmk_train.metrics import summarize
+from lmk_train.metrics import LOWER_IS_BETTER, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
 from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_lr
+from lmk_train.options import EvalConfig
 from lmk_train.order import Rows, counter_hash, epoch_length, num_batches, share
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.record import Record, buffers
 from lmk_train.report import write_run_report
-from lmk_train.stream import Batch, BatchStream, SplitReader
+from lmk_train.stream import Batch, BatchStream, Reader, SplitReader
 from lmk_train.trainer import Progress, Sums, Trainer
 from lmk_train.world import World, joined_world
 
-_MAY_CHANGE_ON_RESUME = {
+MAY_CHANGE_ON_RESUME = {
     "shards",
     "out",
     "device",
@@ -60,8 +63,9 @@ _MAY_CHANGE_ON_RESUME = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the test evaluation (None without a test split), the best epoch and its validation macro
-    F1 (None without a validation split: then the last epoch counts as the best). `rank` is this process's."""
+    """How training ended: the test evaluation (None without a test split), the best epoch and the validation metric
+    that it is the best by (None without a validation split: then the last epoch counts as the best). `rank` is this
+    process's."""
 
     run: Path
     rank: int
@@ -71,10 +75,17 @@ class TrainResult:
     seconds: float
 
 
-def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    announce: Callable[[str], None] = lambda _: None,
+    *,
+    features: Path | None = None,
+    evaluate_test: bool = True,
+) -> TrainResult:
     """Train from the start, or go on with a run, and evaluate its best checkpoint on the test split.
 
-    `announce` is given one line about the model before training starts.
+    `announce` is given one line about the model before training starts. With `features`, a folder of those of the same
+    dataset and backbone, which the configuration freezes, no picture is read and none is augmented.
 
     Raises UserError for a configuration or dataset that does not work, TrainingError if the loss is no longer
     finite, KeyboardInterrupt after a checkpoint when interrupted.
@@ -86,7 +97,8 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
         _check_run(run, config)
         world.wait()
-        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce))
+        store = None if features is None else FeatureStore.open(features, dataset, config)
+        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce), store)
         if config.resume:
             _restore(trainer)
         elif world.is_first:
@@ -94,10 +106,10 @@ def train(config: TrainConfig, announce: Callable[[str], None] = lambda _: None)
         with Record(trainer) as log, _stopping_gently() as stop:
             _train_epochs(trainer, log, stop)
         trainer.train.close()
-        test = _evaluate_best(trainer)
+        test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
             write_run_report(run, dataset, test.split)
-        best = trainer.progress.best_metric if dataset.num_samples("val") else None
+        best = _sign(config) * trainer.progress.best_metric if dataset.num_samples("val") else None
     return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
 
 
@@ -117,12 +129,16 @@ def make_trainer(
     device: torch.device,
     world: World,
     announce: Callable[[str], None],
+    features: FeatureStore | None = None,
 ) -> Trainer:
     """Dataset, model, loss and optimiser put together on the device."""
     if not dataset.num_samples("train"):
         raise UserError(f"{dataset.location}: has no training split")
     assert config.batch_size is not None
-    reader = SplitReader(dataset, "train", config.shard_cache)
+    assert features is None or config.freeze_backbone_epochs >= (config.epochs or 0), "features are of one backbone"
+    pictures = partial(SplitReader, dataset, cache=config.shard_cache)
+    open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
+    reader = open_reader("train")
     steps_per_epoch = num_batches(epoch_length(reader.labels, config.sampling), config.batch_size, drop_last=True)
     if not steps_per_epoch:
         raise UserError(f"--batch-size {config.batch_size}: more than the {len(reader)} training images")
@@ -162,9 +178,8 @@ def make_trainer(
         optimizer=optimizer,
         precision=precision,
         scaler=precision.grad_scaler(),
-        preprocess=Preprocess(
-            ARCHITECTURES[config.model].normalization, _augmentation(config), device, precision.dtype or torch.float32
-        ),
+        preprocess=_preprocess(config, precision) if features is None else as_they_are,
+        open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
         averaged=None if config.ema is None else averaged_model(model, config.ema),
@@ -172,14 +187,16 @@ def make_trainer(
     )
 
 
-def _augmentation(config: TrainConfig) -> Augmentation:
-    return Augmentation(
+def _preprocess(config: TrainConfig, precision: Precision) -> Preprocess:
+    augmentation = Augmentation(
         hflip=config.hflip,
         color_jitter=config.color_jitter,
         crop_padding=config.crop_padding,
         random_resized_crop=config.random_resized_crop,
         random_erasing=config.random_erasing,
     )
+    normalization = ARCHITECTURES[config.model].normalization
+    return Preprocess(normalization, augmentation, precision.device, precision.dtype or torch.float32)
 
 
 def make_criterion(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> nn.Module:
@@ -293,7 +310,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         trainer.world.average_buffers(trainer.evaluated)
     if dataset.num_samples("val"):
         assert config.batch_size is not None
-        reader = SplitReader(dataset, "val", config.shard_cache)
+        reader = trainer.open_reader("val")
         stream = BatchStream(reader, trainer.precision.device, config.batch_size, config.workers)
         predictions = predict_split(
             trainer.evaluated,
@@ -307,10 +324,12 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         reader.close()
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
         line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
-        metric = metrics["macro_f1"]
+        metric = metrics[config.best_by]
+        if metric is None:
+            raise UserError(f"--best-by {config.best_by}: the validation split has no class that it is about")
+        metric *= _sign(config)
     else:
         metric = float(epoch)  # nothing to judge by: the last epoch counts as the best
-    assert metric is not None
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
         state = {"model": trainer.evaluated.state_dict(), "config": config.json(), **dataset_state(dataset)}
@@ -319,6 +338,11 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
     log.line(line)
     log.save()
+
+
+def _sign(config: TrainConfig) -> int:
+    """What the metric that decides is multiplied by, so that more is better."""
+    return -1 if config.best_by in LOWER_IS_BETTER else 1
 
 
 def _evaluate_best(trainer: Trainer) -> Evaluation | None:
@@ -354,7 +378,7 @@ def _restore(trainer: Trainer) -> None:
     """Go on where the last checkpoint stands; refuse what would make it another training."""
     state = load_checkpoint(trainer.run, LAST)
     earlier, now = state["config"], trainer.config.json()
-    changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
+    changed = [name for name in now if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
     if changed:
         shown = "; ".join(f"--{name.replace('_', '-')} was {earlier.get(name)}, is {now[name]}" for name in changed)
         raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")

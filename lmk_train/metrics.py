@@ -8,6 +8,7 @@ import numpy as np
 MANY_ABOVE, FEW_BELOW = 100, 20
 TOP_K = 5
 _CALIBRATION_BINS = 15
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -16,13 +17,15 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 @dataclass(frozen=True)
 class Predictions:
     """What a model said of N samples: targets int64 [N], its best labels int64 [N, k] and their probabilities
-    float32 [N, k] in descending order, the samples' keys [N] (which break ties), and the best labels under T
-    adjustments of the logits, int64 [N, T]."""
+    float32 [N, k] in descending order, minus the logarithm of the target's probability float32 [N] (NaN where the
+    target is unknown), the samples' keys [N] (which break ties), and the best labels under T adjustments of the
+    logits, int64 [N, T]."""
 
     keys: "np.ndarray[tuple[int], np.dtype[np.object_]]"
     targets: Ints
     labels: Ints
     probabilities: "np.ndarray[Any, np.dtype[np.float32]]"
+    losses: "np.ndarray[Any, np.dtype[np.float32]]"
     adjusted: Ints | None = None
 
     def rows(self, chosen: "np.ndarray[Any, np.dtype[np.bool_]]") -> "Predictions":
@@ -32,6 +35,7 @@ class Predictions:
             self.targets[chosen],
             self.labels[chosen],
             self.probabilities[chosen],
+            self.losses[chosen],
             None if self.adjusted is None else self.adjusted[chosen],
         )
 
@@ -75,7 +79,7 @@ def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float |
 
     Macro averages are over the classes with support, `macro_f1_all` over all K (an undefined F1 counts 0). Many,
     medium and few (over 100, 20 to 100, under 20 training images) are mean recalls of the classes with support,
-    None where there are none.
+    None where there are none. `loss` is the plain cross entropy, whichever loss was trained with.
     """
     best = predictions.labels[:, 0]
     counts = ClassCounts.of(predictions.targets, best, len(train_counts))
@@ -86,6 +90,7 @@ def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float |
     confidence = predictions.probabilities[:, 0].astype(np.float64)
     return {
         "num_samples": len(best),
+        "loss": _mean(predictions.losses.astype(np.float64)),
         "accuracy": _mean(correct),
         "top5_accuracy": _mean((predictions.labels == predictions.targets[:, None]).any(axis=1)),
         "macro_precision": _mean(counts.precision()[seen]),

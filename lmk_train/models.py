@@ -53,8 +53,11 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad() if self._frozen else nullcontext():
-            features = self.backbone(pictures)
+        if pictures.ndim == 2:
+            features = pictures
+        else:
+            with torch.no_grad() if self._frozen else nullcontext():
+                features = self.backbone(pictures)
         with torch.autocast(features.device.type, enabled=False):
             logits: torch.Tensor = self.head(self.dropout(features.float()))
         return logits

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -27,13 +27,42 @@ _SPARSE = 0.25  # of a remote shard's bytes: where a view has less than this, si
 class Batch:
     """One batch on the training device.
 
-    `pixels` uint8 [B, H, W, 3], RGB, valid until the next batch is asked for; `labels` int64 [B]; `picks` int64 [B],
-    what was picked (on the host); `picks % N` are the samples' rows in the index.
+    `pixels` uint8 [B, H, W, 3], RGB, valid until the next batch is asked for (of a reader of features, those: float32
+    [B, D]); `labels` int64 [B]; `picks` int64 [B], what was picked (on the host); `picks % N` are the samples' rows in
+    the index.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     picks: Rows
+
+
+class Reader(Protocol):
+    """What a stream reads: N samples of one split, each an array of `shape` and `dtype`; safe for several threads."""
+
+    split: str
+    labels: Rows
+    shard_of_row: "np.ndarray[Any, np.dtype[np.int32]]"
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+
+    def __len__(self) -> int: ...
+
+    @property
+    def default_workers(self) -> int:
+        """Threads that read this split well."""
+
+    def keys(self, rows: Rows | None = None) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
+        """Keys of the samples of these rows, or of all in row order."""
+
+    def expect(self, picks: Rows) -> None:
+        """Say what will be read, in order."""
+
+    def decode(self, rows: Rows, out: "np.ndarray[Any, np.dtype[Any]]") -> None:
+        """Put the samples of these rows into `out`, [len(rows), *shape]."""
+
+    def close(self) -> None:
+        """Close what reading opened."""
 
 
 class SplitReader:
@@ -48,6 +77,8 @@ class SplitReader:
         shards = table["shard"].combine_chunks()
         self.dataset, self.split = dataset, split
         self.size = dataset.recipe.size
+        self.shape: tuple[int, ...] = (self.size, self.size, 3)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
         self.shard_names: list[str] = shards.dictionary.to_pylist()
         self.shard_of_row = np.asarray(shards.indices.to_numpy(zero_copy_only=False), dtype=np.int32)
         self.labels = table["label"].to_numpy().astype(np.int64)
@@ -139,16 +170,15 @@ class BatchStream:
     `copy_seconds` how long copies to a CUDA device took, as the device's own clock has it.
     """
 
-    def __init__(self, reader: SplitReader, device: torch.device, batch_size: int, workers: int | None = None) -> None:
+    def __init__(self, reader: Reader, device: torch.device, batch_size: int, workers: int | None = None) -> None:
         self._reader, self._device = reader, device
         self._workers = workers or reader.default_workers
         self.wait_seconds = self.copy_seconds = 0.0
-        shape = (batch_size, reader.size, reader.size, 3)
         count = _BATCHES_AHEAD + 2
+        # NumPy asks for huge pages, into which decoding is 4 % faster.
+        self._slots = [torch.from_numpy(np.empty((batch_size, *reader.shape), reader.dtype)) for _ in range(count)]
         if device.type == "cuda":
-            self._slots = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(count)]
-        else:  # NumPy asks for huge pages, into which decoding is 4 % faster
-            self._slots = [torch.from_numpy(np.empty(shape, dtype=np.uint8)) for _ in range(count)]
+            self._slots = [slot.pin_memory() for slot in self._slots]
         self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event] | None] = [None] * count
 
     def __call__(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:

@@ -1,6 +1,7 @@
 """Everything that a training step touches, and the sums that it adds to."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
-from lmk_train.augment import Preprocess
 from lmk_train.config import TrainConfig
 from lmk_train.models import Classifier
 from lmk_train.optim import lr_factor
 from lmk_train.order import Rows, batch_picks, epoch_order
 from lmk_train.precision import Precision
-from lmk_train.stream import SplitReader
+from lmk_train.stream import Reader
 from lmk_train.world import World
 
 _NEVER = 2**62
@@ -79,7 +79,8 @@ class Trainer:
     """A run in the making: everything that a training step touches.
 
     `class_weights`, float32 [K] on the host, weigh the samples in the loss from the share `drw_start` of training on.
-    `averaged` follows the weights if they are averaged.
+    `averaged` follows the weights if they are averaged. `open_reader` opens a split to read, `train` is that of the
+    training split.
     """
 
     config: TrainConfig
@@ -91,8 +92,9 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     precision: Precision
     scaler: torch.amp.GradScaler
-    preprocess: Preprocess
-    train: SplitReader
+    preprocess: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    open_reader: Callable[[str], Reader]
+    train: Reader
     steps_per_epoch: int
     averaged: AveragedModel | None
     class_weights: torch.Tensor | None

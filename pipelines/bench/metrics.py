@@ -33,7 +33,8 @@ def made_up(dataset: ShardedDataset) -> Predictions:
     right = random.random(len(targets)) < 0.8
     labels[right, 0] = targets[right]
     probabilities = -np.sort(-random.dirichlet(np.ones(TOP_K), len(targets)).astype(np.float32), axis=1)
-    return Predictions(index["key"].to_numpy(object), targets, labels, probabilities)
+    losses = random.exponential(1.0, len(targets)).astype(np.float32)
+    return Predictions(index["key"].to_numpy(object), targets, labels, probabilities, losses)
 
 
 def measure(what: str, action: Callable[[], object]) -> None:

@@ -19,10 +19,11 @@ import pandas as pd
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.plan import PlanRule
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.evaluation import evaluate_run
 from lmk_train.loop import train
 from lmk_train.metrics import ClassCounts
+from lmk_train.options import EvalConfig
 
 _LOSSES = ("ce", "ldam")
 

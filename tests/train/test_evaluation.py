@@ -15,9 +15,10 @@ from PIL import Image
 from lmk_data.dataset import ShardedDataset
 from lmk_data.subset import Selection, write_view
 from lmk_train.cli import eval_main
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.evaluation import TAUS, Classes, best_tau, evaluate_run, tau_adjustments
 from lmk_train.loop import train
+from lmk_train.options import EvalConfig
 from tests.browser import browse
 
 EXACT = ["--amp", "off", "--device", "cpu"]

@@ -24,7 +24,9 @@ def random_predictions(num_samples: int, num_classes: int, seed: int) -> Predict
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.argsort(-shares, axis=1)[:, :5]
     keys = np.array([f"k{i}" for i in range(num_samples)], dtype=object)
-    return Predictions(keys, targets, labels, np.take_along_axis(shares, labels, axis=1).astype(np.float32))
+    best = np.take_along_axis(shares, labels, axis=1).astype(np.float32)
+    losses = -np.log(np.take_along_axis(shares, targets[:, None], axis=1))[:, 0].astype(np.float32)
+    return Predictions(keys, targets, labels, best, losses)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,7 +71,9 @@ def test_counts_merge() -> None:
 def test_bands_are_by_training_images() -> None:
     keys = np.array(list("abcdef"), dtype=object)
     labels = np.array([[0], [0], [1], [2], [3], [0]])
-    predictions = Predictions(keys, np.array([0, 0, 1, 1, 2, 3]), labels, np.full((6, 1), 0.5, dtype=np.float32))
+    predictions = Predictions(
+        keys, np.array([0, 0, 1, 1, 2, 3]), labels, np.full((6, 1), 0.5, np.float32), np.ones(6, np.float32)
+    )
     found = summarize(predictions, np.array([101, 100, 20, 19]))
     assert (found["many_accuracy"], found["medium_accuracy"], found["few_accuracy"]) == (1.0, 0.25, 0.0)
 

@@ -21,11 +21,12 @@ from lmk_data.errors import TrainingError, UserError
 from lmk_data.subset import Selection, write_view
 from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
-from lmk_train.config import EvalConfig, TrainConfig
+from lmk_train.config import TrainConfig
 from lmk_train.evaluation import evaluate_run
 from lmk_train.loop import train
 from lmk_train.models import build_model, load_weights, num_parameters
 from lmk_train.optim import lr_factor
+from lmk_train.options import EvalConfig
 from lmk_train.precision import Precision
 from lmk_train.rehearsal import rehearse
 from lmk_train.stream import Batch

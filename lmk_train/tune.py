@@ -1,0 +1,420 @@
+"""The search for hyper-parameters: trials as processes, poor ones stopped, the winner tested once; `lmk-tune`."""
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import TrainingError, UserError
+from lmk_data.files import write_bytes
+from lmk_data.terminal import progress_bar
+from lmk_train.config import DEFAULTS, TrainConfig
+from lmk_train.evaluation import evaluate_run
+from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
+from lmk_train.features import SPLITS, compute_features
+from lmk_train.loop import MAY_CHANGE_ON_RESUME
+from lmk_train.options import EvalConfig, TuneConfig
+from lmk_train.precision import resolve_device
+from lmk_train.record import METRICS
+from lmk_train.report import write_run_report
+from lmk_train.search_report import write_search_report
+from lmk_train.search_space import OF_THE_BACKBONE, Point, SearchSpace, default_space, read_space
+
+TRIALS = "trials"
+_SEARCH, _EXPERIMENT, _FEATURES, _BEST, _LOCK = "search.json", "experiment.json", "features", "best.json", ".lock"
+_DEFAULT_TRIALS, _LARGE_GRID = 20, 200
+_FAILURES_THAT_END = 5
+_SECONDS_BETWEEN_LOOKS, _SECONDS_FOR_THE_LOCK = 0.1, 30.0
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """How a search ended: its trials, the best of them and the command that trains it again, its test metrics (None
+    without a test split), and the report."""
+
+    trials: list[Trial]
+    best: Trial
+    command: str
+    test: dict[str, float | int | None] | None
+    report: Path
+
+
+@dataclass
+class _Search:
+    """A search in progress."""
+
+    config: TuneConfig
+    out: Path
+    space: SearchSpace
+    experiment: Experiment
+    points: list[Point] | None
+    num_trials: int
+    lock: int
+    announce: Callable[[str], None]
+
+    def run_of(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return self.out / TRIALS / f"{number:03d}"
+
+
+@dataclass
+class _Child:
+    """The process of a trial and its log; `stopping` once it was asked to end for being poor."""
+
+    trial: Trial
+    slot: int
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    stopping: bool = False
+
+    def close(self) -> None:
+        """Let go of the process, which has ended."""
+        self.log.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -> TuneResult:
+    """Search, or go on with a search, and evaluate the best trial on the test split.
+
+    `announce` is given a line about each trial that ends. Raises UserError for what does not work, TrainingError if
+    every one of the first trials fails, KeyboardInterrupt when interrupted: all that was found is kept.
+    """
+    base = _base(config)
+    space = read_space(config.search, base) if config.search else default_space(base, features=config.cached_features)
+    _check(config, space, base)
+    points = list(space.grid()) if config.strategy == "grid" else None
+    num_trials = _num_trials(config, points)
+    out = config.out or Path("runs") / f"tune-{base.model}-{base.loss}"
+    _check_folder(out, config, space)
+    with _locked(out) as lock:
+        epochs = base.epochs or 1
+        if config.resume:
+            experiment = Experiment.load(out / _EXPERIMENT, space, config.objective, config.seed, epochs)
+        else:
+            experiment = Experiment.new(
+                out / _EXPERIMENT, space, config.objective, config.strategy, config.seed, epochs
+            )
+            write_bytes(out / _SEARCH, json.dumps(_identity(config, space), indent=2).encode() + b"\n")
+        search = _Search(config, out, space, experiment, points, num_trials, lock, announce)
+        try:
+            if config.cached_features:
+                compute_features(space.base.resolved(), out / _FEATURES, announce)
+            _run_trials(search)
+            return _finish(search)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("give the same command with --resume to go on") from None
+
+
+def _base(config: TuneConfig) -> TrainConfig:
+    """What every trial has in common."""
+    model = config.model or "efficientnet-b0"
+    epochs = config.epochs or DEFAULTS[model].epochs
+    frozen: dict[str, Any] = {"freeze_backbone_epochs": epochs, "hflip": 0.0, "color_jitter": 0.0}
+    return TrainConfig(
+        config.shards,
+        model=model,
+        loss=config.loss or "ldam",
+        epochs=epochs,
+        best_by=config.objective,
+        device=config.device,
+        workers=config.workers,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+        seed=config.seed,
+        quiet=config.quiet,
+        **(frozen if config.cached_features else {}),
+    )
+
+
+def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig) -> None:
+    """Refuse what would fail in every trial, before the first one starts."""
+    for name in ("model", "loss"):
+        if name in space.parameters and getattr(config, name) is not None:
+            raise UserError(f"--{name} {getattr(config, name)}: --search varies it; leave one of them out")
+    odd = [n for n in OF_THE_BACKBONE if n in space.parameters or getattr(space.base, n) != getattr(base, n)]
+    if config.cached_features and odd:
+        raise UserError(f"--cached-features: {min(odd)} does nothing to a frozen backbone's features; leave it out")
+    if config.cached_features and space.base.resolved().weights == "none":
+        raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
+    space.check()
+    resolve_device(config.device)
+    with ShardedDataset.open(config.shards) as dataset:
+        for split in SPLITS:
+            if not dataset.num_samples(split):
+                raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
+        largest = space.parameters.get("batch_size")
+        batch = max(map(int, largest.grid())) if largest else space.base.resolved().batch_size
+        if (batch or 0) > dataset.num_samples("train"):
+            raise UserError(f"batch size {batch}: more than the {dataset.num_samples('train')} training images")
+
+
+def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
+    if points is None:
+        return config.trials or _DEFAULT_TRIALS
+    if config.trials is None and len(points) > _LARGE_GRID:
+        raise UserError(f"the grid has {len(points):,} points; give --trials {len(points)} if you mean it, or --search")
+    if config.trials is not None and config.trials < len(points):
+        raise UserError(f"--trials {config.trials}: the grid has {len(points):,} points; give fewer in --search")
+    return len(points)
+
+
+def _identity(config: TuneConfig, space: SearchSpace) -> dict[str, Any]:
+    """What makes a search the same search."""
+    described = space.json()
+    described["config"] = {k: v for k, v in described["config"].items() if k not in MAY_CHANGE_ON_RESUME - {"weights"}}
+    return {
+        "strategy": config.strategy,
+        "objective": config.objective,
+        "cached_features": config.cached_features,
+        "poor_trials": config.poor_trials,
+        **described,
+    }
+
+
+def _check_folder(out: Path, config: TuneConfig, space: SearchSpace) -> None:
+    if not config.resume:
+        if (out / _SEARCH).exists():
+            raise UserError(f"--out {out}: holds a search; go on with --resume or name another folder")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out}: is not empty; name another folder")
+        return
+    try:
+        earlier = json.loads((out / _SEARCH).read_bytes())
+    except (OSError, ValueError):
+        raise UserError(f"--resume: {out} has no search to go on with; leave --resume out to start") from None
+    now = json.loads(json.dumps(_identity(config, space)))
+    changed = [name for name in now if earlier.get(name) != now[name]]
+    if "config" in changed:
+        changed += [name for name in now["config"] if earlier["config"].get(name) != now["config"][name]]
+        changed.remove("config")
+    if changed:
+        raise UserError(f"--resume: {', '.join(changed)} changed; give the search's own settings, or another --out")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[int]:
+    """Hold the search's folder; its trials inherit the lock, so it is free only when the last of them has ended."""
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
+    with open(out / _LOCK, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"--out {out}: another lmk-tune or a trial of it is at work there") from None
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield file.fileno()
+
+
+def _run_trials(search: _Search) -> None:
+    experiment, config = search.experiment, search.config
+    slots = _slots(config)
+    waiting = [trial for trial in experiment.trials() if trial.state == RUNNING]
+    children: list[_Child] = []
+    ended = len(experiment.trials()) - len(waiting)
+    try:
+        with progress_bar(search.num_trials, "searching", "trials", quiet=config.quiet, initial=ended) as bar:
+            while True:
+                free = sorted(set(range(len(slots))) - {child.slot for child in children})
+                for slot in free:
+                    if (trial := waiting.pop(0) if waiting else _next(search)) is None:
+                        break
+                    children.append(_start(search, trial, slot, slots[slot]))
+                if not children:
+                    return
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                for child in list(children):
+                    if _look_after(search, child):
+                        children.remove(child)
+                        bar.update()
+                        bar.set_postfix_str(_so_far(search), refresh=False)
+    finally:
+        for child in children:
+            child.process.terminate()
+        for child in children:
+            child.process.wait()
+            child.close()
+
+
+def _slots(config: TuneConfig) -> list[dict[str, str]]:
+    """The environment of each trial that may run at once: a CUDA device of its own, or its share of the cores."""
+    on_cuda = resolve_device(config.device).type == "cuda"
+    devices = torch.cuda.device_count() if on_cuda else 0
+    number = config.parallel or max(1, devices)
+    if not on_cuda:
+        threads = max(1, (os.cpu_count() or 1) // number)
+        return [{"OMP_NUM_THREADS": str(threads)} if number > 1 else {} for _ in range(number)]
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = visible or [str(device) for device in range(devices)]
+    return [{"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(number)]
+
+
+def _next(search: _Search) -> Trial | None:
+    """The next trial of the search, None if there is none."""
+    trials = search.experiment.trials()
+    if len(trials) >= search.num_trials:
+        return None
+    failed = [trial for trial in trials if trial.state == FAILED]
+    if len(trials) >= _FAILURES_THAT_END and len(failed) == len(trials):
+        raise TrainingError(f"the first {len(failed)} trials all failed, the last with: {failed[-1].reason}")
+    if search.points is None:
+        return search.experiment.ask()
+    return search.experiment.attach(search.points[len(trials)])
+
+
+def _start(search: _Search, trial: Trial, slot: int, environment: dict[str, str]) -> _Child:
+    run = search.run_of(trial.number)
+    run.parent.mkdir(exist_ok=True)
+    config = replace(search.space.config(trial.point), out=run, quiet=True)
+    features = str(search.out / _FEATURES) if search.config.cached_features else None
+    spec = run.with_suffix(".json")
+    write_bytes(spec, json.dumps({"config": config.json(), "features": features}, indent=2).encode() + b"\n")
+    log = open(run.with_suffix(".log"), "ab")  # noqa: SIM115 - closed when the trial ends
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "lmk_train.trial", str(spec)],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,  # Ctrl-C reaches the search alone, which then ends its trials
+        pass_fds=(search.lock,),
+    )
+    return _Child(trial, slot, process, log)
+
+
+def _look_after(search: _Search, child: _Child) -> bool:
+    """Tell what a trial has found since the last look, and stop it if it is poor; whether it has ended."""
+    experiment, number = search.experiment, child.trial.number
+    code = child.process.poll()  # before its lines are read, so that none is missed
+    told = len(child.trial.values)
+    values = _values(search.run_of(number), experiment.objective)
+    for epoch, value in enumerate(values[told:], start=told + 1):
+        if not math.isfinite(value):
+            break
+        child.trial.values[epoch] = value
+        experiment.tell(number, epoch, value)
+    if code is None:
+        if len(values) > told and not child.stopping and search.config.poor_trials == "stop":
+            child.stopping = experiment.is_poor(number)
+            if child.stopping:
+                child.process.terminate()
+        return False
+    child.close()
+    if code == 0 and len(child.trial.values) == len(values) > 0:
+        _end(search, child.trial, DONE)
+    elif code in (_INTERRUPTED, -signal.SIGTERM) and child.stopping:
+        _end(search, child.trial, STOPPED)
+    elif code == _INTERRUPTED:
+        raise KeyboardInterrupt  # of somebody else than this search, which ends with it
+    else:
+        _end(search, child.trial, FAILED, _reason(search.run_of(number).with_suffix(".log"), code))
+    return True
+
+
+def _values(run: Path, objective: str) -> list[float]:
+    """The best of the objective after each finished epoch: what the trial would keep."""
+    try:
+        lines = (run / METRICS).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    values: list[float] = []
+    for line in lines:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            break  # it is being written
+        if said["kind"] == "epoch":
+            value = said[f"val_{objective}"]
+            values.append(value if not values or better(value, values[-1], objective) else values[-1])
+    return values
+
+
+def _reason(log: Path, code: int) -> str:
+    """Why a trial failed, in one line."""
+    if code < 0:
+        return f"its process was killed by signal {-code}"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and said nothing"
+
+
+def _end(search: _Search, trial: Trial, state: str, reason: str = "") -> None:
+    search.experiment.end(trial.number, state, reason)
+    shown = ", ".join(f"{k} {_short(v)}" for k, v in search.space.meaningful(trial.point).items())
+    objective = search.experiment.objective.replace("_", " ")
+    found = f"{objective} {trial.value:.4f}" if trial.value is not None and state != FAILED else reason
+    search.announce(f"trial {trial.number} {state}: {found} ({shown})")
+
+
+def _so_far(search: _Search) -> str:
+    best = best_trial(search.experiment.trials(), search.experiment.objective)
+    return "" if best is None else f"best {best.value:.4f} of trial {best.number}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finish(search: _Search) -> TuneResult:
+    """Evaluate the winner on the test split, unless it was, and write best.json and the report."""
+    config, trials = search.config, search.experiment.trials()
+    best = best_trial(trials, config.objective)
+    if best is None:
+        why = next((trial.reason for trial in reversed(trials) if trial.reason), "every one was stopped")
+        raise TrainingError(f"none of {len(trials)} trials finished: {why}")
+    run, test = search.run_of(best.number), None
+    with ShardedDataset.open(config.shards) as dataset:
+        if dataset.num_samples("test"):
+            if not (run / "eval-test.json").exists():
+                evaluate_run(
+                    EvalConfig(
+                        run,
+                        device=config.device,
+                        workers=config.workers,
+                        cache=config.cache,
+                        cache_gb=config.cache_gb,
+                        quiet=config.quiet,
+                    )
+                )
+                write_run_report(run, dataset, "test")
+            test = json.loads((run / "eval-test.json").read_text())
+    command = training_command(search.space.config(best.point))
+    found = {
+        "trial": best.number,
+        "run": str(run),
+        config.objective: best.value,
+        "parameters": search.space.meaningful(best.point),
+        "command": command,
+        "test": test,
+    }
+    write_bytes(search.out / _BEST, json.dumps(found, indent=2).encode() + b"\n")
+    report = write_search_report(search.out, search.experiment, search.space, trials, best, command, test)
+    return TuneResult(trials, best, command, test, report)
+
+
+def training_command(config: TrainConfig) -> str:
+    """The `lmk-train` command of a configuration, ready to paste: what differs from the defaults."""
+    words = ["lmk-train", "--shards", config.shards]
+    left_out = {"shards", "out", "resume", "quiet", "device", "workers", "cache", "cache_gb"}
+    for field in fields(TrainConfig):
+        value = getattr(config, field.name)
+        if field.name not in left_out and (value != field.default or field.name in ("model", "loss")):
+            flag = f"--{field.name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)

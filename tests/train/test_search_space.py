@@ -1,0 +1,111 @@
+"""What a search varies: TOML in, grids and trainings out; what cannot be meant is refused by name."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmk_data.errors import UserError
+from lmk_train.config import DEFAULTS, TrainConfig
+from lmk_train.search_space import Choice, Range, SearchSpace, default_space, read_space
+
+BASE = TrainConfig("shards", model="efficientnet-lite0", epochs=4)
+
+
+def space_of(folder: Path, text: str, base: TrainConfig = BASE) -> SearchSpace:
+    (folder / "space.toml").write_text(text)
+    return read_space(folder / "space.toml", base)
+
+
+def test_a_file_says_what_varies_and_what_does_not(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        """
+        [search]
+        lr = { range = [1e-5, 1e-2], log = true, points = 4 }
+        batch-size = [32, 16]
+        freeze_backbone_epochs = { range = [0, 9] }
+        loss = ["ce", "ldam"]
+        label_smoothing = { range = [0, 0.2] }
+        [fixed]
+        crop-padding = 4
+        amp = "bf16"
+        """,
+    )
+    assert space.parameters["batch_size"] == Choice((16, 32))
+    assert space.parameters["lr"].grid() == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+    point = {"lr": 1e-3, "batch_size": 16, "freeze_backbone_epochs": 9, "loss": "ce", "label_smoothing": 0.1}
+    config = space.config(point)
+    assert (config.crop_padding, config.amp, config.label_smoothing, config.batch_size) == (4, "bf16", 0.1, 16)
+    assert config.freeze_backbone_epochs == 4, "no more than there are epochs"
+    assert space.config({**point, "loss": "ldam"}).label_smoothing == 0, "it belongs to the cross entropy"
+    # 4 rates, 2 batch sizes, 3 numbers of frozen epochs; 3 smoothings of the cross entropy and one of LDAM.
+    points = list(space.grid())
+    assert len(points) == 4 * 2 * 3 * (3 + 1)
+    assert len({tuple(space.meaningful(point).items()) for point in points}) == len(points)
+
+
+@given(
+    low=st.floats(1e-6, 1e3),
+    factor=st.floats(1.001, 1e6),
+    log=st.booleans(),
+    whole=st.booleans(),
+    points=st.integers(1, 9),
+)
+def test_grids_rise_within_their_ends(low: float, factor: float, log: bool, whole: bool, points: int) -> None:
+    ends = (math.ceil(low), math.ceil(low * factor) + 1) if whole else (low, low * factor)
+    grid = Range(*ends, log, whole, points).grid()
+    assert all(ends[0] <= value <= ends[1] for value in grid)
+    assert grid == sorted(set(grid))
+    assert 1 <= len(grid) <= points
+    if points > 1:
+        assert grid[0] == pytest.approx(ends[0])
+        assert grid[-1] == pytest.approx(ends[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[search]\nlr = { range = [1, 0] }", "lr: range 1, 0: must go up"),
+        ("[search]\nlr = { range = [0, 1], log = true }", "lr: range 0, 1: must go up, from above 0"),
+        ("[search]\nlr = 0.1", "lr: must be a list of values, or"),
+        ("[search]\nlr = { range = [0.1, 1], steps = 3 }", "lr: must be a list of values, or"),
+        ("[search]\nlr = [0.1]", "lr: must be a list of two or more numbers"),
+        ("[search]\nbatch_size = [1.5, 2]", "batch_size: must be a list of two or more whole numbers"),
+        ("[search]\nloss = ['ce', 'focal']", "loss: must be a list of two or more of ldam, ce"),
+        ("[search]\nepochs = [1, 2]", "epochs: cannot be searched; these can: lr"),
+        ("[search]\nlabel_smoothing = [0.0, 0.1]", "label_smoothing: does nothing to a loss of ldam"),
+        ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nlr = 1", "[fixed] lr: is searched too"),
+        ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nshards = 'x'", "[fixed] shards: cannot be fixed here"),
+        ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\namp = 'fp8'", "[fixed] amp: 'fp8' is nothing that --amp takes"),
+        ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nhflip = true", "[fixed] hflip: True is nothing that --hflip takes"),
+        ("[search]\nlr = [1e-3, 1e-2]\n[fixd]\nhflip = 1", "[fixd] is neither [search] nor [fixed]"),
+        ("[fixed]\nhflip = 1", "[search] names nothing to vary"),
+        ("[search", "not TOML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        space_of(tmp_path, text)
+    assert complaint in str(refused.value)
+    assert "space.toml" in str(refused.value)
+
+
+def test_ends_that_no_training_takes_are_refused_before_the_first_trial(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--hflip 2\.0"):
+        space_of(tmp_path, "[search]\nhflip = { range = [0, 2] }").check()
+
+
+@pytest.mark.parametrize("model", DEFAULTS)
+@pytest.mark.parametrize("loss", ["ldam", "ce", "balanced-softmax"])
+@pytest.mark.parametrize("features", [False, True])
+def test_default_spaces_hold_the_defaults(model: str, loss: str, features: bool) -> None:
+    space = default_space(TrainConfig("shards", model=model, loss=loss, epochs=8), features=features)  # type: ignore[arg-type]
+    space.check()
+    assert ("ldam_max_margin" in space.parameters) == (loss == "ldam")
+    assert ("label_smoothing" in space.parameters) == (loss == "ce")
+    assert ("color_jitter" in space.parameters) == (not features)
+    middle = space.parameters["head_lr"].grid()[1]
+    assert middle == pytest.approx(DEFAULTS[model].head_lr)
