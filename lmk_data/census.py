@@ -14,7 +14,7 @@ _UNIFORM_KB = 2.0
 
 
 def take_census(dataset: ShardedDataset) -> dict[str, Any]:
-    """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (bits of label entropy in a training shard)."""
+    """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (bits of label entropy in a shard of the first split)."""
     pictures = read_pictures(dataset)
     size = dataset.recipe.size
     return {
@@ -77,8 +77,8 @@ def _elongation(pictures: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _mixing(dataset: ShardedDataset) -> dict[str, float]:
-    """Mean label entropy of the training shards, and what a random order of the same labels gives."""
-    index = dataset.index("train", ["label", "shard"])
+    """Mean label entropy of the shards of the first split, as a rule training, and what a random order of the same labels gives."""
+    index = dataset.index(dataset.splits[0], ["label", "shard"])
     shard = index["shard"].cat.codes.to_numpy()
     label = index["label"].to_numpy()
     by_chance = np.random.default_rng(0).permutation(label)

@@ -190,8 +190,6 @@ def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
         raise UserError(f"--split {shown}: wants three ratios from 0 to 1, for train, val and test")
     if abs(sum(ratios, Decimal(0)) - 1) > Decimal("1e-6"):
         raise UserError(f"--split {shown}: sums to {sum(ratios)}, must sum to 1")
-    if not ratios[0]:
-        raise UserError(f"--split {shown}: the training split must have a ratio above 0")
     scale = lcm(*(ratio.as_integer_ratio()[1] for ratio in ratios))
     weights = [int(ratio * scale) for ratio in ratios]
     divisor = gcd(*weights)

@@ -43,6 +43,8 @@ def frequency_plots(dataset: ShardedDataset) -> list[Markup]:
 def margin_plot(dataset: ShardedDataset) -> Markup:
     """The margin that LDAM gives a class of n training images, C / n^(1/4), with C such that the largest is 0.5."""
     train = dataset.classes["train"].to_numpy(np.int64)
+    if not train.any():
+        return page.paragraph("No class has training images, so none has a margin.")
     sizes, classes = np.unique(train[train > 0], return_counts=True)
     margin = _MAX_MARGIN * (sizes / sizes.min()) ** -0.25
     drawn, axes = page.new_figure(2.6)

@@ -212,7 +212,7 @@ def _band_table(figures: dict[str, Any]) -> Markup:
 
 
 def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
-    """Some classes of the head, the middle and the tail, with some of their training pictures."""
+    """Some classes of the head, the middle and the tail, with some of their pictures, of training if there is any."""
     classes = dataset.classes
     count = len(classes)
     if count <= 3 * _MOSAIC_CLASSES:
@@ -221,7 +221,7 @@ def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
         middle = count // 2 - _MOSAIC_CLASSES // 2
         starts = (0, middle, count - _MOSAIC_CLASSES)
         chosen = [label for start in starts for label in range(start, start + _MOSAIC_CLASSES)]
-    index = dataset.index("train", ["label", "shard", "jpg_offset", "jpg_size"])
+    index = dataset.index(dataset.splits[0], ["label", "shard", "jpg_offset", "jpg_size"])
     index = index[index["label"].isin(chosen)].groupby("label").head(_MOSAIC_PICTURES)
     rows = []
     for label in chosen:
@@ -252,7 +252,7 @@ def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Mark
         f"{odd['nearly_uniform']:,}."
     )
     mixed = (
-        f"Labels in a training shard have {mixing['entropy']:.3f} bits of entropy on average; shuffled by chance they "
+        f"Labels in a shard of the {dataset.splits[0]} split have {mixing['entropy']:.3f} bits of entropy on average; shuffled by chance they "
         f"would have {mixing['by_chance']:.3f}."
     )
     pictures = read_pictures(dataset)

@@ -80,7 +80,7 @@ def _train(config: TrainConfig) -> None:
     result = train(config, announce=announce)
     if config.quiet or result.rank:
         return
-    metric = config.best_by.replace("_", " ")
+    metric = config.best_by.replace("_f1", "_F1").replace("_", " ")
     judged = "no validation split" if result.best_metric is None else f"validation {metric} {result.best_metric:.4f}"
     best = f"best epoch {result.best_epoch} ({judged})"
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")

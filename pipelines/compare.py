@@ -104,21 +104,24 @@ def _speed(model: torch.nn.Module, size: int) -> float:
     return batches * _BATCH / (time.perf_counter() - started)
 
 
-def compare(runs: list[Path], split: str, resamples: int) -> None:
-    """Print the tables."""
+def comparison(runs: list[Path], split: str, resamples: int) -> str:
+    """The tables of these runs as Markdown."""
     rows = [read_run(run, split) for run in runs]
-    print(f"| run | {' | '.join(name.replace('_', ' ') for name in _METRICS)} | backbone, M | head, M | images/s |")
-    print(f"|---|{'---:|' * (len(_METRICS) + 3)}")
+    lines = [
+        f"| run | {' | '.join(name.replace('_', ' ') for name in _METRICS)} | backbone, M | head, M | images/s |",
+        f"|---|{'---:|' * (len(_METRICS) + 3)}",
+    ]
     for row in rows:
         values = [row.metrics[name] for name in _METRICS]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         sizes = [f"{row.backbone_parameters / 1e6:.1f}", f"{row.head_parameters / 1e6:.2f}"]
-        print(f"| {' | '.join([row.name, *cells, *sizes, f'{row.images_per_second:,.0f}'])} |")
-    print(f"\n| against {rows[0].name}, 95 % interval | accuracy | macro F1 |\n|---|---:|---:|")
+        lines.append(f"| {' | '.join([row.name, *cells, *sizes, f'{row.images_per_second:,.0f}'])} |")
+    lines += ["", f"| against {rows[0].name}, 95 % interval | accuracy | macro F1 |", "|---|---:|---:|"]
     for row in rows[1:]:
         found = bootstrap(rows[0], row, resamples)
         cells = [f"{middle:+.4f} ({low:+.4f} to {high:+.4f})" for middle, low, high in found.values()]
-        print(f"| {row.name} | {' | '.join(cells)} |")
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -127,7 +130,7 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--resamples", type=int, default=1000)
     arguments = parser.parse_args()
-    return run_command("compare", lambda: compare(arguments.runs, arguments.split, arguments.resamples))
+    return run_command("compare", lambda: print(comparison(arguments.runs, arguments.split, arguments.resamples)))
 
 
 if __name__ == "__main__":

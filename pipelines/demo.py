@@ -8,10 +8,9 @@ expect a test accuracy above 0.9. Everything lands in demo/, and a second run go
 """
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from pipelines.steps import run, train
 
 FOLDER = Path("demo")
 IMAGES, SHARDS, RUN = FOLDER / "images", FOLDER / "shards", FOLDER / "run"
@@ -32,11 +31,7 @@ def main() -> None:
         *("--license", "CC0-1.0"),
     )
     model = ("--model", "efficientnet-lite0", "--loss", "ldam", "--epochs", EPOCHS)
-    if not (RUN / "eval-test.json").exists():
-        going_on = ("--resume",) if (RUN / "checkpoints" / "last.pt").exists() else ()
-        if not going_on and RUN.exists():
-            shutil.rmtree(RUN)
-        run("lmk-train", "--shards", SHARDS, "--out", RUN, *model, *going_on)
+    train(SHARDS, RUN, *model)
     run("lmk-eval", RUN, "--split", "val")
     metrics = json.loads((RUN / "eval-test.json").read_text())
     print(f"\nlook at  {SHARDS / 'report' / 'index.html'}  (the dataset)")
@@ -44,16 +39,6 @@ def main() -> None:
     print(f"and      tensorboard --logdir {RUN}  (the training)")
     print(f"figures  {RUN / 'eval-test.json'}, {RUN / 'per-class-test.parquet'}, {RUN / 'predictions-test.parquet'}")
     print(f"result   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")
-
-
-def run(*command: object) -> None:
-    """Show a command and run it from this environment; stop with its exit code if it fails."""
-    words = [str(word) for word in command]
-    print("\n$", " ".join(words), flush=True)
-    program = Path(sys.executable).parent / words[0]
-    code = subprocess.run([program, *words[1:]], check=False).returncode
-    if code:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from lmk_data.errors import UserError
 from lmk_data.plan import PlanRule, keyed_hash, make_plan, split_counts
 
-RATIOS = st.sampled_from([(0.72, 0.18, 0.1), (0.8, 0.1, 0.1), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.34, 0.33, 0.33)])
+RATIOS = st.sampled_from(
+    [(0.72, 0.18, 0.1), (0.8, 0.1, 0.1), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0.33)]
+)
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 

@@ -164,3 +164,13 @@ def test_page_of_many_classes_is_small(tmp_path: Path) -> None:
     part = page.sortable_table(["label", "landmark", "name"], columns)
     assert len(part) < 60 * rows
     assert part.count("<tr>") == 101
+
+
+def test_a_test_set_of_its_own_has_a_report_too(collection: Path, tmp_path: Path) -> None:
+    """Without a training split, as for the official test set of a benchmark."""
+    images = ["--images", str(collection / "train"), "--labels", str(collection / "train.csv")]
+    out = tmp_path / "shards"
+    assert main(["build", *images, "--out", str(out), "--size", "64", "--split", "0", "0", "1", "--quiet"]) == 0
+    with ShardedDataset.open(out) as dataset:
+        assert dataset.splits == ("test",)
+    assert "No class has training images" in (out / "report" / "index.html").read_text()
