@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := train,lite,dask,s3,export,tune,interop,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check clean distclean
+.PHONY: help setup demo test test-all check docs clean distclean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -34,6 +34,9 @@ check: setup ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+docs: setup ## The public API as pages, from the docstrings: build/docs/index.html.
+	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs lmk_data lmk_train
 
 clean: ## Remove what was built here, but not .venv.
 	rm -rf build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ _UNIFORM_KB = 2.0
 
 
 def take_census(dataset: ShardedDataset) -> dict[str, Any]:
-    """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (bits of label entropy in a shard of the first split)."""
+    """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (label entropy of shards in bits)."""
     pictures = read_pictures(dataset)
     size = dataset.recipe.size
     return {
@@ -77,7 +77,7 @@ def _elongation(pictures: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _mixing(dataset: ShardedDataset) -> dict[str, float]:
-    """Mean label entropy of the shards of the first split, as a rule training, and what a random order of the same labels gives."""
+    """Mean label entropy of the first split's shards, and what a random order of the same labels gives."""
     index = dataset.index(dataset.splits[0], ["label", "shard"])
     shard = index["shard"].cat.codes.to_numpy()
     label = index["label"].to_numpy()

@@ -114,11 +114,15 @@ def _is_fanned_out(store: FolderStore, names: "np.ndarray[tuple[int], np.dtype[n
 
 
 def _match(ids: "pd.Series[str]", sources: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The number of each id's member by path, name, then stem; -1 for none."""
+    """The number of each id's member by path, path without extension, name, then stem; -1 for none."""
     position = np.full(len(ids), -1, dtype=np.int64)
     wanted = pd.Index(ids.to_numpy(dtype=object))
     name = sources.str.rsplit("/", n=1).str[-1]
-    for spelling in (sources, name, strip_extension(name)):
+    spellings: list[Callable[[], pd.Series[str]]] = [lambda: name, lambda: strip_extension(name)]
+    if ids.str.contains("/", regex=False).any():  # label tables drop the extensions of their ids
+        spellings.insert(0, lambda: strip_extension(sources))
+    for spell in (lambda: sources, *spellings):
+        spelling = spell()
         index = pd.Index(spelling.to_numpy(dtype=object))
         first = ~index.duplicated()
         found = index[first].get_indexer(wanted)

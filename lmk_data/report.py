@@ -252,8 +252,8 @@ def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Mark
         f"{odd['nearly_uniform']:,}."
     )
     mixed = (
-        f"Labels in a shard of the {dataset.splits[0]} split have {mixing['entropy']:.3f} bits of entropy on average; shuffled by chance they "
-        f"would have {mixing['by_chance']:.3f}."
+        f"Labels in a shard of the {dataset.splits[0]} split have {mixing['entropy']:.3f} bits of entropy on average; "
+        f"shuffled by chance they would have {mixing['by_chance']:.3f}."
     )
     pictures = read_pictures(dataset)
     return [

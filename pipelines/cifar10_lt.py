@@ -5,9 +5,9 @@
 TRAIN and TEST are folders of class folders of PNG or JPEG, as CIFAR-10 is often unpacked. From the n pictures of the
 largest class, class i of K keeps n * imbalance^(-i / (K - 1)), classes in order of their names, pictures drawn once
 (seed 0). TEST is a dataset of its own, whole. ResNet-32, random weights, batch 128, SGD 0.1, weight decay 2e-4, padded
-crop and flip, no colours changed; warm-up for 2.5 % of training and rates down to a hundredth at 80 %, again at 90 %: the
-paper's 5, 160 and 180 epochs of 200, scaled to --epochs. Deferred re-weighting starts at 80 %. The last epoch counts;
-nothing is chosen on the test set. What is done is not done again: interrupt it, and the same command goes on.
+crop and flip, no colours changed; warm-up for 2.5 % of training, rates down to a hundredth at 80 % and again at 90 %:
+the paper's 5, 160 and 180 epochs of 200, scaled to --epochs. Deferred re-weighting starts at 80 %. The last epoch
+counts; nothing is chosen on the test set. What is done is not done again: interrupt it, and the same command goes on.
 
 Hardware: a CPU does. About 18 s an epoch at imbalance 100 on 2 cores: an hour a run of 200 epochs, a day for all 24; a
 GPU, minutes a run. Score to expect: the published column. It is Cao et al. 2019 (table 2); the best epoch on the test

@@ -89,7 +89,7 @@ def test_the_tail_falls_exponentially(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
-    train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 40))
+    train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 80))
     test = class_folders(tmp_path / "test", dict.fromkeys("abcde", 8))
     options = ("--out", tmp_path / "out", "--imbalance", 10, "--epochs", 1, "--seeds", 1)
     said = recipe("cifar10_lt", train, test, *options)

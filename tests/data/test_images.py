@@ -76,6 +76,15 @@ def test_images_are_found_in_any_layout(tmp_path: Path, layout: str) -> None:
     assert images.loc["notthere", "reason"] == "missing" or layout.startswith("{0}"), "a fan-out is not scanned"
 
 
+@pytest.mark.parametrize("extension", ["", ".png"])
+def test_a_path_tells_files_of_one_name_apart(tmp_path: Path, extension: str) -> None:
+    """Label tables drop the extension of an id."""
+    touch(tmp_path / "images", "cats/1.png", "dogs/1.png", "dogs/2.png")
+    stores, located = found([f"{i}{extension}" for i in ("dogs/1", "dogs/2", "cats/1")], tmp_path / "images")
+    wanted = [content(name) for name in ("dogs/1.png", "dogs/2.png", "cats/1.png")]
+    assert [read(stores, row) for _, row in located.frame.iterrows()] == wanted
+
+
 def test_linked_images_are_followed(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "a1.jpg", "deep/b2.jpg")
     (tmp_path / "images").mkdir()

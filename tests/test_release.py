@@ -1,0 +1,77 @@
+"""What is released: wheel and sdist build, install without the repository, and bring all they need."""
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lmk_data import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("lmk-shard", "lmk-train", "lmk-eval", "lmk-predict", "lmk-export", "lmk-tune")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of a copy of the tracked files, and the wheel made from that."""
+    folder = tmp_path_factory.mktemp("release")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    for name in filter(None, map(bytes.decode, files)):
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "source")]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder / "dist"
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel_hold_what_they_should(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert f"-{__version__}-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for wanted in ("lmk_data/py.typed", "lmk_train/py.typed", "lmk_data/templates/page.html"):
+        assert wanted in names
+    assert "lmk_data/templates/datatables/dataTables.min.js" in names
+    assert not [name for name in names if name.startswith(("tests", "pipelines", "docs"))]
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"README.md", "LICENSE", "pyproject.toml", "lmk_data/build.py"} <= inside
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_wheel_alone_builds_a_dataset_without_torch(built: Path, tmp_path: Path) -> None:
+    """In an environment of its own with the light dependencies only: sample, build, verify."""
+    (wheel,) = built.glob("*.whl")
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    install = [str(python), "-m", "pip", "install", "--quiet", *constraints, str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    absent = subprocess.run([python, "-c", "import torch"], capture_output=True, cwd=tmp_path)
+    assert absent.returncode == 1, "webdataset alone does not bring torch"
+    images = ("--images", "images/train", "--labels", "images/train.csv", "--out", "shards", "--size", "32")
+    for words in (
+        ("--version",),
+        ("sample", "images", "--classes", "6", "--images", "60"),
+        ("build", *images, "--min-samples", "2"),
+        ("verify", "shards"),
+    ):
+        done = subprocess.run(
+            [environment / "bin" / "lmk-shard", *words], capture_output=True, text=True, cwd=tmp_path, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        assert words != ("--version",) or done.stdout.strip() == f"lmk-shard {__version__}"
+    assert (tmp_path / "shards" / "report" / "index.html").stat().st_size > 10_000
+    for program in PROGRAMS:
+        assert (environment / "bin" / program).exists()
