@@ -1,8 +1,10 @@
 """Engines run independent tasks: the interface, and the engine of one machine, a worker process for each core."""
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -48,7 +50,8 @@ class LocalEngine:
             # Ctrl-C reaches the whole process group; workers inherit the mask, and the main process ends them.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                results = parallel(joblib.delayed(function)(task) for task in tasks)
+                with _quiet_cleaning():
+                    results = parallel(joblib.delayed(function)(task) for task in tasks)
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             assert isinstance(results, Generator)
@@ -65,6 +68,22 @@ class LocalEngine:
             ) from error
         finally:
             get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def _quiet_cleaning() -> Iterator[None]:
+    """Start processes in such a way that the one that cleans up after workers does not tell, after our one line of an
+    error, what a killed worker left behind: it cleans that up."""
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def local_engine(workers: int | None) -> LocalEngine:

@@ -116,6 +116,9 @@ def compute_features(config: TrainConfig, folder: Path, announce: Callable[[str]
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             _compute_split(model.backbone, dataset, split, config, folder / f"{split}.npy")
+        if device.type == "cuda":
+            del model
+            torch.cuda.empty_cache()  # the memory is the trials' now
         write_bytes(folder / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 

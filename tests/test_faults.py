@@ -236,3 +236,18 @@ def test_a_second_build_is_refused_while_the_first_is_at_work(
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert hashes(out) == expected
+
+
+def test_what_cleans_up_after_killed_workers_is_silent(tmp_path: Path) -> None:
+    """It would talk on stderr after our one line."""
+    program = tmp_path / "leak.py"
+    program.write_text(
+        "from joblib.externals.loky.backend import resource_tracker\n"
+        "from lmk_data.engine import LocalEngine\n"
+        "def same(number):\n    return number\n"
+        "if __name__ == '__main__':\n"
+        "    assert sorted(LocalEngine(2).run(same, [1, 2, 3])) == [1, 2, 3]\n"
+        "    resource_tracker.register('/left-by-a-killed-worker', 'semlock')\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
