@@ -13,6 +13,7 @@ from lmk_data import __version__
 from lmk_data.errors import UserError
 from lmk_data.terminal import run_command
 from lmk_train.config import TrainConfig
+from lmk_train.metrics import spelled
 from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _train(config: TrainConfig) -> None:
     result = train(config, announce=announce)
     if config.quiet or result.rank:
         return
-    metric = config.best_by.replace("_f1", "_F1").replace("_", " ")
+    metric = spelled(config.best_by)
     judged = "no validation split" if result.best_metric is None else f"validation {metric} {result.best_metric:.4f}"
     best = f"best epoch {result.best_epoch} ({judged})"
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
@@ -168,7 +169,7 @@ def _tune(config: TuneConfig) -> None:
         return
     states = [trial.state for trial in found.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    objective = config.objective.replace("_", " ")
+    objective = spelled(config.objective)
     best = f"best {objective} {found.best.value:.4f} on validation (trial {found.best.number})"
     print(f"{len(states)} trials: {counts}; {best}")
     if found.test is not None:

@@ -74,6 +74,11 @@ class ClassCounts:
         return _ratio(2 * self.correct, self.support + self.predicted)
 
 
+def spelled(name: str) -> str:
+    """The name of a metric or an option as a person reads it: macro_f1 is macro F1."""
+    return name.replace("_f1", "_F1").replace("_", " ")
+
+
 def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float | int | None]:
     """Every metric of an evaluation; `train_counts` int64 [K] are the training images of each class.
 

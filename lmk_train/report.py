@@ -15,7 +15,7 @@ from PIL import Image
 from lmk_data import page
 from lmk_data.dataset import ShardedDataset
 from lmk_data.files import write_bytes
-from lmk_train.metrics import FEW_BELOW, MANY_ABOVE
+from lmk_train.metrics import FEW_BELOW, MANY_ABOVE, spelled
 
 FOLDER = "report"
 _MATRIX_CLASSES = 100
@@ -85,13 +85,13 @@ def _thumbnail(dataset: ShardedDataset, key: str) -> bytes:
 
 
 def _summary(run: Path, judged: _Judged) -> list[Markup]:
-    parts = [page.key_figures((_percent(judged.metrics[name]), name.replace("_", " ")) for name in _TILES)]
+    parts = [page.key_figures((_percent(judged.metrics[name]), spelled(name)) for name in _TILES)]
     found = {}
     for split in _SPLITS:
         if (path := run / f"eval-{split}.json").exists():
             found[split] = json.loads(path.read_text())
     rows = [
-        (name.replace("_", " "), *(_number(metrics.get(name)) for metrics in found.values()))
+        (spelled(name), *(_number(metrics.get(name)) for metrics in found.values()))
         for name in judged.metrics
         if any(metrics.get(name) for metrics in found.values())
     ]

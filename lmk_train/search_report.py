@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from lmk_data import page
 from lmk_data.files import write_bytes
 from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better
-from lmk_train.metrics import LOWER_IS_BETTER
+from lmk_train.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.search_space import Choice, Point, Range, SearchSpace
 
 FOLDER = "report"
@@ -74,7 +74,7 @@ def write_search_report(
         page.Section("What mattered, and how sure that is", _certainty(objective, trials, model)),
         page.Section("Every trial", [_table(objective, space, trials)]),
     ]
-    subtitle = f"{len(trials)} trials on {space.base.shards}, judged by {_named(objective)} of the validation split"
+    subtitle = f"{len(trials)} trials on {space.base.shards}, judged by {spelled(objective)} of the validation split"
     path = out / FOLDER / "index.html"
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page.render_page(out.name, subtitle, sections).encode())
@@ -95,9 +95,9 @@ def _summary(
     objective: str, trials: list[Trial], best: Trial, command: str, test: dict[str, float | int | None] | None
 ) -> list[Markup]:
     counts = {state: sum(trial.state == state for trial in trials) for state in (DONE, STOPPED, FAILED)}
-    figures = [(f"{best.value:.4f}", f"validation {_named(objective)} of trial {best.number}")]
+    figures = [(f"{best.value:.4f}", f"validation {spelled(objective)} of trial {best.number}")]
     if test is not None:
-        figures += [(f"{test[name]:.4f}", f"test {_named(name)}") for name in dict.fromkeys((objective, "accuracy"))]
+        figures += [(f"{test[name]:.4f}", f"test {spelled(name)}") for name in dict.fromkeys((objective, "accuracy"))]
     figures += [(str(number), f"trials {state}") for state, number in counts.items() if number]
     parts = [page.key_figures(figures), page.paragraph("To train it again:"), page.code(command)]
     parts.append(
@@ -123,7 +123,7 @@ def _history(objective: str, trials: list[Trial]) -> Markup:
     axes.step(
         [trial.number for trial in finished], so_far, where="post", color=page.ACCENT, alpha=0.6, label="best so far"
     )
-    axes.set(xlabel="trial", ylabel=f"validation {_named(objective)}")
+    axes.set(xlabel="trial", ylabel=f"validation {spelled(objective)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return page.figure(drawn, "The objective of each trial, and the best so far.")
@@ -136,7 +136,7 @@ def _curves(objective: str, trials: list[Trial], best: Trial) -> Markup:
             color = page.ACCENT if trial.state == DONE else page.MUTED
             axes.plot(list(trial.values), list(trial.values.values()), color=color, alpha=0.35, linewidth=1)
     axes.plot(list(best.values), list(best.values.values()), color=page.ACCENT, linewidth=2.5, marker="o", markersize=3)
-    axes.set(xlabel="epoch", ylabel=f"best {_named(objective)} so far")
+    axes.set(xlabel="epoch", ylabel=f"best {spelled(objective)} so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return page.figure(drawn, f"Each trial by epoch, in bold the best one (trial {best.number}).")
 
@@ -169,7 +169,7 @@ def _slices(objective: str, space: SearchSpace, trials: list[Trial], best: Trial
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if parameter.high < 100 * parameter.low else (1,)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel=_named(name), ylabel=_named(objective) if place % _COLUMNS == 0 else "")
+        axes.set(xlabel=spelled(name), ylabel=spelled(objective) if place % _COLUMNS == 0 else "")
     caption = "Each trial along each parameter; the large dot is the best."
     if model is not None:
         caption += " The band is where a model of all trials expects the objective (95 %), the others as in the best."
@@ -193,8 +193,8 @@ def _certainty(objective: str, trials: list[Trial], model: _Model | None) -> lis
         return [page.paragraph(f"A model of the objective needs {_LEAST_TRIALS} finished trials that differ.")]
     shares = sorted(model.sensitivities().items(), key=lambda item: item[1])
     drawn, axes = page.new_figure(0.8 + 0.3 * len(shares))
-    axes.barh([_named(name) for name, _ in shares], [share for _, share in shares], color=page.ACCENT)
-    axes.set(xlabel=f"share of the variance of {_named(objective)} over the search space", xlim=(0, None))
+    axes.barh([spelled(name) for name, _ in shares], [share for _, share in shares], color=page.ACCENT)
+    axes.set(xlabel=f"share of the variance of {spelled(objective)} over the search space", xlim=(0, None))
     mattered = page.figure(
         drawn, "What mattered: total Sobol indices of the model; a parameter counts alone and with others."
     )
@@ -204,7 +204,7 @@ def _certainty(objective: str, trials: list[Trial], model: _Model | None) -> lis
     axes.errorbar(observed, expected, _INTERVAL * deviation, fmt="o", markersize=4, color=page.ACCENT, alpha=0.7)
     ends = [min(observed.min(), expected.min()), max(observed.max(), expected.max())]
     axes.plot(ends, ends, color=page.MUTED, linestyle=":", linewidth=1)
-    axes.set(xlabel=f"{_named(objective)} of a trial", ylabel="what the others foretell")
+    axes.set(xlabel=f"{spelled(objective)} of a trial", ylabel="what the others foretell")
     correlation = float(np.corrcoef(observed, expected)[0, 1]) if np.ptp(observed) and np.ptp(expected) else math.nan
     trust = (
         f"How far to trust it: each trial as a model of all the others foretells it, with 95 % intervals; correlation "
@@ -223,7 +223,7 @@ def _best_ones(objective: str, trials: list[Trial], model: _Model) -> Markup:
         (str(trial.number), f"{trial.value:.4f}", f"{mean:.4f} ± {_INTERVAL * deviation:.4f}")
         for trial, mean, deviation in zip(best, means, deviations, strict=True)
     ]
-    return page.table(("trial", f"{_named(objective)}, observed", "by the model, 95 %"), rows)
+    return page.table(("trial", f"{spelled(objective)}, observed", "by the model, 95 %"), rows)
 
 
 def _table(objective: str, space: SearchSpace, trials: list[Trial]) -> Markup:
@@ -237,13 +237,9 @@ def _table(objective: str, space: SearchSpace, trials: list[Trial]) -> Markup:
     for name in space.parameters:
         values = [point.get(name, "") for point in meaningful]
         columns.append([f"{value:.4g}" if isinstance(value, float) else str(value) for value in values])
-    header = ("trial", _named(objective), "state", "epochs", *(_named(name) for name in space.parameters))
+    header = ("trial", spelled(objective), "state", "epochs", *(spelled(name) for name in space.parameters))
     return page.sortable_table(header, columns)
 
 
 def _points(trials: list[Trial]) -> tuple[list[int], list[float]]:
     return [trial.number for trial in trials], [trial.value or 0.0 for trial in trials]
-
-
-def _named(name: str) -> str:
-    return name.replace("_", " ")

@@ -26,6 +26,7 @@ from lmk_train.evaluation import evaluate_run
 from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
 from lmk_train.features import SPLITS, compute_features
 from lmk_train.loop import MAY_CHANGE_ON_RESUME
+from lmk_train.metrics import spelled
 from lmk_train.options import EvalConfig, TuneConfig
 from lmk_train.precision import resolve_device
 from lmk_train.record import METRICS
@@ -357,7 +358,7 @@ def _reason(log: Path, code: int) -> str:
 def _end(search: _Search, trial: Trial, state: str, reason: str = "") -> None:
     search.experiment.end(trial.number, state, reason)
     shown = ", ".join(f"{k} {_short(v)}" for k, v in search.space.meaningful(trial.point).items())
-    objective = search.experiment.objective.replace("_", " ")
+    objective = spelled(search.experiment.objective)
     found = f"{objective} {trial.value:.4f}" if trial.value is not None and state != FAILED else reason
     search.announce(f"trial {trial.number} {state}: {found} ({shown})")
 
