@@ -27,7 +27,7 @@ test: setup ## The tests that run in minutes.
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: setup ## Every test, also the slow ones: browser, training to an accuracy, faults.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 check: setup ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff format --check .
