@@ -131,7 +131,10 @@ class Experiment:
             torch.manual_seed(int(fresh[0]))
             np.random.seed(int(fresh[1]))
             try:
-                ((number, point),) = self._client.get_next_trials(max_trials=1).items()
+                with warnings.catch_warnings():
+                    # Its models say how they cope with points that lie close together (jitter, restarts): no news here.
+                    warnings.simplefilter("ignore")
+                    ((number, point),) = self._client.get_next_trials(max_trials=1).items()
             except AxError as error:
                 if "exhaust" in str(error).lower() or "duplicate" in str(error).lower():
                     break
