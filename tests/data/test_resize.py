@@ -113,6 +113,26 @@ def test_scaled_decoding_keeps_the_quality_of_full_decoding(shared: Path, fit: F
     assert max(lost) < 0.25 or fit != "squash"
 
 
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("longest", [250, 330, 500, 640])
+def test_decoding_in_one_call_keeps_the_quality_of_full_decoding(shared: Path, fit: Fit, longest: int) -> None:
+    """With halved chroma, interpolated or not; against the same pixels without a JPEG around them."""
+    recipe = Recipe(size=128, fit=fit, exif_transpose=False)
+    lost = []
+    for path in sorted((shared / "photos" / "wikimedia").glob("*.jpg")):
+        with Image.open(path) as image:
+            image.thumbnail((longest, longest))
+            jpeg = encoded(image.convert("RGB"), "JPEG", quality=90, subsampling=2)
+        with Image.open(io.BytesIO(jpeg)) as image:
+            full = image.convert("RGB")
+        reference = decoded(resize_image(encoded(full, "BMP"), Recipe(size=128, fit=fit, quality=100)), 128)
+        plain, ours = (decoded(resize_image(data, recipe), 128) for data in (encoded(full, "BMP"), jpeg))
+        lost.append(psnr(plain, reference) - psnr(ours, reference))
+    assert len(lost) > 15
+    assert np.mean(lost) < 0.1
+    assert max(lost) < 0.25
+
+
 def test_same_bytes_twice() -> None:
     data = encoded(quadrants(), "PNG")
     assert resize_image(data, RECIPE) == resize_image(data, RECIPE)
