@@ -10,6 +10,7 @@ expect a test accuracy above 0.9. Everything lands in demo/, and a second run go
 import json
 from pathlib import Path
 
+from lmk_data.terminal import run_command
 from pipelines.steps import run, train
 
 FOLDER = Path("demo")
@@ -17,7 +18,7 @@ IMAGES, SHARDS, RUN = FOLDER / "images", FOLDER / "shards", FOLDER / "run"
 NUM_CLASSES, NUM_IMAGES, EPOCHS = 24, 900, 5
 
 
-def main() -> None:
+def demonstrate() -> None:
     """Run every step as a user would, by its command."""
     run("lmk-shard", "sample", IMAGES, "--classes", NUM_CLASSES, "--images", NUM_IMAGES)
     run(
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command("demo", demonstrate))

@@ -1,4 +1,4 @@
-"""The steps of a recipe as a user would type them; what is done is not done again."""
+"""The steps of a recipe as a user would type them; what is done is not done again, and with other settings refused."""
 
 import json
 import shutil
@@ -7,39 +7,73 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lmk_data.errors import UserError
+
 
 def run(*command: object) -> None:
-    """Show a command and run it from this environment; stop with its exit code if it fails."""
+    """Show a command and run it from this environment; stop with its exit code if it fails.
+
+    An interruption is passed on and waited for, so that a training saves where it is.
+    """
     words = [str(word) for word in command]
     print("\n$", " ".join(words), flush=True)
     program = Path(sys.executable).parent / words[0]
-    code = subprocess.run([program, *words[1:]], check=False).returncode
+    with subprocess.Popen([program, *words[1:]]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
     if code:
         raise SystemExit(code)
 
 
 def view(dataset: Path, out: Path, *arguments: object) -> Path:
-    """A view of a dataset, by `lmk-shard subset`."""
-    if not (out / "dataset.json").exists():
-        run("lmk-shard", "subset", dataset, "--out", out, *arguments)
+    """A view of a dataset, by `lmk-shard subset`, which keeps the one that is there and refuses another."""
+    run("lmk-shard", "subset", dataset, "--out", out, *arguments)
     return out
 
 
 def train(dataset: Path, out: Path, *arguments: object) -> Path:
-    """A run, trained to its end: from the start, or on from its last checkpoint."""
-    if not (out / "trained").exists():
+    """A run, trained to its end: from the start, or on from its last checkpoint.
+
+    Raises UserError if it was trained with other arguments or on other pictures.
+    """
+    asked, marker = _spelled(dataset, arguments), out / "trained"
+    if not _is_done(marker, asked):
         going_on = ("--resume",) if (out / "checkpoints" / "last.pt").exists() else ()
         if not going_on and out.exists():
             shutil.rmtree(out)  # it was interrupted before its first checkpoint
         run("lmk-train", "--shards", dataset, "--out", out, *arguments, *going_on)
-        (out / "trained").touch()
+        marker.write_text(asked)
     return out
 
 
-def evaluate(run_folder: Path, split: str, *arguments: object) -> dict[str, Any]:
-    """The metrics of a run on a split."""
-    path = run_folder / f"eval-{split}.json"
-    if not path.exists():
-        run("lmk-eval", run_folder, "--split", split, *arguments)
+def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[str, Any]:
+    """The metrics of a run on a split of its own dataset, or of another one.
+
+    Raises UserError if they are there, but of another dataset.
+    """
+    path, marker = run_folder / f"eval-{split}.json", run_folder / f"evaluated-{split}"
+    asked = "" if dataset is None else _spelled(dataset)
+    if not _is_done(marker, asked) and (dataset or not path.exists()):
+        run("lmk-eval", run_folder, "--split", split, *(("--shards", dataset) if dataset else ()))
+        marker.write_text(asked)
     metrics: dict[str, Any] = json.loads(path.read_text())
     return metrics
+
+
+def _is_done(marker: Path, asked: str) -> bool:
+    """Whether a step has left its marker; UserError if that was done with something else than is asked."""
+    if not marker.exists():
+        return False
+    if (done := marker.read_text()) != asked:
+        where = f"{marker.parent}: {marker.name}"
+        raise UserError(f"{where} with `{done}`, asked for `{asked}`; name another --out, or delete this folder")
+    return True
+
+
+def _spelled(dataset: Path, arguments: tuple[object, ...] = ()) -> str:
+    content = json.loads((dataset / "dataset.json").read_text())["content_sha256"]
+    return " ".join([*map(str, arguments), f"on {content[:12]}"])

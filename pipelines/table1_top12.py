@@ -7,9 +7,10 @@ Builds the full set once (shared with the other tables), takes a view of the top
 models for 8 epochs with the defaults of docs/training.md; interrupt it, and the same command goes on. The report does
 not say how long, at which rates, or with which seed it trained, so its figures are a mark to reach, not to the digit.
 
-Hardware: one GPU of 8 GB or more (the report had an RTX 2070 Super); nothing here was timed on one, and
-`lmk-train --shards runs/report/table1/view --profile-input` says what yours does. The build takes half an hour on
-2 cores where pictures are read as fast as they are decoded (968 a second, docs/benchmarks.md).
+Hardware: one GPU of 8 GB or more (the report had an RTX 2070 Super); nothing here was timed on one. An epoch is 14,399
+training images, so at R images a second (`lmk-train --shards runs/report/table1/view --profile-input`) a run takes
+8 * 14,399 / R seconds: 4 minutes at 500. The build takes half an hour on 2 cores where pictures are read as fast as
+they are decoded (969 to 1,075 a second, docs/benchmarks.md).
 Score to expect: the report's, 96.65 % (ResNet-50) and 98.05 % (EfficientNet-B0) testing accuracy.
 """
 

@@ -7,8 +7,8 @@ Builds the full set (1,490,153 images, shared with the other tables) and trains 
 of docs/training.md. Interrupt it, and the same command goes on. The head of ResNet-50 alone has 117 M parameters: where
 memory is short, add `--grad-accum 2` to a row below.
 
-Hardware: one GPU of 8 GB or more; nothing here was timed on one. An epoch is 1,072,910 images, so at R images a second
-(`lmk-train --profile-input`) a run takes 8 * 1,072,910 / R seconds: 4.8 hours at 500.
+Hardware: one GPU of 8 GB or more; nothing here was timed on one. An epoch is 1,068,054 training images, so at R
+images a second (`lmk-train --profile-input`) a run takes 8 * 1,068,054 / R seconds: 4.7 hours at 500.
 Score to expect: the report's, 67.70 % and 0.60 (ResNet-50), 68.19 % and 0.61 (EfficientNet-B0) testing accuracy and F1.
 """
 

@@ -1,15 +1,19 @@
 """The recipes: their own arithmetic, and each of them whole, on drawn pictures."""
 
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lmk_data.cli import main
 from lmk_data.errors import UserError
-from pipelines.cifar10_lt import draw_tail
+from pipelines.cifar10_lt import benchmark, draw_tail
 from pipelines.compare import Row, bootstrap
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
@@ -45,35 +49,52 @@ def test_runs_on_other_pictures_are_not_compared() -> None:
         bootstrap(row("a", targets, 0.8, 1), row("b", targets[::-1].copy(), 0.8, 1), 10)
 
 
-def recipe(module: str, *arguments: object) -> str:
-    """Run a recipe to its end; what it said."""
-    command = [sys.executable, "-m", f"pipelines.{module}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+def recipe(module: str, *arguments: object, code: int = 0) -> str:
+    """Run a recipe to its end; what it said, on stdout or, if it is to fail, on stderr."""
+    done = subprocess.run(_command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
+    return done.stderr if code else done.stdout
+
+
+def _command(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"pipelines.{module}", *map(str, arguments)]
+
+
+TABLES = {"table1_top12": TABLE1, "table2_top20": TABLE2, "table3_full": TABLE3}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tables go: one build serves all."""
+    return tmp_path_factory.mktemp("report")
 
 
 @pytest.mark.slow
-def test_every_table_is_made_and_nothing_is_done_twice(tmp_path: Path) -> None:
-    """One build serves all; a recipe that is run again only reads what is there."""
-    for module, table in (("table1_top12", TABLE1), ("table2_top20", TABLE2), ("table3_full", TABLE3)):
-        said = recipe(module, "--smoke", "--out", tmp_path)
-        assert said.count("$ lmk-train") == len(table.rows)
-        made = (tmp_path / f"{table.name}.md").read_text()
-        assert made in said
-        for row in table.rows:
-            (line,) = [line for line in made.splitlines() if line.startswith(f"| {row.name} |")]
-            assert f"{100 * row.reported[1]:.2f} %" in line  # type: ignore[operator]
-        assert "nothing" in made.splitlines()[0], "it says that drawn pictures prove nothing"
-    again = recipe("table1_top12", "--smoke", "--out", tmp_path)
+@pytest.mark.parametrize("module", TABLES)
+def test_every_table_is_made(module: str, report: Path) -> None:
+    table = TABLES[module]
+    said = recipe(module, "--smoke", "--out", report)
+    assert said.count("$ lmk-train") == len(table.rows)
+    made = (report / f"{table.name}.md").read_text()
+    assert made in said
+    for row in table.rows:
+        (line,) = [line for line in made.splitlines() if line.startswith(f"| {row.name} |")]
+        assert f"{100 * row.reported[1]:.2f} %" in line  # type: ignore[operator]
+    assert "nothing" in made.splitlines()[0], "it says that drawn pictures prove nothing"
+
+
+@pytest.mark.slow
+def test_no_table_is_made_twice(report: Path) -> None:
+    recipe("table1_top12", "--smoke", "--out", report)
+    again = recipe("table1_top12", "--smoke", "--out", report)
     assert "$ lmk-train" not in again
     assert "$ lmk-eval" not in again
 
 
-def class_folders(folder: Path, sizes: dict[str, int]) -> Path:
+def class_folders(folder: Path, sizes: dict[str, int], suffix: str = "png") -> Path:
     for number, (name, size) in enumerate(sizes.items()):
         for i in range(size):
-            draw(folder / name / f"{i:04d}.png", number, i, (32, 32))
+            draw(folder / name / f"{i:04d}.{suffix}", number, i, (32, 32))
     return folder
 
 
@@ -87,9 +108,23 @@ def test_the_tail_falls_exponentially(tmp_path: Path) -> None:
         draw_tail(folder / "a", 10)
 
 
+def test_what_cannot_make_a_table_is_said_at_once(tmp_path: Path) -> None:
+    train, test, out = (tmp_path / name for name in ("train", "test", "out"))
+    class_folders(train, dict.fromkeys("ab", 2))
+    class_folders(test, dict.fromkeys("abc", 1))
+    with pytest.raises(UserError, match=re.escape(f"{test}: 1 of its class folders are not in {train}, such as c")):
+        benchmark(train, test, out, [10], 1, 1)
+    with pytest.raises(UserError, match=f"{out}: needs two or more folders"):
+        benchmark(train, out, out, [10], 1, 1)
+    for flag, (imbalance, epochs, seeds) in {"imbalance": (0, 1, 1), "epochs": (1, 0, 1), "seeds": (1, 1, 0)}.items():
+        with pytest.raises(UserError, match=f"--{flag} 0: must be at least 1"):
+            benchmark(train, train, out, [imbalance], epochs, seeds)
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
-    train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 80))
+    train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 80), "jpg")
     test = class_folders(tmp_path / "test", dict.fromkeys("abcde", 8))
     options = ("--out", tmp_path / "out", "--imbalance", 10, "--epochs", 1, "--seeds", 1)
     said = recipe("cifar10_lt", train, test, *options)
@@ -99,3 +134,47 @@ def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
     assert [row[1] for row in rows] == ["CE", "LDAM", "LDAM-DRW", "balanced softmax"]
     assert [row[4].rstrip(" |") for row in rows] == ["86.39", "86.96", "88.16", ""]
     assert "1 epochs" in table
+    out, other = tmp_path / "out", class_folders(tmp_path / "other", dict.fromkeys("abcde", 4))
+    said = recipe("cifar10_lt", train, test, *options, "--epochs", 2, code=1)
+    assert f"cifar10_lt: error: {out}/ce-10-0: trained with `--model resnet32 --epochs 1 " in said
+    assert "asked for `--model resnet32 --epochs 2 " in said
+    assert "holds another build" in recipe("cifar10_lt", train, other, *options, code=1)
+    assert (out / "table.md").read_text() == table, "no false table"
+
+
+_STEP = """
+import sys
+from pathlib import Path
+from lmk_data.terminal import run_command
+from pipelines.steps import train
+sys.exit(run_command("recipe", lambda: train(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])))
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_stopped_saves_its_training_and_goes_on(tmp_path: Path) -> None:
+    images, shards, run = (
+        class_folders(tmp_path / "images", {"a": 100, "b": 100}),
+        tmp_path / "shards",
+        tmp_path / "run",
+    )
+    source = ["--images", str(images), "--labels", "classes", "--out", str(shards), "--size", "32", "--quiet"]
+    assert main(["build", *source, "--split", "1", "0", "0"]) == 0
+    options = ["--model", "resnet32", "--batch-size", "1", "--epochs", "1", "--device", "cpu"]
+    command = [sys.executable, "-c", _STEP, str(shards), str(run), *options]
+    metrics, last = run / "metrics.jsonl", run / "checkpoints" / "last.pt"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not metrics.exists() or not metrics.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert not last.exists(), "it is in the middle of its only epoch"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "lmk-train: interrupted; give the same command with --resume to go on at step " in said
+    assert said.splitlines()[-1] == "recipe: interrupted; run it again to go on"
+    assert last.exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert again.returncode == 0, again.stderr
+    assert "--resume" in again.stdout
+    assert (run / "trained").exists()
