@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lmk_train.predict import Guess
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
+_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +57,11 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
         return 0
 
     def run() -> None:
-        command(tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,)))
+        parsed = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
+        for package in _EXTRA:
+            if find_spec(package) is None:
+                raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")
+        command(parsed)
 
     return run_command(program, run)
 

@@ -12,7 +12,14 @@ import pytest
 from lmk_data import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("lmk-shard", "lmk-train", "lmk-eval", "lmk-predict", "lmk-export", "lmk-tune")
+TRAINERS = {
+    "lmk-train": ("--shards", "shards"),
+    "lmk-eval": ("run",),
+    "lmk-predict": ("run", "photo.jpg"),
+    "lmk-export": ("run", "--to", "onnx"),
+    "lmk-tune": ("--shards", "shards"),
+}
+PROGRAMS = ("lmk-shard", *TRAINERS)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def test_sdist_and_wheel_hold_what_they_should(built: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_wheel_alone_builds_a_dataset_without_torch(built: Path, tmp_path: Path) -> None:
-    """In an environment of its own with the light dependencies only: sample, build, verify."""
+    """In an environment with the light dependencies only: sample, build, verify; training says what it lacks."""
     (wheel,) = built.glob("*.whl")
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
@@ -75,3 +82,9 @@ def test_the_wheel_alone_builds_a_dataset_without_torch(built: Path, tmp_path: P
     assert (tmp_path / "shards" / "report" / "index.html").stat().st_size > 10_000
     for program in PROGRAMS:
         assert (environment / "bin" / program).exists()
+    for program, words in TRAINERS.items():
+        done = subprocess.run(
+            [environment / "bin" / program, *words], capture_output=True, text=True, cwd=tmp_path, timeout=100
+        )
+        wanted = f"{program}: error: {program} needs the extra `train` (torch is missing): pip install 'lmk[train]'\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", wanted)
