@@ -25,6 +25,8 @@ _DESCRIPTION = """Turn a labelled pile of images into WebDataset shards, once, a
 In the folder that Kaggle's Google Landmark Recognition archive was unpacked to, this is all there is to type:
 
     lmk-shard build --min-samples 6
+
+`lmk-shard --version` says which version this is.
 """
 
 
