@@ -1,12 +1,17 @@
-"""What the docs show is true: their Python runs in a folder that has a dataset `shards` and its exports, their
-`lmk-shard` commands in one like Kaggle's, every other command parses, and links lead somewhere."""
+"""What the docs show is true: Python, SQL and the commands of the pages in RUN run on drawn data, in a folder like
+Kaggle's; every other command is parsed by the program that it is for, with the reason here; links lead somewhere."""
 
+import argparse
+import contextlib
 import os
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ import tyro
 
 import lmk_data.cli
 from lmk_data.cli import main
+from lmk_train.cli import eval_main, export_main, predict_main, train_main
 from lmk_train.config import TrainConfig
 from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.search_space import read_space
@@ -27,11 +33,59 @@ PROGRAMS = {
     "lmk-export": ExportConfig,
     "lmk-tune": TuneConfig,
 }
-PAGES = ("reading.md", "reuse.md")
+MAINS = {
+    "lmk-shard": main,
+    "lmk-train": train_main,
+    "lmk-eval": eval_main,
+    "lmk-predict": predict_main,
+    "lmk-export": export_main,
+}
+RUN = ("quickstart.md", "evaluation.md", "sharding.md")
+ONLY_PARSED = {
+    "make ": "sets up, or runs these tests; .ci/run has them all",
+    ". .venv": "of the shell",
+    "lmk-shard build --min-samples 6": "the quick start's",
+    "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
+    "lmk-tune ": "hours; tests/train/test_tune.py has small searches",
+    "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
+    "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
+    "python -m pipelines.bench.": "measures for minutes or hours",
+    "s3://": "a bucket; tests/test_object_store.py has a server of its own",
+    "--engine dask": "a cluster; tests/test_cluster.py has one of its own",
+    "dask ": "a cluster; tests/test_cluster.py starts its own",
+    "torchrun --nproc-per-node 4": "four devices; tests/train/test_distributed.py has two processes",
+    "torchrun --nnodes 4": "four machines; tests/test_cluster_scripts.py has two nodes",
+}
+NOT_RUN = {
+    "cluster.md": "dask_jobqueue: a SLURM cluster",
+    "tuning.md": "TOML: read as a search space below",
+}
+FEWEST_COMMANDS = {
+    "README.md": 4,
+    "benchmarks.md": 10,
+    "cluster.md": 7,
+    "contributing.md": 5,
+    "evaluation.md": 7,
+    "quickstart.md": 8,
+    "recipes.md": 4,
+    "sharding.md": 5,
+    "training.md": 3,
+    "tuning.md": 2,
+}
+FEWEST_BLOCKS = {"README.md": 1, "cluster.md": 1, "evaluation.md": 1, "reading.md": 1, "reuse.md": 9, "tuning.md": 1}
+
+
+def blocks(page: Path) -> list[str]:
+    """The fenced Python and TOML of a page. Other fences are `text`, which says that nothing runs them."""
+    assert set(re.findall(r"^```(\w+)$", page.read_text(), re.MULTILINE)) <= {"python", "toml", "text"}
+    return re.findall(r"```(?:python|toml)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 BLOCKS = [
-    pytest.param(page, code, id=f"{page}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
+    pytest.param(page.name, code, id=f"{page.name}-{number}")
+    for page in WRITTEN
+    for number, code in enumerate(blocks(page))
+    if page.name not in (*NOT_RUN, "evaluation.md")
 ]
 OPTIONAL = ("datasets", "duckdb", "megatron", "mlcroissant", "polars", "timm")
 
@@ -71,30 +125,150 @@ if "images" in found:
 """
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of every command of ours in the indented blocks of a page; of a pipe or a launcher, ours alone."""
-    found = []
-    for line in re.sub(r"\\\n\s*", "", page.read_text()).splitlines():
-        shown = re.match(r"    (?:.*\| |torchrun .*--no-python )?(lmk-\w+ .*)", line)
-        if shown and not shown[1].endswith("..."):
-            found.append(shlex.split(shown[1], comments=True))
-    return found
+def commands(page: Path, more: str = "") -> list[str]:
+    """Every command in the indented blocks of a page, and what the pattern `more` finds beside them, in order."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    programs = r"(?:lmk-\w+|python|make|torchrun|find|dask|\.) [^`\n]+"
+    found = re.findall(rf"(?:^ {{4,}}{more})({programs})", text, re.MULTILINE)
+    shown = (line.split("  #")[0].split(" # ")[0].rstrip() for line in found)
+    return [line for line in shown if not line.endswith("...")]
 
 
-ALL_COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for page in WRITTEN for words in commands(page)]
+ALL_COMMANDS = [
+    pytest.param(page.name, line, id=f"{page.name}: {line}"[:70]) for page in WRITTEN for line in commands(page)
+]
 
 
-def test_commands_are_found_at_all() -> None:
-    assert len(ALL_COMMANDS) >= 15
+def test_no_page_is_lost() -> None:
+    for page in WRITTEN:
+        assert len(commands(page)) >= FEWEST_COMMANDS.get(page.name, 0), page.name
+        assert len(blocks(page)) >= FEWEST_BLOCKS.get(page.name, 0), page.name
 
 
-@pytest.mark.parametrize("words", ALL_COMMANDS)
-def test_command_parses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if words[0] == "lmk-shard":
+class ParsedError(Exception):
+    """Raised in place of what a program does once its command line is parsed."""
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+@pytest.mark.parametrize(("page", "line"), ALL_COMMANDS)
+def test_command_parses(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page in RUN or any(part in line for part in ONLY_PARSED), "run it, or say above why it is only parsed"
+    parse(shlex.split(line.rsplit(" | ", maxsplit=1)[-1]), monkeypatch)
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the program parse its command line, and do nothing more."""
+    program, *given = words
+    if program == "lmk-shard":
         monkeypatch.setattr(lmk_data.cli, "run_command", lambda *_: 0)
-        assert main(words[1:]) == 0
+        assert main(given) == 0
+    elif program in PROGRAMS:
+        tyro.cli(PROGRAMS[program], args=given, config=(tyro.conf.FlagCreatePairsOff,))
+    elif program == "python":
+        original = argparse.ArgumentParser.parse_args
+
+        def parse_and_stop(*arguments: object, **named: object) -> None:
+            original(*arguments, **named)  # type: ignore[call-overload]
+            raise ParsedError
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        monkeypatch.setattr(sys, "argv", given[1:])
+        with pytest.raises(ParsedError):
+            runpy.run_module(given[1], run_name="__main__")
+    elif program == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        launched = get_args_parser().parse_args(given)
+        parse([launched.training_script, *launched.training_script_args], monkeypatch)
+    elif program == "dask":
+        pytest.importorskip("distributed", reason="the extra `dask` is not installed")
+        __import__(f"distributed.cli.dask_{given[0]}", fromlist=["main"]).main.make_context(given[0], given[1:])
+    elif program == "make":
+        assert re.search(rf"^{given[0]}:", (DOCS.parent / "Makefile").read_text(), re.MULTILINE)
     else:
-        tyro.cli(PROGRAMS[words[0]], args=words[1:], config=(tyro.conf.FlagCreatePairsOff,))
+        assert words == [".", ".venv/bin/activate"]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_flags_in_the_text_exist(page: Path) -> None:
+    """Of commands within a sentence, which may be parts of one: the program, its subcommand and the flags."""
+    builds = {
+        name: getattr(lmk_data.cli, name.title())
+        for name in ("build", "report", "verify", "subset", "export", "sample")
+    }
+    for program, rest in re.findall(r"`(lmk-\w+) ([^`]+)`", page.read_text()):
+        words = shlex.split(rest)
+        config = builds[words[0]] if program == "lmk-shard" else PROGRAMS[program]
+        known = {f"--{field.name.replace('_', '-')}" for field in fields(config)} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= known, f"{program} {rest}"
+
+
+@pytest.fixture(scope="module")
+def started(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like Kaggle's where the quick start's commands were run in order, those within its sentences too: with
+    small pictures, ResNet-32 from random weights in place of EfficientNet-B0, one epoch, and fewer pictures drawn."""
+    pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    smaller = {
+        "build": ["--size", "64"],
+        "sample": ["--classes", "6", "--images", "60"],
+        "lmk-train": ["--model", "resnet32", "--weights", "none", "--epochs", "1", "--batch-size", "8"],
+    }
+    folder = tmp_path_factory.mktemp("kaggle")
+    for name in ("train", "train.csv"):
+        (folder / name).symlink_to(collection / name)
+    shutil.copy(max(collection.rglob("*.jpg")), folder / "photo.jpg")
+    with contextlib.chdir(folder):
+        for line in commands(DOCS / "quickstart.md", more="|`"):
+            words = shlex.split(line)
+            if words[0] not in MAINS:
+                continue
+            words += smaller.get(words[0], []) + smaller.get(words[1], [])
+            if words[0] == "lmk-train" and "--out" not in words:
+                words += ["--out", "runs/efficientnet-b0-ldam"]
+            assert MAINS[words[0]](words[1:]) == 0, words
+    return folder
+
+
+@pytest.mark.slow
+def test_the_quick_start_leads_to_a_model(started: Path) -> None:
+    run = started / "runs" / "efficientnet-b0-ldam"
+    for path in (started / "shards" / "report" / "index.html", run / "eval-test.json", run / "model.onnx"):
+        assert path.stat().st_size > 0
+    assert (started / "runs" / "top20" / "eval-test.json").exists()
+    assert (started / "demo" / "train.csv").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_commands_run_after_the_quick_start(started: Path) -> None:
+    (started / "elsewhere").symlink_to("shards")
+    for name in ("holiday", "photos"):
+        (started / name).mkdir()
+        shutil.copy(started / "photo.jpg", started / name)
+    for name in ("a", "b"):
+        (started / "runs" / name).symlink_to("efficientnet-b0-ldam")
+    for line in commands(DOCS / "evaluation.md"):
+        shell(line, started)
+    assert (started / "runs" / "efficientnet-b0-ldam" / "tau-test.json").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_snippets_run_after_the_quick_start(started: Path) -> None:
+    (code,) = blocks(DOCS / "evaluation.md")
+    assert "photo.jpg" in shell(shlex.join([sys.executable, "-c", code]), started)
+    duckdb = pytest.importorskip("duckdb", reason="the extra `interop` is not installed")
+    (query,) = re.findall(r"^    (SELECT .*)", (DOCS / "evaluation.md").read_text(), re.MULTILINE)
+    with contextlib.chdir(started):
+        assert duckdb.sql(query).fetchall()
+
+
+def shell(line: str, folder: Path) -> str:
+    """What a command line says on stdout; this environment's programs come first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(DOCS.parent)}
+    command = ["bash", "-o", "pipefail", "-c", line]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -105,10 +279,8 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
         (tmp_path / name).symlink_to(collection / name)
     (tmp_path / "mine.csv").write_text("landmark_id\n20409\n83144\n")
     monkeypatch.chdir(tmp_path)
-    shown = commands(DOCS / "sharding.md")
-    assert shown[0][:2] == ["lmk-shard", "build"]
-    for words in shown:
-        assert main([*words[1:], "--quiet"]) == 0, words
+    for line in commands(DOCS / "sharding.md"):
+        assert main([*shlex.split(line)[1:], "--quiet"]) == 0, line
 
 
 def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
@@ -116,6 +288,20 @@ def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
     (tmp_path / "space.toml").write_text(shown)
     space = read_space(tmp_path / "space.toml", TrainConfig("shards", epochs=8))
     assert set(space.parameters) == set(tomllib.loads(shown)["search"])
+
+
+def test_messages_that_are_explained_are_those_of_the_programs() -> None:
+    """Every part between the `...` of a quoted message stands in one literal of the sources, values left out."""
+    sources = "".join(
+        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).glob("*.py")
+    )
+    literals = re.sub(r"\{[^{}\n]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
+    table = re.findall(r"^\| (`.*?) \| ", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [message for cell in table for message in re.findall("`([^`]+)`", cell)]
+    assert len(quoted) >= 30
+    for message in quoted:
+        for part in message.split("..."):
+            assert part.strip(" :,;") in literals, f"{message!r}: {part!r}"
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
