@@ -40,6 +40,7 @@ class DaskEngine:
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         from distributed import KilledWorker, as_completed
         from distributed.client import FutureCancelledError
+        from distributed.comm.core import CommClosedError
 
         futures = self.client.map(partial(_as_here, function, encoder()), tasks, pure=False, batch_size=1_000)
         try:
@@ -50,7 +51,7 @@ class DaskEngine:
             raise BuildError(
                 "worker after worker was killed on one shard (out of memory?); run again, with more memory for each"
             ) from error
-        except FutureCancelledError as error:
+        except (FutureCancelledError, CommClosedError) as error:
             raise BuildError("the connection to the Dask scheduler was lost; run again to go on") from error
         finally:
             self.client.cancel(futures)
@@ -135,7 +136,7 @@ def look_around(probe: Probe) -> dict[str, Any]:
 def _check_address(address: str) -> None:
     """Refuse what is no address: a client that was made with one talks on stderr when it is taken away."""
     from distributed import Security
-    from distributed.comm import get_address_host_port, parse_address
+    from distributed.comm.addressing import get_address_host_port, parse_address
 
     try:
         get_address_host_port(address)
@@ -163,14 +164,16 @@ def _answers(client: "Client", probe: Probe) -> dict[str, Any]:
     """What every worker sees, by its address; an exception where it cannot say or does not within a time."""
     workers = list(client.nthreads())
 
-    async def ask() -> list[Any]:
-        how = {"on_error": "return", "asynchronous": True, "callback_timeout": _ANSWER_SECONDS}
-        asked = [client.run(look_around, probe, workers=[worker], **how) for worker in workers]
-        return await asyncio.gather(*asked, return_exceptions=True)
+    def ask(worker: str) -> Any:
+        limits: dict[str, Any] = {"asynchronous": True, "callback_timeout": _ANSWER_SECONDS}
+        return client.run(look_around, probe, workers=[worker], on_error="return", **limits)
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*map(ask, workers), return_exceptions=True)
 
     return {
         worker: answer[worker] if isinstance(answer, dict) else answer
-        for worker, answer in zip(workers, client.sync(ask), strict=True)
+        for worker, answer in zip(workers, client.sync(ask_all), strict=True)
     }
 
 
