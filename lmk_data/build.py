@@ -111,9 +111,9 @@ def build(options: BuildOptions) -> BuildResult:
         if finished is not None and _is_wanted(finished, options):
             manifest, built, is_complete, workers = finished, 0, True, 0
         else:
-            begin(out, {**inputs, "fingerprint": fingerprint})
-            _write_plan(out, plan)
             with _engine(options, out, plan, stores) as engine:
+                begin(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
+                _write_plan(out, plan)
                 workers = engine.workers
                 receipts, built = _run(options, engine, out, plan, stores, fingerprint)
             manifest, is_complete = _publish(options, out, plan, inputs, fingerprint, receipts), False
@@ -134,11 +134,24 @@ def _engine(options: BuildOptions, out: Folder, plan: Plan, stores: list[Store])
     if options.scheduler is None:
         yield local_engine(options.workers)
         return
-    found = plan.samples[plan.samples["reason"] == ""].iloc[0]
-    place = Place(*(int(found[name]) for name in ("offset", "num_bytes", "method", "crc32")))
     with connect(options.scheduler) as engine:
-        check_workers(engine, out, (stores[found["store"]], str(found["source"]), place))
+        check_workers(engine, out, _shown_images(plan, stores))
         yield engine
+
+
+def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Place]]:
+    """One image of each folder that stores lie in, of those that can be read here."""
+    found = plan.samples[plan.samples["reason"] == ""]
+    shown = []
+    folders = found["store"].map({number: store.folder.root for number, store in enumerate(stores)})
+    for _, images in found.groupby(folders):
+        for _, image in images.iloc[:: max(1, len(images) // _PROBES)].iterrows():
+            place = Place(*(int(image[name]) for name in ("offset", "num_bytes", "method", "crc32")))
+            store, source = stores[image["store"]], str(image["source"])
+            if isinstance(store.read(source, place), bytes):
+                shown.append((store, source, place))
+                break
+    return shown
 
 
 def _read_labels(
@@ -269,4 +282,4 @@ def _publish(
         dropped=plan.dropped,
         **inputs,
     )
-    return publish(out, publication, built_shards(out, receipts))
+    return publish(out, publication, built_shards(out, fingerprint, receipts))

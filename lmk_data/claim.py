@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmk_data.errors import DatasetError, StorageError, UserError
+from lmk_data.errors import StorageError, UserError
 from lmk_data.format import (
     CARD,
     CLASSES,
@@ -21,10 +21,9 @@ from lmk_data.format import (
     write_file,
 )
 from lmk_data.manifest import read_manifest
-from lmk_data.shard import PLAN_TABLE, RECEIPTS_FOLDER
+from lmk_data.shard import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER
 from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, storage_failure
 
-_INPUTS = f"{BUILD_FOLDER}/plan.json"
 _LOCK = f"{BUILD_FOLDER}/lock"
 _SHOWN_DIFFERENCES = 6
 
@@ -48,29 +47,28 @@ def holding(out: Folder) -> Iterator[None]:
 def claim(out: Folder, inputs: dict[str, Any], *, overwrite: bool) -> Manifest | None:
     """The manifest, if the build with these inputs (and their `fingerprint`) is published here already.
 
-    Refuses the folder of another build with what differs; with `overwrite`, removes whatever build it holds, even
-    one whose manifest cannot be read.
+    Refuses the folder of another build with what differs; with `overwrite` nothing is looked at, and None. Changes
+    nothing.
     """
-    try:
-        earlier = _earlier_inputs(out)
-    except DatasetError:
-        if not overwrite:
-            raise
-        earlier = {}
-    if earlier is not None:
-        if earlier.get("fingerprint") != inputs["fingerprint"] and not overwrite:
-            shown = _differences(earlier, inputs)
-            raise UserError(f"--out {out.root}: holds another build ({shown}); name another folder or give --overwrite")
-        if overwrite:
-            _clear(out)
+    if overwrite:
+        return None
+    earlier = _earlier_inputs(out)
+    if earlier is not None and earlier.get("fingerprint") != inputs["fingerprint"]:
+        shown = _differences(earlier, inputs)
+        raise UserError(f"--out {out.root}: holds another build ({shown}); name another folder or give --overwrite")
     return read_manifest(out) if out.exists(MANIFEST) else None
 
 
-def begin(out: Folder, inputs: dict[str, Any]) -> None:
-    """Take the manifest away and note whose build this is, before the first file of the dataset is written."""
+def begin(out: Folder, inputs: dict[str, Any], *, overwrite: bool) -> None:
+    """Take the manifest away and note whose build this is, before the first file of the dataset is written.
+
+    With `overwrite`, removes whatever build the folder holds, even one whose manifest cannot be read.
+    """
+    if overwrite:
+        _clear(out)
     out.remove(MANIFEST)
     out.sweep()
-    write_file(out, _INPUTS, canonical_json(inputs))
+    write_file(out, PLAN_INPUTS, canonical_json(inputs))
 
 
 def _check_out(out: Folder) -> None:
@@ -135,7 +133,7 @@ def _earlier_inputs(out: Folder) -> dict[str, Any] | None:
         manifest: dict[str, Any] = {**read_manifest(out)}
         return {name: manifest.get(name) for name in ("source", "plan", "recipe", "view_of", "fingerprint")}
     try:
-        return dict(json.loads(out.read(_INPUTS)))
+        return dict(json.loads(out.read(PLAN_INPUTS)))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -164,7 +162,7 @@ def _flattened(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 def _clear(out: Folder) -> None:
     """Remove another build's files, the manifest first, so that a crash leaves an unfinished build behind."""
     out.remove(MANIFEST)
-    for name in (_INPUTS, PLAN_TABLE, CLASSES, DROPPED_CLASSES, REJECTS, CARD):
+    for name in (PLAN_INPUTS, PLAN_TABLE, CLASSES, DROPPED_CLASSES, REJECTS, CARD):
         out.remove(name)
     for folder in (RECEIPTS_FOLDER, "shards", "index", REPORT_FOLDER):
         out.remove_tree(folder)

@@ -48,8 +48,12 @@ _ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """The libraries that decode and encode: other builds of them may write other bytes, so they are in the recipe."""
+    """What decodes and encodes: the libraries, and the `revision` of `resize`, which uses them.
 
+    Another one may write other bytes, so it is in the recipe.
+    """
+
+    revision: int
     distribution: str
     version: str
     libjpeg_turbo: str

@@ -56,7 +56,7 @@ def write_copy(
         finished = claim(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
         if finished is not None:
             return finished
-        begin(folder, {**inputs, "fingerprint": fingerprint})
+        begin(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
         shards = _write_copy_plan(folder, subset, inputs["plan"]["samples_per_shard"])
         work = Work(folder, fingerprint, shards, engine, "copying", quiet)
         receipts, _ = finish_shards(
@@ -73,7 +73,7 @@ def write_copy(
             dropped=dropped_classes_schema(landmark_id).empty_table().to_pandas(),
             **inputs,
         )
-        return publish(folder, publication, built_shards(folder, receipts))
+        return publish(folder, publication, built_shards(folder, fingerprint, receipts))
 
 
 @dataclass(frozen=True, slots=True)

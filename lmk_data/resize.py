@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError, features
 from lmk_data.errors import UserError
 from lmk_data.format import Encoder, Fit, Recipe, Rejection, Resized
 
+_REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
 _CODECS = {"jpg": "jpeg", "zlib": "png", "webp": "webp", "libtiff": "tiff"}
 _ORIENTATION = 0x0112
@@ -60,11 +61,12 @@ def accepted_formats() -> tuple[str, ...]:
 
 @cache
 def encoder() -> Encoder:
-    """What decodes and encodes here: pillow-simd or stock Pillow, its libjpeg-turbo and codecs, and simplejpeg."""
+    """What decodes and encodes here: this module, pillow-simd or Pillow, its libjpeg-turbo and codecs, simplejpeg."""
     version = str(PIL.__version__)
     simd = _installed_version("pillow-simd") == version
     codecs = [name for feature, name in _CODECS.items() if features.check(feature)]
     return Encoder(
+        revision=_REVISION,
         distribution="pillow-simd" if simd else "pillow",
         version=version,
         libjpeg_turbo=str(features.version("libjpeg_turbo") or "none"),

@@ -68,9 +68,10 @@ def finish_shards(
     return [receipts[shard.split, shard.number] for shard in work.shards], todo
 
 
-def built_shards(out: Folder, receipts: list[Receipt]) -> list[BuiltShard]:
+def built_shards(out: Folder, fingerprint: str, receipts: list[Receipt]) -> list[BuiltShard]:
     """What publishing needs of each finished shard."""
+    tables = (read_receipt_table(out, r.split, r.number, fingerprint) for r in receipts)
     return [
-        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, read_receipt_table(out, r.split, r.number))
-        for r in receipts
+        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, table)
+        for r, table in zip(receipts, tables, strict=True)
     ]

@@ -1,6 +1,7 @@
 """One shard: read its members in source order, resize them, write the tar atomically, then its receipt."""
 
 import hashlib
+import json
 import warnings
 import zlib
 from collections import Counter
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.archives import Place
-from lmk_data.errors import DatasetError
+from lmk_data.errors import BuildError, DatasetError
 from lmk_data.format import (
     Recipe,
     Rejection,
@@ -29,6 +30,7 @@ from lmk_data.storage import BUILD_FOLDER, Folder
 from lmk_data.stores import Store
 from lmk_data.tar import TarFile, cls_bytes, json_bytes
 
+PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 
@@ -100,10 +102,12 @@ def write_shard(
     """Write a tar and its receipt; no tar if every row was rejected.
 
     `rows` are receipt rows without the places of the pictures, which this fills in; those with a `reason` have no
-    picture. An earlier receipt goes first, so that it never vouches for another tar.
+    picture. An earlier receipt goes first, so that it never vouches for another tar. Raises BuildError, and replaces
+    nothing, once the folder holds another build: a worker may go on with a task of one that was given up.
     """
     name = shard_name(split, number)
     stated = {"fingerprint": fingerprint, "sha256": "", "num_bytes": "0"}
+    _check_plan(out, fingerprint)
     out.remove(receipt_name(split, number))
     if any(row.get("reason") is None for row in rows):
         with out.atomic(name) as file:
@@ -116,12 +120,23 @@ def write_shard(
                 row |= {"position": position, "jpg_offset": offset, "jpg_size": len(picture)}
                 row["jpg_crc32"] = zlib.crc32(picture)
             stated |= {"sha256": tar.close(), "num_bytes": str(tar.num_bytes)}
+            _check_plan(out, fingerprint)
     else:
         out.remove(name)
     landmark_id = pa.int64() if isinstance(rows[0]["landmark_id"], int) else pa.string()
     table = pa.Table.from_pylist(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
+    _check_plan(out, fingerprint)
     write_file(out, receipt_name(split, number), parquet_bytes(table))
     return _receipt(split, number, [row.get("reason") for row in rows], stated)
+
+
+def _check_plan(out: Folder, fingerprint: str) -> None:
+    try:
+        planned = json.loads(out.read(PLAN_INPUTS)).get("fingerprint")
+    except (FileNotFoundError, ValueError):
+        planned = None
+    if planned != fingerprint:
+        raise BuildError(f"{out.root}: another build began there; this one ends, run it again in another folder")
 
 
 def _described(data: bytes, picture: Resized) -> dict[str, Any]:
@@ -162,15 +177,18 @@ def receipt_name(split: str, number: int) -> str:
     return f"{RECEIPTS_FOLDER}/{split}-{number:06d}.parquet"
 
 
-def read_receipt_table(out: Folder, split: str, number: int) -> pa.Table:
-    """The rows of a receipt: the shard's planned images, written or rejected."""
+def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -> pa.Table:
+    """The rows of a receipt of this plan: the shard's planned images, written or rejected."""
     name = receipt_name(split, number)
     try:
-        return pq.read_table(pa.BufferReader(out.read(name))).replace_schema_metadata(None)
+        table = pq.read_table(pa.BufferReader(out.read(name)))
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{out.location(name)}: not a readable receipt; delete it and run the build again"
         ) from error
+    if (table.schema.metadata or {}).get(b"fingerprint") != fingerprint.encode():
+        raise DatasetError(f"{out.location(name)}: the receipt of another build; run the build again")
+    return table.replace_schema_metadata(None)
 
 
 def _read(row: dict[str, Any], stores: tuple[Store, ...]) -> bytes | Rejection:

@@ -2,13 +2,14 @@
 
 import glob
 import os
+import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
@@ -20,8 +21,9 @@ from lmk_data.files import atomic_file, remove_durably
 BUILD_FOLDER = ".build"
 _UNFINISHED = f"{BUILD_FOLDER}/unfinished"
 _REMOTE_BLOCK_BYTES = 4 << 20
-_ATTEMPTS = 4
-_FIRST_PAUSE_SECONDS = {"local": 0.1, "remote": 0.5}
+_LOCAL_PAUSES_SECONDS, _REMOTE_PAUSES_SECONDS = (0.1, 0.4, 1.6), (0.5, 2.0, 8.0)
+# What a storage that works says; asking again would not change it.
+_ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 Result = TypeVar("Result")
 
@@ -172,36 +174,31 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            return bytes(fs.cat_file(path))
+        return _asked(lambda: bytes(fs.cat_file(path)), self.location(name))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            data = fs.cat_file(path, start=offset, end=offset + num_bytes)
+        data = _asked(lambda: fs.cat_file(path, start=offset, end=offset + num_bytes), self.location(name))
         if len(data) > num_bytes:  # a web server that does not know ranges answers with the whole file
             data = data[offset : offset + num_bytes]
         return bytes(data)
 
     def open(self, name: str) -> BinaryIO:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            return cast(BinaryIO, fs.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES, cache_type="readahead"))
+        reading = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "readahead"}
+        return cast(BinaryIO, _asked(lambda: fs.open(path, "rb", **reading), self.location(name)))
 
     def exists(self, name: str) -> bool:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            return bool(fs.exists(path))
+        return _asked(lambda: bool(fs.exists(path)), self.location(name))
 
     def is_file(self, name: str) -> bool:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            return bool(fs.isfile(path))
+        return _asked(lambda: bool(fs.isfile(path)), self.location(name))
 
     def size(self, name: str) -> int:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            return int(fs.size(path))
+        return _asked(lambda: int(fs.size(path)), self.location(name))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         files = {_join(folder, name): entry for name, entry in self._list(folder) if entry["type"] == "file" and name}
@@ -214,9 +211,8 @@ class RemoteFolder:
 
     def walk(self) -> Iterator[str]:
         fs, path = self._file("")
-        with _as_os_errors(self.root):
-            fs.invalidate_cache()
-            found = fs.find(path)
+        fs.invalidate_cache()
+        found = _asked(lambda: fs.find(path), self.root)
         start = len(path.lstrip("/")) + 1
         for name in found:
             relative = str(name).lstrip("/")[start:]
@@ -226,40 +222,33 @@ class RemoteFolder:
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
         fs, path = self._file(name)
-        with tempfile.TemporaryDirectory(prefix="lmk-upload-") as folder:
-            local = Path(folder) / "file"
-            with open(local, "wb") as file:
+        _sweep_uploads()
+        with tempfile.TemporaryDirectory(prefix=f"{_uploads_here()}{os.getpid()}_") as folder:
+            local = os.path.join(folder, "file")
+            with _named(local), open(local, "wb") as file:
                 yield file
-            retrying(lambda: self._upload(fs, str(local), path, name), self.location(name))
+            upload = partial(_asked, lambda: fs.put_file(local, path), self.location(name))
+            retrying(upload, self.location(name))
 
     def remove(self, name: str) -> None:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            if fs.exists(path):
-                fs.rm_file(path)
+        _asked(lambda: fs.exists(path) and fs.rm_file(path), self.location(name))
 
     def remove_tree(self, name: str) -> None:
         fs, path = self._file(name)
-        with _as_os_errors(self.location(name)):
-            if fs.exists(path):
-                fs.rm(path, recursive=True)
+        _asked(lambda: fs.exists(path) and fs.rm(path, recursive=True), self.location(name))
 
     def sweep(self) -> None:
         """Nothing: an upload that was cut short never shows."""
 
-    def _upload(self, fs: Any, local: str, path: str, name: str) -> None:
-        with _as_os_errors(self.location(name)):
-            fs.put_file(local, path)
-
     def _list(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
         """The entries directly in a folder by name, from the storage and not from a cached listing."""
         fs, path = self._file(folder)
-        with _as_os_errors(self.location(folder)):
-            fs.invalidate_cache()
-            try:
-                entries = fs.ls(path, detail=True)
-            except FileNotFoundError:
-                return []
+        fs.invalidate_cache()
+        try:
+            entries = _asked(lambda: fs.ls(path, detail=True), self.location(folder))
+        except FileNotFoundError:
+            return []
         return [(str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
 
     def _file(self, name: str) -> tuple[Any, str]:
@@ -293,17 +282,14 @@ def split_location(path: str) -> tuple[Folder, str]:
 
 
 def retrying(action: Callable[[], Result], location: str) -> Result:
-    """Call `action`, three times more while the storage fails with OSError, then give up with StorageError."""
-    pause = _FIRST_PAUSE_SECONDS["remote" if is_url(location) else "local"]
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return action()
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise StorageError(storage_failure(error, location)) from error
-            time.sleep(pause)
-            pause *= 4
-    raise AssertionError("unreachable")
+    """Call `action`, three times more while a local disk fails with OSError, then give up with StorageError.
+
+    What is behind a URL was asked again already, by its folder.
+    """
+    try:
+        return action() if is_url(location) else _repeated(action, _LOCAL_PAUSES_SECONDS)
+    except OSError as error:
+        raise StorageError(storage_failure(error, location)) from error
 
 
 def storage_failure(error: OSError, location: str) -> str:
@@ -335,6 +321,63 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
+def _asked(action: Callable[[], Result], location: str) -> Result:
+    """What an fsspec backend answers, asked three times more while it fails without an answer; OSError then."""
+
+    def ask() -> Result:
+        with _as_os_errors(location):
+            return action()
+
+    return _repeated(ask, _REMOTE_PAUSES_SECONDS, final=_ANSWERS)
+
+
+def _repeated(action: Callable[[], Result], pauses: Sequence[float], final: tuple[type[OSError], ...] = ()) -> Result:
+    """Call `action`, again after each pause while it raises an OSError that is none of the `final` ones."""
+    for pause in pauses:
+        try:
+            return action()
+        except final:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return action()
+
+
+def _uploads_here() -> str:
+    """How the temporary folders of this machine's uploads begin; containers may share a folder, but not a name."""
+    return f"lmk-upload-{platform.node()}_"
+
+
+@cache
+def _sweep_uploads() -> None:
+    """Delete, once a process, what uploads of processes that were killed left in the temporary folder."""
+    start = os.path.join(tempfile.gettempdir(), _uploads_here())
+    for path in glob.glob(f"{glob.escape(start)}*"):
+        pid = path.removeprefix(start).split("_")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)  # another user's stays
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's process
+    return True
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Give an OSError of writing to a file its name: a full disk does not say which."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
 @contextmanager
 def _as_os_errors(location: str) -> Iterator[None]:
     """Every fsspec backend has exceptions of its own; to the rest of this project storage fails with OSError."""
@@ -346,7 +389,8 @@ def _as_os_errors(location: str) -> Iterator[None]:
             error.filename = location
         raise
     except Exception as error:
-        raise OSError(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", location) from error
+        kind = PermissionError if "Credential" in type(error).__name__ else OSError
+        raise kind(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", location) from error
 
 
 def _join(folder: str, name: str) -> str:

@@ -19,6 +19,10 @@ class Store(Protocol):
     """A place that holds images; what is read is named by `source`, a relative path with forward slashes."""
 
     @property
+    def folder(self) -> Folder:
+        """The folder that the store is, or lies in."""
+
+    @property
     def location(self) -> str:
         """The path or URL of the store."""
 

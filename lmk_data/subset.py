@@ -167,7 +167,7 @@ def write_view(
         finished = claim(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
         if finished is not None:
             return finished
-        begin(folder, {**inputs, "fingerprint": fingerprint})
+        begin(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
         splits, files = _write_view_files(folder, subset, dataset)
         manifest: Manifest = {
             "format": FORMAT_NAME,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data.cli import main
+from lmk_data.cluster import connect
 from tests.data.test_build import hashes
 from tests.test_faults import SAMPLES_PER_SHARD, expected, one_line, receipts, source, start, wait_for, words
 
@@ -29,7 +31,7 @@ class Cluster:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.address_file = folder / "scheduler.json"
         where = ["--host", host, "--port", "0", "--scheduler-file", str(self.address_file)]
-        self._start("scheduler", *where, **environment)
+        self.scheduler = self._start("scheduler", *where, **environment)
         deadline = time.monotonic() + 60
         while not self.address_file.exists():
             assert time.monotonic() < deadline, "the scheduler did not start"
@@ -81,6 +83,7 @@ def test_the_same_bytes_though_a_worker_is_killed_on_the_way(
     said, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "400 images" in said
+    assert re.search("^building: .*/400 images ", error, re.MULTILINE)
     assert hashes(out) == expected
 
 
@@ -121,6 +124,98 @@ def test_workers_that_see_something_else_are_refused(source: Path, cluster: Clus
     assert done.returncode == 1
     assert "differs in the image" in one_line(done.stderr)
     assert not (out / "dataset.json").exists()
+
+
+def refused(source: Path, out: Path, cluster: Cluster) -> str:
+    """The one line with which a build ends that must not begin."""
+    done = subprocess.run(words(source, out, *on(cluster)), capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 1, done.stderr
+    assert not out.exists()
+    return one_line(done.stderr)
+
+
+def another_encoder(folder: Path) -> tuple[str, str]:
+    """The program that starts a worker whose simplejpeg is another one, as far as it can tell."""
+    about = folder / "other" / "simplejpeg-0.0.1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: simplejpeg\nVersion: 0.0.1\n")
+    return "env", f"PYTHONPATH={os.pathsep.join([str(about.parent), *sys.path])}"
+
+
+def test_a_worker_with_another_encoder_is_refused(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add_worker(*another_encoder(tmp_path))
+    said = refused(source, tmp_path / "shards", cluster)
+    assert re.search("worker tcp://.* differs in the encoder: .*simplejpeg 0.0.1, .* there, .* here;", said)
+
+
+def test_a_worker_that_comes_late_with_another_encoder_builds_nothing(
+    source: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "shards"
+    first = cluster.add_worker()
+    process = start(words(source, out, *on(cluster)))
+    wait_for(lambda: receipts(out) > 2, process)
+    first.kill()
+    cluster.add_worker(*another_encoder(tmp_path))
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert re.search("a worker came with another encoder: .*simplejpeg 0.0.1, .* there", one_line(error))
+
+
+def test_a_worker_without_the_package_is_refused(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "lmk_data.py").write_text("raise ModuleNotFoundError(\"No module named 'lmk_data'\")")
+    cluster.add_worker("env", "-C", str(tmp_path / "without"))
+    said = refused(source, tmp_path / "shards", cluster)
+    assert re.search(
+        "worker tcp://.* cannot show what it has: .*No module named 'lmk_data'.*; install the same lmk", said
+    )
+
+
+def test_a_worker_that_does_not_answer_is_named(
+    source: Path,
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("lmk_data.cluster._ANSWER_SECONDS", 2)
+    worker = cluster.add_worker()
+    with connect(cluster.address) as engine:
+        (address,) = engine.client.nthreads()
+    worker.send_signal(signal.SIGSTOP)
+    assert main(words(source, tmp_path / "shards", *on(cluster))[3:]) == 1
+    said = one_line(capsys.readouterr().err)
+    assert f"worker {address} cannot show what it has: it did not answer within 2 s" in said
+
+
+def test_a_shard_that_kills_its_workers_ends_the_build(source: Path, tmp_path: Path) -> None:
+    """Here one killed worker is enough; by default Dask gives up after four."""
+    folder, out = tmp_path / "cluster", tmp_path / "shards"
+    folder.mkdir()
+    cluster = Cluster(folder, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    try:
+        worker = cluster.add_worker()
+        process = start(words(source, out, *on(cluster)))
+        wait_for(lambda: receipts(out) > 2, process)
+        worker.kill()
+        cluster.add_worker()
+        _, error = process.communicate(timeout=100)
+    finally:
+        cluster.close()
+    assert process.returncode == 1
+    assert "worker after worker was killed on one shard" in one_line(error)
+
+
+def test_a_scheduler_that_is_lost_ends_the_build(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    cluster.add_worker()
+    process = start(words(source, out, *on(cluster)))
+    wait_for(lambda: receipts(out) > 2, process)
+    cluster.scheduler.kill()
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "the connection to the Dask scheduler was lost; run again to go on" in one_line(error)
 
 
 class Network:
@@ -192,10 +287,26 @@ def test_hosts_of_their_own_one_of_which_falls_off_the_network(
         cluster.close()
 
 
-def test_nobody_there(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = words(source, tmp_path / "shards")[3:]
-    assert main([*command, "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"]) == 1
+def test_nobody_there(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is published there stays, though it was to be overwritten."""
+    command = words(collection, tmp_path / "shards", "--quiet")[3:]
+    assert main(command) == 0
+    published = hashes(tmp_path / "shards")
+    another = [*command, "--overwrite", "--quality", "80", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"]
+    assert main(another) == 1
     assert "no Dask scheduler answers there" in one_line(capsys.readouterr().err)
+    assert hashes(tmp_path / "shards") == published
+    assert main(["verify", str(tmp_path / "shards"), "--quiet"]) == 0
     assert main([*command, "--engine", "dask"]) == 1
     assert "go together" in capsys.readouterr().err
     assert SAMPLES_PER_SHARD == 8
+
+
+@pytest.mark.parametrize("address", ["localhost", "", "foo://x:1", "tcp://127.0.0.1", "tls://127.0.0.1:9", "host:port"])
+def test_what_is_no_address_is_refused(source: Path, tmp_path: Path, address: str) -> None:
+    """In one line, and nothing follows when the program ends."""
+    command = words(source, tmp_path / "shards", "--engine", "dask", "--scheduler", address)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 1
+    assert f"--scheduler {address}: " in one_line(done.stderr)
+    assert not (tmp_path / "shards").exists()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,14 @@ import webdataset
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.claim import begin
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import BuildError, DatasetError, UserError
 from lmk_data.format import Recipe, content_sha256_of
 from lmk_data.plan import PlanRule
+from lmk_data.shard import read_receipt_table, write_shard
+from lmk_data.storage import open_folder
 from lmk_data.tar import TarFile
 
 Options = Callable[..., BuildOptions]
@@ -169,6 +172,36 @@ def test_receipts_that_do_not_count(options: Options, tmp_path: Path) -> None:
     pd.read_parquet(old).drop(columns="jpg_crc32").to_parquet(old)
     assert 0 < build(options()).built_images <= 16
     assert hashes(out) == expected
+
+
+@pytest.mark.parametrize("begun_at", ["start", "end"])
+def test_a_task_of_a_build_that_was_given_up_replaces_nothing(begun_at: str) -> None:
+    """A worker that heard of nothing goes on with it, while the folder holds another build already."""
+    out = open_folder(f"memory://given-up/{begun_at}")
+    row = {"key": "a", "label": 0, "landmark_id": 1, "source": "a", "original_width": 8, "original_height": 8}
+    published: dict[str, bytes] = {}
+
+    def another_build() -> None:
+        begin(out, {"fingerprint": "another"}, overwrite=True)
+        write_shard(out, "train", 0, "another", [dict(row)], iter([b"another picture"]))
+        published.update(
+            {name: out.read(name) for folder in ("shards/train", ".build/receipts") for name in out.sizes(folder)}
+        )
+
+    def pictures() -> Iterator[bytes]:
+        if begun_at == "end":
+            another_build()
+        yield b"picture"
+
+    begin(out, {"fingerprint": "this one"}, overwrite=False)
+    if begun_at == "start":
+        another_build()
+    with pytest.raises(BuildError, match="another build began there"):
+        write_shard(out, "train", 0, "this one", [dict(row)], pictures())
+    assert len(published) == 2
+    assert {name: out.read(name) for name in published} == published
+    with pytest.raises(DatasetError, match="the receipt of another build"):
+        read_receipt_table(out, "train", 0, "this one")
 
 
 def test_too_many_rejections_end_the_build(options: Options, collection: Path, tmp_path: Path) -> None:

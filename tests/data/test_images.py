@@ -271,7 +271,7 @@ def test_damaged_members_of_a_zip_are_values(tmp_path: Path) -> None:
 def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmk_data.storage._FIRST_PAUSE_SECONDS", {"local": 0.001, "remote": 0.001})
+    monkeypatch.setattr("lmk_data.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
     write_tar(tmp_path / "a.tar", {"a1.jpg": bytes(9000), "a2.jpg": bytes(9000)})
     stores, located = found(["a1", "a2"], tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:10_000])
@@ -284,7 +284,7 @@ def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(
 
 
 def test_missing_needs_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmk_data.storage._FIRST_PAUSE_SECONDS", {"local": 0.001, "remote": 0.001})
+    monkeypatch.setattr("lmk_data.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
     touch(tmp_path / "images", "a1.jpg", "b1.jpg")
     stores, located = found(["a1", "b1"], tmp_path / "images")
     (tmp_path / "images" / "a1.jpg").unlink()

@@ -1,0 +1,122 @@
+"""Folders behind URLs: requests that fail, and what is left on this machine."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from lmk_data.archives import Place
+from lmk_data.errors import StorageError
+from lmk_data.storage import Folder, open_folder
+from lmk_data.stores import FolderStore
+
+FOLDER = "memory://storage/folder"
+
+
+def write(folder: Folder) -> None:
+    with folder.atomic("a") as file:
+        file.write(b"content")
+
+
+@pytest.fixture
+def folder() -> Folder:
+    folder = open_folder(FOLDER)
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
+    """Let the first calls of one of the storage's operations fail; returns the list of its calls."""
+
+    def fail(operation: str, times: int) -> list[str]:
+        works, calls = getattr(MemoryFileSystem, operation), []
+
+        def fails(fs: MemoryFileSystem, path: str, *words: object, **options: object) -> object:
+            calls.append(str(path))
+            if len(calls) <= times:
+                raise RuntimeError("slow down")
+            return works(fs, path, *words, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, operation, fails)
+        return calls
+
+    monkeypatch.setattr("lmk_data.storage._REMOTE_PAUSES_SECONDS", (0.001,) * 3)
+    return fail
+
+
+OPERATIONS: dict[str, tuple[str, Callable[[Folder], object]]] = {
+    "read": ("cat_file", lambda folder: folder.read("a") == b"content"),
+    "read_range": ("cat_file", lambda folder: folder.read_range("a", 3, 2) == b"te"),
+    "open": ("open", lambda folder: folder.open("a").read() == b"content"),
+    "exists": ("exists", lambda folder: folder.exists("a")),
+    "is_file": ("isfile", lambda folder: folder.is_file("a")),
+    "size": ("size", lambda folder: folder.size("a") == 7),
+    "sizes": ("ls", lambda folder: folder.sizes() == {"a": 7}),
+    "walk": ("find", lambda folder: list(folder.walk()) == ["a"]),
+    "atomic": ("put_file", lambda folder: write(folder) is None),
+    "remove": ("rm_file", lambda folder: folder.remove("a") is None and not folder.exists("a")),
+    "remove_tree": ("rm", lambda folder: folder.remove_tree("") is None and not folder.exists("a")),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_request_that_fails_is_sent_again(
+    folder: Folder, failing: Callable[[str, int], list[str]], name: str
+) -> None:
+    operation, works = OPERATIONS[name]
+    calls = failing(operation, 3)
+    assert works(folder)
+    assert len(calls) == 4
+
+
+def test_requests_are_sent_four_times_at_most(folder: Folder, failing: Callable[[str, int], list[str]]) -> None:
+    calls = failing("cat_file", 100)
+    with pytest.raises(OSError, match="slow down"):
+        folder.read("a")
+    assert len(calls) == 4
+    with pytest.raises(StorageError, match=f"{FOLDER}/a: RuntimeError: slow down; is the storage there"):
+        FolderStore(folder).read("a", Place(-1, -1, -1, 0))
+    assert len(calls) == 8
+
+
+def test_an_answer_is_no_failure(folder: Folder, failing: Callable[[str, int], list[str]]) -> None:
+    calls = failing("cat_file", 0)
+    with pytest.raises(FileNotFoundError):
+        folder.read("b")
+    assert len(calls) == 1
+
+
+def test_a_full_temporary_disk_is_named(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, folder.atomic("a") as file:
+            file.write(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value.filename).startswith(str(tmp_path))
+    assert folder.read("a") == b"content"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_upload_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from lmk_data.storage import open_folder\n"
+        f"with open_folder({FOLDER!r}).atomic('a') as file:\n"
+        "    if sys.argv[1] == 'killed':\n        os.kill(os.getpid(), 9)\n"
+        "    print(len(os.listdir(os.environ['TMPDIR'])))\n"
+    )
+    command, environment = [sys.executable, "-c", program], {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    assert subprocess.run([*command, "killed"], env=environment).returncode == -9
+    (tmp_path / "another.txt").touch()
+    assert len(list(tmp_path.iterdir())) == 2
+    done = subprocess.run([*command, "whole"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"  # the upload's own, and what is not ours
+    assert [path.name for path in tmp_path.iterdir()] == ["another.txt"]
