@@ -11,7 +11,6 @@ from markupsafe import Markup
 from lmk_data import page
 from lmk_data.census import QUANTILES, odd_ones, read_pictures, take_census
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import Engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
 from lmk_data.plots import frequency_plots, margin_plot, picture_plots
@@ -32,12 +31,12 @@ class Report:
     figures: dict[str, Any]
 
 
-def write_report(dataset: ShardedDataset, out: Folder, engine: Engine) -> Report:
-    """Write `index.html` and `report.json` into `out`; `engine` compares pictures for near duplicates.
+def write_report(dataset: ShardedDataset, out: Folder, *, workers: int | None = None, quiet: bool = True) -> Report:
+    """Write `index.html` and `report.json` into `out`; `workers` threads compare pictures for near duplicates.
 
     Raises DatasetError if a file of the dataset cannot be read.
     """
-    quality = assess(dataset, engine)
+    quality = assess(dataset, workers=workers, quiet=quiet)
     figures = {**summarize(dataset), **take_census(dataset), **quality.figures}
     title = " ".join(dataset.manifest["title"].split()) or "Image shards"
     subtitle = (
@@ -99,7 +98,7 @@ def summarize(dataset: ShardedDataset) -> dict[str, Any]:
             "largest": int(listed.max()),
             "smallest": int(listed.min()),
             "median": float(np.median(listed)),
-            "imbalance_ratio": round(float(listed.max() / listed.min()), 4),
+            "imbalance_ratio": round(float(listed.max() / listed[listed > 0].min()), 4),
             "gini": round(gini(listed), 4),
             "gini_before_the_rule": round(gini(everyone), 4),
             "half_of_images_in": int(np.searchsorted(listed.cumsum(), listed.sum() / 2) + 1),

@@ -14,7 +14,6 @@ from lmk_data import page
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import LocalEngine
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
 from lmk_data.report import gini, write_report
@@ -25,7 +24,7 @@ from tests.browser import browse
 def test_figures_are_those_of_the_datasets_own_files(
     dataset: ShardedDataset, dataset_path: Path, tmp_path: Path
 ) -> None:
-    write_report(dataset, open_folder(tmp_path), LocalEngine(1))
+    write_report(dataset, open_folder(tmp_path), workers=1)
     figures = json.loads((tmp_path / "report.json").read_bytes())
     classes = pd.read_parquet(dataset_path / "classes.parquet")
     assert figures["counts"]["written"] == sum(len(pd.read_parquet(p)) for p in (dataset_path / "index").iterdir())
@@ -47,7 +46,7 @@ def test_figures_are_those_of_the_datasets_own_files(
 
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_report(dataset, open_folder(tmp_path / name), LocalEngine(1))
+        write_report(dataset, open_folder(tmp_path / name), workers=1)
     html = (tmp_path / "a" / "index.html").read_text()
     assert html == (tmp_path / "b" / "index.html").read_text()
     assert "<h1>Small &lt;set&gt;</h1>" in html
@@ -128,7 +127,7 @@ def test_page_opens_in_a_browser(
     dataset: ShardedDataset, tmp_path: Path, chromium: str, width: int, scheme: int
 ) -> None:
     """Nothing on the console, nothing wider than a phone, and the table of classes can be searched and sorted."""
-    write_report(dataset, open_folder(tmp_path / "report"), LocalEngine(1))
+    write_report(dataset, open_folder(tmp_path / "report"), workers=1)
     html = (tmp_path / "report" / "index.html").read_text()
     # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
     outer = tmp_path / "outer.html"

@@ -14,7 +14,6 @@ import webdataset
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import LocalEngine
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
@@ -92,7 +91,7 @@ def test_a_view_opens_everywhere(dataset_path: Path, tmp_path: Path) -> None:
     assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
     assert sorted(os.listdir(tmp_path / "view")) == ["classes.parquet", "dataset.json", "index"]
     with ShardedDataset.open(tmp_path / "view") as view:
-        write_report(view, open_folder(tmp_path / "report"), LocalEngine(1))
+        write_report(view, open_folder(tmp_path / "report"), workers=1)
         with pytest.raises(UserError, match="subset --copy"):
             view.webdataset("train")
     assert (tmp_path / "report" / "index.html").exists()
