@@ -250,7 +250,7 @@ class _SmallPictures:
     ) -> None:
         self._dataset, self._samples, self._pool, self._bar = dataset, samples, pool, bar
         self._place = np.full(len(samples), -1, dtype=np.int64)
-        self._small = np.empty((_PICTURES_KEPT, _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
+        self._small = np.empty((min(_PICTURES_KEPT, len(samples)), _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
         self._num_kept = 0
 
     def alike(self, left: Ints, right: Ints) -> Bools:

@@ -24,7 +24,12 @@ def assess(dataset: ShardedDataset, *, workers: int | None = None, quiet: bool =
     """Look for exact and near duplicates in a dataset or a view; DatasetError if a picture cannot be read."""
     exact, near = (find_duplicates(dataset, kind, workers=workers, quiet=quiet) for kind in _KINDS)
     figures = {found.kind: _figures(dataset, found) for found in (exact, near)}
-    return Quality({"duplicates": figures}, _worth_a_look(near))
+    groups = _worth_a_look(near)
+    shown = [
+        {"what": what, "samples": samples[["split", "row", "label", "key"]].to_dict("records")}
+        for what, samples in groups
+    ]
+    return Quality({"duplicates": figures, "duplicate_groups": shown}, groups)
 
 
 def _figures(dataset: ShardedDataset, found: Duplicates) -> dict[str, Any]:

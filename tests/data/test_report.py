@@ -44,6 +44,31 @@ def test_figures_are_those_of_the_datasets_own_files(
     assert sum(found["ratio"] for found in figures["splits"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_what_the_page_draws_is_in_its_figures(dataset: ShardedDataset, tmp_path: Path) -> None:
+    write_report(dataset, open_folder(tmp_path), workers=1)
+    figures = json.loads((tmp_path / "report.json").read_bytes())
+    classes, index = dataset.classes, pd.concat({split: dataset.index(split) for split in dataset.splits})
+    assert figures["title"] == "Small <set>"
+    for name in ("width", "height", "megapixels", "aspect", "stored_kb"):
+        assert sum(figures["histograms"][name]["counts"]) == len(dataset)
+        assert len(figures["histograms"][name]["edges"]) == len(figures["histograms"][name]["counts"]) + 1
+    kept = figures["class_sizes"]["kept"]
+    assert np.repeat(kept["images"], kept["num_classes"]).tolist() == classes["listed"].tolist()
+    assert figures["class_sizes"]["dropped"] == {"images": [3, 2], "num_classes": [1, 1]}
+    assert figures["coverage"]["images"][1] == pytest.approx(
+        classes["listed"].max() / classes["listed"].sum(), abs=1e-6
+    )
+    assert figures["coverage"]["images"][-1] == 1
+    smallest = classes["train"].min()
+    expected = 0.5 * (np.array(figures["margins"]["images"]) / smallest) ** -0.25
+    assert figures["margins"]["margin"] == pytest.approx(expected.tolist(), abs=1e-6)
+    plainest = figures["odd_ones"][2]["samples"]
+    assert plainest[0]["key"] == index.loc[index["jpg_size"].idxmin(), "key"]
+    html = (tmp_path / "index.html").read_text()
+    assert '{"name":"landmark","number":false,"sorts":"num"}' in html
+    assert [html.count(f"<span>{part}: ") for part in ("head", "middle", "tail")] == [2, 2, 1]
+
+
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_report(dataset, open_folder(tmp_path / name), workers=1)
@@ -137,7 +162,7 @@ def test_page_opens_in_a_browser(
     done = browse(chromium, tmp_path, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}", outer.as_uri())
     seen = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
     assert seen["scroll_width"] <= seen["client_width"] <= width
-    assert seen["figures"] == html.count("<svg ") == 6
+    assert seen["figures"] == html.count("<svg ") == 8
     classes = dataset.classes
     names = classes["name"].astype(str).tolist()
     assert seen["names"] == names
