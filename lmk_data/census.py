@@ -1,4 +1,4 @@
-"""What the index says of all pictures: sizes of sources, stored bytes, odd ones, and how well labels are mixed."""
+"""What the index says of all pictures and classes: their sizes, odd ones, and how well labels are mixed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +9,69 @@ import pandas as pd
 from lmk_data.dataset import ShardedDataset
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "half": 0.5, "95%": 0.95, "most": 1.0}
+MAX_MARGIN = 0.5  # the default of the trainer's --ldam-max-margin
+_BINS = 60
+_LINEAR = ("stored_kb",)  # the others are drawn on a log scale
 _ELONGATED = 4.0
 _UNIFORM_KB = 2.0
 
 
-def take_census(dataset: ShardedDataset) -> dict[str, Any]:
-    """The figures `pictures` (quantiles), `odd` (counts) and `mixing` (label entropy of shards in bits)."""
-    pictures = read_pictures(dataset)
+def take_census(dataset: ShardedDataset, pictures: pd.DataFrame) -> dict[str, Any]:
+    """The figures of `read_pictures`' rows and of the classes.
+
+    `pictures` (quantiles), `histograms`, `odd` (counts), `mixing` (label entropy of shards in bits), `class_sizes`,
+    `coverage` and `margins` (curves over classes, one entry for all classes of one size).
+    """
     size = dataset.recipe.size
+    kept = _by_size(dataset.classes["listed"])
     return {
         "pictures": {
             str(name): {at: round(float(column.quantile(share)), 4) for at, share in QUANTILES.items()}
             for name, column in pictures.items()
         },
+        "histograms": {str(name): _histogram(column, str(name)) for name, column in pictures.items()},
         "odd": {
             "enlarged": int((pictures[["width", "height"]].min(axis=1) < size).sum()),
             "elongated": int((_elongation(pictures) > _ELONGATED).sum()),
             "nearly_uniform": int((pictures["stored_kb"] < _UNIFORM_KB).sum()),
         },
         "mixing": _mixing(dataset),
+        "class_sizes": {"kept": kept, "dropped": _by_size(dataset.dropped_classes()["listed"])},
+        "coverage": _coverage(kept),
+        "margins": _margins(dataset.classes["train"]),
     }
+
+
+def _by_size(sizes: "pd.Series[int]") -> dict[str, list[int]]:
+    """How many classes there are of each size, the largest size first."""
+    images, num_classes = np.unique(sizes.to_numpy(np.int64), return_counts=True)
+    return {"images": images[::-1].tolist(), "num_classes": num_classes[::-1].tolist()}
+
+
+def _coverage(kept: dict[str, list[int]]) -> dict[str, list[float]]:
+    """The share of the images that each share of the classes holds, the largest first."""
+    classes = np.array([0, *kept["num_classes"]])
+    images = np.array([0, *kept["images"]]) * classes
+    shares = {"classes": classes.cumsum() / classes.sum(), "images": images.cumsum() / images.sum()}
+    return {name: share.round(6).tolist() for name, share in shares.items()}
+
+
+def _margins(train: "pd.Series[int]") -> dict[str, list[Any]]:
+    """The margin that LDAM gives a class of n training images, C / n^(1/4), with C such that the largest is 0.5."""
+    found = _by_size(train[train > 0])
+    margin = [MAX_MARGIN * (images / found["images"][-1]) ** -0.25 for images in found["images"]]
+    return {**found, "margin": np.round(margin, 6).tolist()}
+
+
+def _histogram(values: "pd.Series[float]", name: str) -> dict[str, list[Any]]:
+    """The number of values between each two edges."""
+    numbers = values.to_numpy(np.float64)
+    low = float(numbers.min())
+    high = max(float(numbers.max()), low * 1.01)
+    space = np.linspace if name in _LINEAR else np.geomspace
+    edges = space(low, high, _BINS + 1)
+    edges[0], edges[-1] = low, high  # geomspace may miss them by a rounding
+    return {"edges": [float(f"{edge:.6g}") for edge in edges], "counts": np.histogram(numbers, edges)[0].tolist()}
 
 
 @dataclass(frozen=True)

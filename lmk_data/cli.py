@@ -106,8 +106,10 @@ class Report:
     """The dataset: a path or a URL."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the report; by default `report` inside the dataset."""
+    workers: int | None = None
+    """Threads that compare pictures for near duplicates; by default one per core."""
     quiet: bool = False
-    """No summary."""
+    """No progress, no summary."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _build(command: Build) -> None:
     result = build(options)
     if not command.quiet:
         _print_built(command, result)
-    _write_report(command.out, None, command.quiet)
+    _write_report(command.out, None, command.workers, command.quiet)
     if not command.quiet:
         print(f"next: lmk-train --shards {command.out}")
 
@@ -277,7 +279,7 @@ def _scheduler(command: Build) -> str | None:
 
 
 def _report(command: Report) -> None:
-    _write_report(command.dataset, command.out, command.quiet)
+    _write_report(command.dataset, command.out, command.workers, command.quiet)
 
 
 def _verify(command: Verify) -> None:
@@ -311,23 +313,24 @@ def _subset(command: Subset) -> None:
     classes = read_class_list(command.classes) if command.classes else None
     selection = Selection(classes, command.min_samples, command.top, command.drop_duplicates, command.max_per_class)
     with ShardedDataset.open(command.dataset) as dataset:
-        if command.copy:
-            manifest = write_copy(
-                dataset,
-                selection,
-                command.out,
-                workers=command.workers,
-                overwrite=command.overwrite,
-                quiet=command.quiet,
-            )
-        else:
-            manifest = write_view(dataset, selection, command.out, workers=command.workers, overwrite=command.overwrite)
+        write = write_copy if command.copy else write_view
+        manifest = write(
+            dataset,
+            selection,
+            command.out,
+            workers=command.workers,
+            overwrite=command.overwrite,
+            quiet=command.quiet,
+        )
     if not command.quiet:
         num_classes, written = manifest["classes"]["num_classes"], manifest["counts"]["written"]
         kind = "copy" if command.copy else "view"
         print(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
         for split, entry in manifest["splits"].items():
             print(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
+        origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
+        if dropped := origin["removed"].get("duplicates"):
+            print(f"  duplicates left out: {', '.join(f'{number:,} of {split}' for split, number in dropped.items())}")
         print(f"next: lmk-train --shards {command.out}")
 
 
@@ -366,16 +369,15 @@ def _sample(command: Sample) -> None:
         print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
 
 
-def _write_report(path: str, out: str | None, quiet: bool) -> None:
+def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_data.engine import local_engine
     from lmk_data.format import REPORT_FOLDER
     from lmk_data.report import terminal_summary, write_report
     from lmk_data.storage import open_folder
 
     folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
     with ShardedDataset.open(path) as dataset:
-        report = write_report(dataset, open_folder(folder), local_engine(None))
+        report = write_report(dataset, open_folder(folder), workers=workers, quiet=quiet)
     if not quiet:
         print(terminal_summary(report))
         print(f"report: {folder}/index.html")

@@ -41,6 +41,8 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
     folder = open_folder(out)
     if not isinstance(folder, LocalFolder):
         raise UserError(f"{out}: an export is made of hard links; give a folder of this machine, then upload it")
+    if Path(folder.root).resolve().is_relative_to(dataset.shard_path(".").resolve()):
+        raise UserError(f"--out {out}: lies within the dataset, where other tools would read it; choose another folder")
     linked = _linked_files(dataset, dialect)
     files = _FILES[dialect](dataset)
     _check_out(folder, {*linked, *files})

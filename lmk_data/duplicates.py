@@ -3,25 +3,31 @@
 Exact: the same source bytes. Near: perceptual hashes at most 4 bits apart, confirmed on the stored pictures.
 """
 
-import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import simplejpeg
 from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import Engine
+from lmk_data.engine import local_engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS
-from lmk_data.storage import Folder
+from lmk_data.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Kind = Literal["exact", "near"]
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 MAX_DISTANCE = 4
 # With 4 bits changed, at least 2 of 6 blocks of bits are as they were: 15 keys of about 21 bits find every pair.
@@ -33,8 +39,11 @@ _FARTHEST = 2_000  # places apart in a bucket of one key: bounds the work where 
 _CONFIRM_SIZE = 32
 _LEAST_CORRELATION = 0.95
 _LARGEST_DIFFERENCE = 24.0  # of the mean colours, in 0..255
-_PAIRS_TO_CONFIRM = 50_000
-_PICTURES_A_TASK = 4_000
+_PAIRS_WAITING = 4_000_000  # candidates before they are compared
+_PAIRS_COMPARED = 65_536
+_PICTURES_KEPT = 2 * _PAIRS_COMPARED  # at 32x32: 400 MB
+_REJECTED_KEPT = 4_000_000
+_PICTURES_A_TASK, _PAIRS_A_TASK = 128, 256
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,13 @@ class Duplicates:
         return is_train.groupby(self.samples["group"]).transform("any") & ~is_train
 
 
-def find_duplicates(dataset: ShardedDataset, kind: Kind, engine: Engine) -> Duplicates:
-    """Find the duplicates among all splits of a dataset or a view; DatasetError if a picture cannot be read."""
+def find_duplicates(
+    dataset: ShardedDataset, kind: Kind, *, workers: int | None = None, quiet: bool = True
+) -> Duplicates:
+    """Find the duplicates among all splits of a dataset or a view; DatasetError if a picture cannot be read.
+
+    `workers` threads, by default one per core, compare pictures for near duplicates.
+    """
     columns = ["key", "label", "source_sha256", "dhash", "shard", "jpg_offset", "jpg_size"]
     frames = []
     for split in dataset.splits:
@@ -85,7 +99,11 @@ def find_duplicates(dataset: ShardedDataset, kind: Kind, engine: Engine) -> Dupl
     samples = pd.concat(frames, ignore_index=True)
     group = pd.factorize(samples["source_sha256"])[0].astype(np.int64)
     if kind == "near":
-        group = _joined_by_likeness(dataset, samples, group, engine)
+        with (
+            progress_bar(0, "near duplicates", "pictures", quiet=quiet) as bar,
+            ThreadPoolExecutor(local_engine(workers).workers) as pool,
+        ):
+            group = _joined_by_likeness(samples, group, _SmallPictures(dataset, samples, pool, bar))
     samples["group"] = group
     found = samples.loc[np.bincount(group)[group] > 1, ["group", "split", "row", "label", "key"]]
     order = found["split"].map({split: number for number, split in enumerate(SPLITS)})
@@ -118,14 +136,15 @@ def near_pairs(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> Iterator[tup
                     yield a[close], b[close]
 
 
-def look_alike(a: "np.ndarray[Any, Any]", b: "np.ndarray[Any, Any]") -> bool:
-    """Whether two small pictures (uint8 [32, 32, 3]) show the same: correlated, and of the same colour on average."""
+def look_alike(a: Pictures, b: Pictures) -> Bools:
+    """Which pairs of small pictures (uint8 [..., 32, 32, 3]) show the same: correlated, and of the same mean colour."""
     x, y = a.astype(np.float32), b.astype(np.float32)
-    if np.abs(x.mean(axis=(0, 1)) - y.mean(axis=(0, 1))).max() > _LARGEST_DIFFERENCE:
-        return False
-    x, y = x - x.mean(axis=(0, 1)), y - y.mean(axis=(0, 1))
-    scale = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return scale > 0 and float((x * y).sum()) / scale >= _LEAST_CORRELATION
+    x_mean, y_mean = (z.mean(axis=(-3, -2), keepdims=True) for z in (x, y))
+    same_colour = np.abs(x_mean - y_mean).max(axis=(-3, -2, -1)) <= _LARGEST_DIFFERENCE
+    x, y = x - x_mean, y - y_mean
+    scale = np.sqrt((x * x).sum(axis=(-3, -2, -1)) * (y * y).sum(axis=(-3, -2, -1)))
+    alike: Bools = same_colour & (scale > 0) & ((x * y).sum(axis=(-3, -2, -1)) >= _LEAST_CORRELATION * scale)
+    return alike
 
 
 def _block_mask(block: int) -> int:
@@ -133,7 +152,7 @@ def _block_mask(block: int) -> int:
     return ((1 << end) - 1) ^ ((1 << start) - 1)
 
 
-def _joined_by_likeness(dataset: ShardedDataset, samples: pd.DataFrame, exact: Ints, engine: Engine) -> Ints:
+def _joined_by_likeness(samples: pd.DataFrame, exact: Ints, pictures: "_SmallPictures") -> Ints:
     """Join exact groups whose pictures look alike: candidates by their hashes, confirmed on the pictures."""
     groups = _Groups(exact)
     firsts = np.flatnonzero(~pd.Series(exact).duplicated())  # one picture of each exact group
@@ -142,12 +161,18 @@ def _joined_by_likeness(dataset: ShardedDataset, samples: pd.DataFrame, exact: I
     telling = (bits >= _LEAST_BITS) & (bits <= 64 - _LEAST_BITS)
     firsts, hashes = firsts[telling], hashes[telling]
     order = np.argsort(hashes, kind="stable")
-    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    unique, representative, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    _confirm(dataset, samples, firsts[order[same]], firsts[order[same + 1]], groups, engine)
-    _confirm(dataset, samples, firsts[representative[inverse]], firsts, groups, engine)
-    for left, right in near_pairs(unique):
-        _confirm(dataset, samples, firsts[representative[left]], firsts[representative[right]], groups, engine)
+    firsts, hashes = firsts[order], hashes[order]
+    candidates = _Candidates(groups, pictures)
+    same = np.flatnonzero(hashes[1:] == hashes[:-1])
+    candidates.add(firsts[same], firsts[same + 1])
+    candidates.add(firsts[np.searchsorted(hashes, hashes)], firsts)
+    candidates.compare()
+    # Pictures of one hash need not look alike, so each group that has a hash is represented.
+    repeated = pd.DataFrame({"hash": hashes, "root": groups.roots(firsts)}).duplicated().to_numpy()
+    firsts, hashes = firsts[~repeated], hashes[~repeated]
+    for left, right in near_pairs(hashes):
+        candidates.add(firsts[left], firsts[right])
+    candidates.compare()
     return groups.labels()
 
 
@@ -158,66 +183,113 @@ class _Groups:
         _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
         self._parent = first[inverse].astype(np.int64)
 
-    def root(self, row: int) -> int:
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def roots(self, rows: Ints) -> Ints:
+        """One row that stands for the set of each of these rows, int64 [N]."""
+        root = self._parent[rows]
+        while not np.array_equal(above := self._parent[root], root):
+            root = above
+        self._parent[rows] = root
+        return root
+
+    def join(self, left: Ints, right: Ints) -> None:
+        """Join the sets of each pair."""
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
+            low, high = sorted((self._root(a), self._root(b)))
+            self._parent[high] = low
+
+    def labels(self) -> Ints:
+        """The set of each row, int64 [N], numbered from 0."""
+        return np.unique(self.roots(np.arange(len(self))), return_inverse=True)[1].astype(np.int64)
+
+    def _root(self, row: int) -> int:
         while (above := int(self._parent[row])) != row:
             self._parent[row] = self._parent[above]
             row = above
         return row
 
-    def join(self, a: int, b: int) -> None:
-        a, b = sorted((self.root(a), self.root(b)))
-        self._parent[b] = a
 
-    def labels(self) -> Ints:
-        """The set of each row, int64 [N], numbered from 0."""
-        while (above := self._parent[self._parent]).tolist() != self._parent.tolist():
-            self._parent = above
-        return np.unique(self._parent, return_inverse=True)[1].astype(np.int64)
+class _Candidates:
+    """Pairs of rows that may look alike: collected, then compared many at a time, and each but once."""
 
+    def __init__(self, groups: _Groups, pictures: "_SmallPictures") -> None:
+        self._groups, self._pictures = groups, pictures
+        self._waiting: list[Ints] = []
+        self._num_waiting = 0
+        self._rejected = np.empty(0, dtype=np.int64)
 
-@dataclass(frozen=True, slots=True)
-class _ToShrink:
-    number: int
-    folder: Folder
-    places: list[tuple[str, int, int]]
+    def add(self, left: Ints, right: Ints) -> None:
+        """Collect pairs, and compare all there are once they are many."""
+        self._waiting.append(np.minimum(left, right) * len(self._groups) + np.maximum(left, right))
+        self._num_waiting += len(left)
+        if self._num_waiting >= _PAIRS_WAITING:
+            self.compare()
 
-
-def _confirm(
-    dataset: ShardedDataset, samples: pd.DataFrame, left: Ints, right: Ints, groups: _Groups, engine: Engine
-) -> None:
-    """Join the pairs that look alike; a pair that is joined already is not looked at."""
-    for start in range(0, len(left), _PAIRS_TO_CONFIRM):
-        ends = slice(start, start + _PAIRS_TO_CONFIRM)
-        pairs = [(a, b) for a, b in zip(left[ends].tolist(), right[ends].tolist(), strict=True) if a != b]
-        pairs = [(a, b) for a, b in pairs if groups.root(a) != groups.root(b)]
-        if not pairs:
-            continue
-        rows = np.unique(np.array(pairs))
-        table = samples.loc[rows, ["shard", "jpg_offset", "jpg_size"]].sort_values(["shard", "jpg_offset"])
-        places = [(str(shard), int(offset), int(size)) for shard, offset, size in table.itertuples(index=False)]
-        tasks = [
-            _ToShrink(number, dataset.shards_folder, places[first : first + _PICTURES_A_TASK])
-            for number, first in enumerate(range(0, len(places), _PICTURES_A_TASK))
-        ]
-        parts = dict(engine.run(_shrink, tasks))
-        pictures = np.concatenate([parts[number] for number in range(len(tasks))])
-        place_of = dict(zip(table.index.tolist(), range(len(table)), strict=True))
-        for a, b in pairs:
-            if groups.root(a) != groups.root(b) and look_alike(pictures[place_of[a]], pictures[place_of[b]]):
-                groups.join(a, b)
+    def compare(self) -> None:
+        """Join the pairs that look alike; a pair that is joined already or was rejected is not looked at."""
+        pairs = np.setdiff1d(np.concatenate([self._rejected[:0], *self._waiting]), self._rejected)
+        self._waiting, self._num_waiting = [], 0
+        for start in range(0, len(pairs), _PAIRS_COMPARED):
+            part = pairs[start : start + _PAIRS_COMPARED]
+            left, right = np.divmod(part, len(self._groups))
+            apart = self._groups.roots(left) != self._groups.roots(right)
+            part, left, right = part[apart], left[apart], right[apart]
+            alike = self._pictures.alike(left, right)
+            self._groups.join(left[alike], right[alike])
+            kept = self._rejected if len(self._rejected) < _REJECTED_KEPT else self._rejected[:0]
+            self._rejected = np.union1d(kept, part[~alike])
 
 
-def _shrink(task: _ToShrink) -> tuple[int, "np.ndarray[Any, np.dtype[np.uint8]]"]:
-    """Stored pictures as uint8 [N, 32, 32, 3]; a task of its own."""
-    small = np.empty((len(task.places), _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
-    for i, (shard, offset, num_bytes) in enumerate(task.places):
-        try:
-            data = task.folder.read_range(shard, offset, num_bytes)
-            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-                image.draft("RGB", (2 * _CONFIRM_SIZE, 2 * _CONFIRM_SIZE))
-                rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            where = f"{task.folder.location(shard)}: the picture at {offset:,}"
-            raise DatasetError(f"{where} cannot be read ({error}); run `lmk-shard verify`") from error
-        small[i] = np.asarray(rgb.resize((_CONFIRM_SIZE, _CONFIRM_SIZE), Image.Resampling.BOX))
-    return task.number, small
+class _SmallPictures:
+    """Stored pictures at 32x32, read by threads, and once while there is room for them."""
+
+    def __init__(
+        self, dataset: ShardedDataset, samples: pd.DataFrame, pool: ThreadPoolExecutor, bar: "tqdm[Any]"
+    ) -> None:
+        self._dataset, self._samples, self._pool, self._bar = dataset, samples, pool, bar
+        self._place = np.full(len(samples), -1, dtype=np.int64)
+        self._small = np.empty((min(_PICTURES_KEPT, len(samples)), _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
+        self._num_kept = 0
+
+    def alike(self, left: Ints, right: Ints) -> Bools:
+        """Which of at most `_PAIRS_COMPARED` pairs of rows look alike, bool [N]."""
+        self._read(np.union1d(left, right))
+        a, b = self._place[left], self._place[right]
+        starts = range(0, len(left), _PAIRS_A_TASK)
+        parts = self._pool.map(
+            lambda i: look_alike(self._small[a[i : i + _PAIRS_A_TASK]], self._small[b[i : i + _PAIRS_A_TASK]]), starts
+        )
+        return np.concatenate([np.empty(0, dtype=np.bool_), *parts])
+
+    def _read(self, rows: Ints) -> None:
+        """Read those of these rows that are not kept; where they do not fit, all others are forgotten."""
+        missing = rows[self._place[rows] < 0]
+        if self._num_kept + len(missing) > len(self._small):
+            self._place[:] = -1
+            self._num_kept, missing = 0, rows
+        table = self._samples.loc[missing, ["shard", "jpg_offset", "jpg_size"]].sort_values(["shard", "jpg_offset"])
+        self._bar.total = (self._bar.total or 0) + len(table)
+        places = list(table.itertuples(index=False, name=None))
+        tasks = [places[start : start + _PICTURES_A_TASK] for start in range(0, len(places), _PICTURES_A_TASK)]
+        for task, small in zip(tasks, self._pool.map(self._shrink, tasks), strict=True):
+            self._small[self._num_kept : self._num_kept + len(task)] = small
+            self._num_kept += len(task)
+            self._bar.update(len(task))
+        self._place[table.index.to_numpy()] = np.arange(self._num_kept - len(table), self._num_kept)
+
+    def _shrink(self, places: list[tuple[str, int, int]]) -> Pictures:
+        """Stored pictures (shard, offset, bytes) as uint8 [N, 32, 32, 3]."""
+        small = np.empty((len(places), _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
+        least = 2 * _CONFIRM_SIZE
+        for i, (shard, offset, num_bytes) in enumerate(places):
+            data = self._dataset.read_bytes(shard, offset, num_bytes)
+            try:
+                rgb = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least, min_factor=1)
+            except ValueError as error:
+                where = f"{self._dataset.shards_folder.location(shard)}: the picture at {offset:,}"
+                raise DatasetError(f"{where} cannot be read ({error}); run `lmk-shard verify`") from error
+            resized = Image.fromarray(rgb).resize((_CONFIRM_SIZE, _CONFIRM_SIZE), Image.Resampling.BOX)
+            small[i] = np.asarray(resized)
+        return small

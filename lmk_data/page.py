@@ -85,11 +85,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
 def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]], shown: int = 100) -> Markup:
     """A table that the reader can sort, search and leaf through, however long: `columns` of strings or integers.
 
-    Where scripts do not run its first `shown` rows are there.
+    Strings that are all integers, such as ids, are sorted as numbers and shown as they are. Where scripts do not run
+    its first `shown` rows are there.
     """
-    kinds = [bool(column) and _is_number(column[0]) for column in columns]
+    kinds = [
+        {"name": name, "number": bool(column) and _is_number(column[0]), "sorts": _sorts_as(column)}
+        for name, column in zip(header, columns, strict=True)
+    ]
     rows = list(zip(*columns, strict=True))
-    data = {"columns": [{"name": n, "number": k} for n, k in zip(header, kinds, strict=True)], "rows": rows}
+    data = {"columns": kinds, "rows": rows}
     plain = table(header, rows[:shown])
     more = paragraph(f"The first {shown} of {len(rows):,}; scripts do not run here.") if len(rows) > shown else ""
     return Markup(
@@ -173,6 +177,11 @@ def _first(rows: Sequence[Sequence[object]], column: int) -> object:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, str) and value.endswith(" %"))
+
+
+def _sorts_as(column: Sequence[object]) -> str:
+    integers = all(str(value).removeprefix("-").isdecimal() for value in column)
+    return "num" if integers or (column and _is_number(column[0])) else "string"
 
 
 def _shown(value: object) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.duplicates import Duplicates, find_duplicates
-from lmk_data.engine import Engine
+from lmk_data.duplicates import Duplicates, Kind, find_duplicates
 
+_KINDS: tuple[Kind, ...] = ("exact", "near")
 _SHOWN_GROUPS, _SHOWN_PICTURES = 8, 8
 
 
@@ -20,11 +20,16 @@ class Quality:
     groups: list[tuple[str, pd.DataFrame]]
 
 
-def assess(dataset: ShardedDataset, engine: Engine) -> Quality:
+def assess(dataset: ShardedDataset, *, workers: int | None = None, quiet: bool = True) -> Quality:
     """Look for exact and near duplicates in a dataset or a view; DatasetError if a picture cannot be read."""
-    exact, near = (find_duplicates(dataset, kind, engine) for kind in ("exact", "near"))
+    exact, near = (find_duplicates(dataset, kind, workers=workers, quiet=quiet) for kind in _KINDS)
     figures = {found.kind: _figures(dataset, found) for found in (exact, near)}
-    return Quality({"duplicates": figures}, _worth_a_look(near))
+    groups = _worth_a_look(near)
+    shown = [
+        {"what": what, "samples": samples[["split", "row", "label", "key"]].to_dict("records")}
+        for what, samples in groups
+    ]
+    return Quality({"duplicates": figures, "duplicate_groups": shown}, groups)
 
 
 def _figures(dataset: ShardedDataset, found: Duplicates) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def write_copy(
     """
     folder = open_folder(out)
     with holding(folder):
-        engine = local_engine(workers)
-        subset = select(dataset, selection, engine)
+        subset = select(dataset, selection, workers=workers, quiet=quiet)
         num_samples = sum(table.num_rows for table in subset.rows.values())
         base = dataset.manifest
         subset_of = {
@@ -58,7 +57,7 @@ def write_copy(
             return finished
         begin(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
         shards = _write_copy_plan(folder, subset, inputs["plan"]["samples_per_shard"])
-        work = Work(folder, fingerprint, shards, engine, "copying", quiet)
+        work = Work(folder, fingerprint, shards, local_engine(workers), "copying", quiet)
         receipts, _ = finish_shards(
             work, _copy_shard, lambda shard: _CopyTask(folder, dataset.shards_folder, shard, fingerprint)
         )

@@ -1,17 +1,18 @@
 """The dataset report: every figure as JSON, a page for people, a few lines for the terminal."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from markupsafe import Markup
 
 from lmk_data import page
-from lmk_data.census import QUANTILES, odd_ones, read_pictures, take_census
+from lmk_data.census import QUANTILES, OddOnes, odd_ones, read_pictures, take_census
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import Engine
 from lmk_data.errors import DatasetError
 from lmk_data.format import SPLITS, canonical_json, write_file
 from lmk_data.plots import frequency_plots, margin_plot, picture_plots
@@ -32,19 +33,30 @@ class Report:
     figures: dict[str, Any]
 
 
-def write_report(dataset: ShardedDataset, out: Folder, engine: Engine) -> Report:
-    """Write `index.html` and `report.json` into `out`; `engine` compares pictures for near duplicates.
+def write_report(dataset: ShardedDataset, out: Folder, *, workers: int | None = None, quiet: bool = True) -> Report:
+    """Write `index.html` and `report.json` into `out`; `workers` threads compare pictures for near duplicates.
 
     Raises DatasetError if a file of the dataset cannot be read.
     """
-    quality = assess(dataset, engine)
-    figures = {**summarize(dataset), **take_census(dataset), **quality.figures}
+    quality = assess(dataset, workers=workers, quiet=quiet)
+    pictures = read_pictures(dataset)
+    odd = [(found, _places(dataset, found.rows.index)) for found in odd_ones(pictures, _ODD_PICTURES)]
     title = " ".join(dataset.manifest["title"].split()) or "Image shards"
+    figures = {
+        "title": title,
+        **summarize(dataset),
+        **take_census(dataset, pictures),
+        "odd_ones": [
+            {"what": f.what, "samples": [{"split": p["split"], "row": p["row"], "key": p["key"]} for p in places]}
+            for f, places in odd
+        ],
+        **quality.figures,
+    }
     subtitle = (
         f"{figures['counts']['written']:,} images of {figures['classes']['kept']:,} classes, "
         f"{dataset.recipe.size}x{dataset.recipe.size} pixels"
     )
-    html = page.render_page(title, subtitle, _sections(dataset, figures, quality))
+    html = page.render_page(title, subtitle, _sections(dataset, figures, quality, odd))
     write_file(out, "report.json", canonical_json(figures) + b"\n")
     write_file(out, "index.html", html.encode())
     out.sweep()
@@ -53,21 +65,20 @@ def write_report(dataset: ShardedDataset, out: Folder, engine: Engine) -> Report
 
 def terminal_summary(report: Report) -> str:
     """The report in a few lines."""
-    figures, counts = report.figures, report.figures["counts"]
-    left = [
-        f"{counts['below_min_samples']:,} in classes under {figures['plan']['min_samples']}",
-        f"{counts['outside_top']:,} outside the largest classes",
-        f"{counts['rejected']:,} rejected",
-    ]
-    lines = [
-        f"  {counts['listed']:,} images listed = {counts['written']:,} written + {' + '.join(left)}",
+    figures = report.figures
+    *parts, (total_name, total) = _accounts(figures)
+    (written_name, written), *left = parts
+    lines = [f"  {what}: {told}" for what, told in _origin_rows(figures)]
+    lines += [
+        f"  {total:,} images {total_name} = {written:,} {written_name} + "
+        + " + ".join(f"{number:,} {what}" for what, number in left),
         f"  {figures['classes']['kept']:,} classes of {figures['classes']['largest']:,} to "
         f"{figures['classes']['smallest']:,} images; {figures['classes']['dropped']:,} classes left out",
     ]
     for name, split in figures["splits"].items():
         lines.append(
             f"  {name:5} {split['num_samples']:>9,} images ({split['ratio']:.1%}) of {split['num_classes']:,} classes, "
-            f"{split['num_shards']:,} shards, {split['num_bytes'] / 1e6:,.1f} MB"
+            f"{split['num_shards']:,} shards, {_megabytes(figures, split):,.1f} MB"
         )
     for kind, found in figures["duplicates"].items():
         leaked = ", ".join(f"{part['share']:.1%} of {split}" for split, part in found["leaked"].items())
@@ -86,6 +97,7 @@ def summarize(dataset: ShardedDataset) -> dict[str, Any]:
     everyone = np.sort(np.concatenate([listed, dropped["listed"].to_numpy(np.int64)]))[::-1]
     total = len(dataset)
     return {
+        "view_of": manifest.get("view_of"),
         "source": manifest["source"],
         "plan": manifest["plan"],
         "recipe": manifest["recipe"],
@@ -95,11 +107,11 @@ def summarize(dataset: ShardedDataset) -> dict[str, Any]:
         "counts": manifest["counts"],
         "classes": {
             "kept": len(classes),
-            "dropped": len(dropped),
+            "dropped": len(dropped) + (origin["removed"]["classes"] if (origin := _origin(manifest)) else 0),
             "largest": int(listed.max()),
             "smallest": int(listed.min()),
             "median": float(np.median(listed)),
-            "imbalance_ratio": round(float(listed.max() / listed.min()), 4),
+            "imbalance_ratio": round(float(listed.max() / listed[listed > 0].min()), 4),
             "gini": round(gini(listed), 4),
             "gini_before_the_rule": round(gini(everyone), 4),
             "half_of_images_in": int(np.searchsorted(listed.cumsum(), listed.sum() / 2) + 1),
@@ -113,6 +125,7 @@ def summarize(dataset: ShardedDataset) -> dict[str, Any]:
                 "num_classes": int((classes[name] > 0).sum()),
                 "num_shards": len(split["shards"]),
                 "num_bytes": split["num_bytes"],
+                "picture_bytes": int(pc.sum(dataset.index_table(name, ["jpg_size"])["jpg_size"]).as_py()),
             }
             for name, split in ((name, manifest["splits"][name]) for name in dataset.splits)
         },
@@ -147,45 +160,104 @@ def _rejects(dataset: ShardedDataset) -> dict[str, dict[str, Any]]:
     }
 
 
-def _sections(dataset: ShardedDataset, figures: dict[str, Any], quality: Quality) -> list[page.Section]:
+def _origin(figures: Any) -> Any:
+    """What a view or a copy states of the dataset that it was chosen from; None for any other dataset."""
+    return figures.get("view_of") or figures["source"].get("subset_of")
+
+
+def _accounts(figures: dict[str, Any]) -> list[tuple[str, int]]:
+    """Where every image went: those written, then the others by reason, then all of them."""
+    counts, rule = figures["counts"], figures["plan"]
+    if (origin := _origin(figures)) is not None:
+        removed = origin["removed"]
+        left_out = sum(removed[split] for split in SPLITS)
+        duplicates = sum(removed.get("duplicates", {}).values())
+        return [
+            ("chosen", counts["written"]),
+            ("not chosen", left_out - duplicates),
+            ("left out as duplicates", duplicates),
+            ("in the dataset that they are from", counts["written"] + left_out),
+        ]
+    return [
+        ("written", counts["written"]),
+        (f"in classes under {rule['min_samples']}", counts["below_min_samples"]),
+        ("outside the largest classes", counts["outside_top"]),
+        ("rejected", counts["rejected"]),
+        ("listed", counts["listed"]),
+    ]
+
+
+def _origin_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of what a view is a view, or a copy a copy, and what was chosen of it."""
+    if (origin := _origin(figures)) is None:
+        return []
+    content = f"content {origin['content_sha256'][:12]}"
+    view = figures["view_of"]
+    first = ("a view of", f"{view['path']}, {content}") if view else ("a copy out of a dataset of", content)
+    return [first, ("chosen", "; then ".join(_in_words(step) for step in origin["selection"]) or "everything")]
+
+
+def _in_words(step: dict[str, Any]) -> str:
+    """The rules of one selection, in the order in which they apply."""
+    words = {
+        "classes": "{0[num_classes]:,} listed classes",
+        "min_samples": "classes of at least {0:,} images",
+        "top": "the {0:,} largest classes",
+        "drop_duplicates": "no {0} duplicates",
+        "max_per_class": "at most {0:,} training images of a class",
+    }
+    return ", ".join(text.format(step[rule]) for rule, text in words.items() if rule in step)
+
+
+def _megabytes(figures: dict[str, Any], split: dict[str, Any]) -> float:
+    """Of a split's shards, or of a view's pictures: its shards hold others too."""
+    return float(split["picture_bytes" if figures["view_of"] else "num_bytes"] / 1e6)
+
+
+def _sections(
+    dataset: ShardedDataset, figures: dict[str, Any], quality: Quality, odd: list[tuple[OddOnes, list["_Place"]]]
+) -> list[page.Section]:
     counts, sizes = figures["counts"], figures["classes"]
+    megabytes = sum(_megabytes(figures, split) for split in figures["splits"].values())
     key = [
         (f"{counts['written']:,}", "images"),
         (f"{sizes['kept']:,}", "classes"),
         (f"{sizes['largest']:,} to {sizes['smallest']:,}", "images in a class"),
         (f"{sizes['imbalance_ratio']:,.0f} : 1", "imbalance"),
         (f"{sizes['gini']:.2f}", "Gini of class sizes"),
-        (f"{sum(s['num_bytes'] for s in figures['splits'].values()) / 1e6:,.1f} MB", "in shards"),
+        (f"{megabytes:,.1f} MB", "of pictures" if figures["view_of"] else "in shards"),
     ]
     return [
         page.Section("At a glance", [page.key_figures(key)]),
         page.Section("Where every image went", [_reconciliation(figures)]),
         page.Section("Splits", [_split_table(figures)]),
-        page.Section("The long tail", [*frequency_plots(dataset), _band_table(figures), margin_plot(dataset)]),
+        page.Section("The long tail", [*frequency_plots(figures), _band_table(figures), margin_plot(figures)]),
         page.Section("Pictures", [page.picture_rows(_mosaic(dataset))]),
         page.Section("Duplicates and leakage", _duplicates(dataset, figures, quality)),
-        page.Section("The sources and what is stored", _census_parts(dataset, figures)),
+        page.Section("The sources and what is stored", _census_parts(dataset, figures, odd)),
         page.Section("Classes", [_class_table(dataset.classes)]),
         page.Section("Rejected images", _reject_table(figures)),
         page.Section("How it was made", [_provenance(figures)]),
-        page.Section("How to read it", [_reading()]),
+        page.Section("How to read it", [_reading(figures)]),
     ]
 
 
 def _reconciliation(figures: dict[str, Any]) -> Markup:
-    counts, rule = figures["counts"], figures["plan"]
-    rows = [
-        ("written", counts["written"]),
-        (f"in classes of fewer than {rule['min_samples']} images", counts["below_min_samples"]),
-        ("outside the largest classes", counts["outside_top"]),
-        ("rejected", counts["rejected"]),
-        ("listed in all", counts["listed"]),
-    ]
-    return page.table(["images", "number", "share"], [(n, v, _percent(v / counts["listed"])) for n, v in rows])
+    *_, (_, total) = accounts = _accounts(figures)
+    rows = [(what, number, _percent(number / total)) for what, number in accounts]
+    return page.table(["images", "number", "share"], rows)
 
 
 def _split_table(figures: dict[str, Any]) -> Markup:
-    header = ["split", "asked", "actual", "images", "classes", "shards", "MB"]
+    header = [
+        "split",
+        "asked",
+        "actual",
+        "images",
+        "classes",
+        "shards",
+        "MB of pictures" if figures["view_of"] else "MB",
+    ]
     rows = [
         (
             name,
@@ -194,7 +266,7 @@ def _split_table(figures: dict[str, Any]) -> Markup:
             split["num_samples"],
             split["num_classes"],
             split["num_shards"],
-            round(split["num_bytes"] / 1e6, 1),
+            round(_megabytes(figures, split), 1),
         )
         for name, split in figures["splits"].items()
     ]
@@ -224,16 +296,19 @@ def _mosaic(dataset: ShardedDataset) -> list[page.PictureRow]:
     index = dataset.index(dataset.splits[0], ["label", "shard", "jpg_offset", "jpg_size"])
     index = index[index["label"].isin(chosen)].groupby("label").head(_MOSAIC_PICTURES)
     rows = []
-    for label in chosen:
+    for i, label in enumerate(chosen):
+        part = ("head", "middle", "tail")[3 * i // len(chosen)]
         found = index[index["label"] == label]
         places = zip(found["shard"], found["jpg_offset"], found["jpg_size"], strict=True)
         jpegs = [_thumbnail(dataset, str(shard), int(offset), int(size)) for shard, offset, size in places]
         row = classes.loc[label]
-        rows.append(page.PictureRow(str(row["name"]), f"{row['landmark_id']}, {row['listed']:,} images", jpegs))
+        rows.append(page.PictureRow(str(row["name"]), f"{part}: {row['landmark_id']}, {row['listed']:,} images", jpegs))
     return rows
 
 
-def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Markup]:
+def _census_parts(
+    dataset: ShardedDataset, figures: dict[str, Any], odd: list[tuple[OddOnes, list["_Place"]]]
+) -> list[Markup]:
     """Sizes of the sources and of what is stored, the odd ones, and how well labels are mixed over shards."""
     names = {
         "width": "source width, pixels",
@@ -245,27 +320,21 @@ def _census_parts(dataset: ShardedDataset, figures: dict[str, Any]) -> list[Mark
     }
     header = ["", "least", "5 %", "half", "95 %", "most"]
     rows = [(names[name], *(f"{found[at]:,.4g}" for at in QUANTILES)) for name, found in figures["pictures"].items()]
-    odd, mixing = figures["odd"], figures["mixing"]
+    counts, mixing = figures["odd"], figures["mixing"]
     told = (
-        f"Enlarged, because a side of the source is shorter than the stored one: {odd['enlarged']:,}. Longer than four "
-        f"times their width or height: {odd['elongated']:,}. Under 2 KB as stored, so nearly uniform: "
-        f"{odd['nearly_uniform']:,}."
+        f"Enlarged, because a side of the source is shorter than the stored one: {counts['enlarged']:,}. Longer than "
+        f"four times their width or height: {counts['elongated']:,}. Under 2 KB as stored, so nearly uniform: "
+        f"{counts['nearly_uniform']:,}."
     )
     mixed = (
         f"Labels in a shard of the {dataset.splits[0]} split have {mixing['entropy']:.3f} bits of entropy on average; "
         f"shuffled by chance they would have {mixing['by_chance']:.3f}."
     )
-    pictures = read_pictures(dataset)
     return [
         page.table(header, rows),
-        *picture_plots(pictures),
+        *picture_plots(figures),
         page.paragraph(told),
-        page.picture_rows(
-            page.PictureRow(
-                odd.what, odd.note, [_sample_thumbnail(dataset, split, row) for split, row in odd.rows.index]
-            )
-            for odd in odd_ones(pictures, _ODD_PICTURES)
-        ),
+        page.picture_rows(page.PictureRow(f.what, f.note, _thumbnails(dataset, places)) for f, places in odd),
         page.paragraph(mixed),
     ]
 
@@ -298,15 +367,24 @@ def _duplicates(dataset: ShardedDataset, figures: dict[str, Any], quality: Quali
 
 def _group_row(dataset: ShardedDataset, what: str, samples: pd.DataFrame) -> page.PictureRow:
     names = dataset.classes["name"]
-    rows = zip(samples["split"], samples["row"], strict=True)
-    jpegs = [_sample_thumbnail(dataset, split, row) for split, row in rows]
+    jpegs = _thumbnails(dataset, _places(dataset, zip(samples["split"], samples["row"], strict=True)))
     shown = ", ".join(dict.fromkeys(str(names[label]) for label in samples["label"]))
     return page.PictureRow(shown, f"{what}; in {', '.join(dict.fromkeys(samples['split']))}", jpegs)
 
 
-def _sample_thumbnail(dataset: ShardedDataset, split: str, row: int) -> bytes:
-    place = dataset.index_table(split, ["shard", "jpg_offset", "jpg_size"]).slice(int(row), 1).to_pylist()[0]
-    return _thumbnail(dataset, place["shard"], place["jpg_offset"], place["jpg_size"])
+_Place = dict[str, Any]
+
+
+def _places(dataset: ShardedDataset, rows: Iterable[Any]) -> list[_Place]:
+    """Split, row, key and place in its shard of each of these samples (split, row)."""
+    columns = ["key", "shard", "jpg_offset", "jpg_size"]
+    wanted = [(str(split), int(row)) for split, row in rows]
+    tables = {split: dataset.index_table(split, columns) for split in dict.fromkeys(split for split, _ in wanted)}
+    return [{"split": split, "row": row, **tables[split].slice(row, 1).to_pylist()[0]} for split, row in wanted]
+
+
+def _thumbnails(dataset: ShardedDataset, places: list[_Place]) -> list[bytes]:
+    return [_thumbnail(dataset, place["shard"], place["jpg_offset"], place["jpg_size"]) for place in places]
 
 
 def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int) -> bytes:
@@ -345,10 +423,12 @@ def _provenance(figures: dict[str, Any]) -> Markup:
     source, rule, recipe = figures["source"], figures["plan"], figures["recipe"]
     encoder = recipe["encoder"]
     size = f"{recipe['size']}x{recipe['size']}, {recipe['fit']}, {recipe['filter']}"
+    rule_name = "rule" if _origin(figures) is None else "rule of that dataset"
     rows = [
+        *_origin_rows(figures),
         ("label table", f"{source['labels']} ({source['layout']}), {source['num_images']:,} images"),
         ("ids with two labels, left out", f"{source['conflicting']:,}"),
-        ("rule", f"at least {rule['min_samples']} images" + (f", top {rule['top']}" if rule["top"] else "")),
+        (rule_name, f"at least {rule['min_samples']} images" + (f", top {rule['top']}" if rule["top"] else "")),
         ("seed", str(rule["seed"])),
         ("pictures", f"{size}, JPEG quality {recipe['quality']}, {recipe['subsampling']}"),
         ("encoder", f"{encoder['distribution']} {encoder['version']}, libjpeg-turbo {encoder['libjpeg_turbo']}"),
@@ -359,13 +439,14 @@ def _provenance(figures: dict[str, Any]) -> Markup:
     return page.table(["", ""], rows)
 
 
-def _reading() -> Markup:
-    return page.code(
-        "from lmk_data.dataset import ShardedDataset\n\n"
-        'dataset = ShardedDataset.open("path/to/the/folder")\n'
-        'sample = dataset.read("train", 0)            # key, label, landmark_id, jpeg\n'
-        'samples = dataset.webdataset("train")        # a ready webdataset pipeline'
-    )
+def _reading(figures: dict[str, Any]) -> Markup:
+    lines = [
+        "from lmk_data.dataset import ShardedDataset\n",
+        'dataset = ShardedDataset.open("path/to/the/folder")',
+        'sample = dataset.read("train", 0)            # key, label, landmark_id, jpeg',
+        'samples = dataset.webdataset("train")        # a ready webdataset pipeline',
+    ]
+    return page.code("\n".join(lines[:-1] if figures["view_of"] else lines))
 
 
 def _percent(share: float) -> str:

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from lmk_data.claim import begin, claim, holding
 from lmk_data.dataset import ShardedDataset
 from lmk_data.duplicates import Kind, find_duplicates
-from lmk_data.engine import Engine, local_engine
 from lmk_data.errors import UserError
 from lmk_data.format import (
     CLASSES,
@@ -83,7 +82,7 @@ class Subset:
     classes: pd.DataFrame
     rows: dict[str, pa.Table]
     steps: list[dict[str, Any]]
-    removed: dict[str, int]
+    removed: dict[str, Any]
 
 
 def read_class_list(path: str) -> tuple[str, ...]:
@@ -105,45 +104,46 @@ def read_class_list(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def select(dataset: ShardedDataset, selection: Selection, engine: Engine) -> Subset:
+def select(dataset: ShardedDataset, selection: Selection, *, workers: int | None = None, quiet: bool = True) -> Subset:
     """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing.
 
-    `engine` compares pictures for near duplicates.
+    A class of which no image is left is left out too. `workers` threads compare pictures for near duplicates.
     """
     root = _root_classes(dataset)
     classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
-    kept = _choose(classes, selection, dataset.location)
-    new_label = np.full(len(classes), -1, dtype=np.int32)
-    new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
-    superfluous = _superfluous(dataset, selection, kept["label"].to_numpy(), engine)
+    wanted = _choose(classes, selection, dataset.location)["label"].to_numpy()
+    superfluous = _superfluous(dataset, selection, wanted, workers, quiet)
     rows = {}
     for split in dataset.splits:
         table = dataset.index_table(split)
-        label = new_label[table["label"].to_numpy()]
-        chosen = label >= 0
+        label = table["label"].to_numpy()
+        chosen = np.isin(label, wanted)
         chosen[superfluous.get(split, [])] = False
         if split == "train" and selection.max_per_class is not None:
             chosen[chosen] = pd.Series(label[chosen]).groupby(label[chosen]).cumcount() < selection.max_per_class
-        table = table.set_column(table.column_names.index("label"), "label", pa.array(label, pa.int32()))
         if chosen.any():
             rows[split] = table.filter(pa.array(chosen))
-    kept = kept[["landmark_id", "name"]].reset_index(drop=True)
-    kept.insert(0, "label", kept.index.to_numpy(np.int32))
-    for split in SPLITS:
-        labels = rows[split]["label"].to_numpy() if split in rows else np.empty(0, dtype=np.int32)
-        kept[split] = np.bincount(labels, minlength=len(kept)).astype(np.int32)
-    kept.insert(3, "listed", kept[list(SPLITS)].sum(axis=1).astype("int32"))
     if "train" not in rows:
         raise UserError(f"{dataset.location}: this selection leaves no training image")
-    removed = {"classes": len(root) - len(kept)}
+    kept, rows = _relabelled(dataset.classes, rows)
+    removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
-    earlier = dataset.manifest["view_of"]["selection"] if dataset.is_view else []
-    steps = [*earlier, selection.json()] if selection.json() else earlier
-    return Subset(kept.assign(rejected=np.int32(0)), rows, steps, removed)
+    earlier = dataset.manifest["view_of"] if dataset.is_view else {"selection": [], "removed": {}}
+    steps = [*earlier["selection"], *([selection.json()] if selection.json() else [])]
+    if any("drop_duplicates" in step for step in steps):
+        before = earlier["removed"].get("duplicates", {})
+        removed["duplicates"] = {split: before.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS}
+    return Subset(kept, rows, steps, removed)
 
 
 def write_view(
-    dataset: ShardedDataset, selection: Selection, out: str, *, workers: int | None = None, overwrite: bool = False
+    dataset: ShardedDataset,
+    selection: Selection,
+    out: str,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
 ) -> Manifest:
     """Write a view: a manifest, classes and indexes that point into the dataset's shards; no picture is copied.
 
@@ -153,7 +153,7 @@ def write_view(
     if not selection.json():
         raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
     with holding(folder):
-        subset = select(dataset, selection, local_engine(workers))
+        subset = select(dataset, selection, workers=workers, quiet=quiet)
         view_of = {
             "path": _way(folder, dataset.shards_folder),
             "content_sha256": dataset.shards_content_sha256,
@@ -217,13 +217,33 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
 
 
 def _superfluous(
-    dataset: ShardedDataset, selection: Selection, labels: "np.ndarray[Any, Any]", engine: Engine
+    dataset: ShardedDataset, selection: Selection, labels: "np.ndarray[Any, Any]", workers: int | None, quiet: bool
 ) -> dict[str, Any]:
     """The rows of each split that dropping duplicates takes from the classes kept."""
     if selection.drop_duplicates is None:
         return {}
-    found = find_duplicates(dataset, selection.drop_duplicates, engine).among(labels).superfluous()
-    return {str(split): part["row"].to_numpy() for split, part in found.groupby("split")}
+    found = find_duplicates(dataset, selection.drop_duplicates, workers=workers, quiet=quiet)
+    superfluous = found.among(labels).superfluous()
+    return {str(split): part["row"].to_numpy() for split, part in superfluous.groupby("split")}
+
+
+def _relabelled(classes: pd.DataFrame, rows: dict[str, pa.Table]) -> tuple[pd.DataFrame, dict[str, pa.Table]]:
+    """The classes that these rows are of, with their counts, and the rows; labels are dense, in the order they had."""
+    kept = classes[["label", "landmark_id", "name"]]
+    counts = {
+        split: np.bincount(rows[split]["label"].to_numpy(), minlength=len(classes)).astype(np.int32)
+        if split in rows
+        else np.zeros(len(classes), dtype=np.int32)
+        for split in SPLITS
+    }
+    kept = kept.assign(listed=sum(counts.values()), **counts, rejected=np.int32(0))
+    kept = kept[kept["listed"] > 0].reset_index(drop=True)
+    new_label = np.full(len(classes), -1, dtype=np.int32)
+    new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
+    for split, table in rows.items():
+        label = pa.array(new_label[table["label"].to_numpy()], pa.int32())
+        rows[split] = table.set_column(table.column_names.index("label"), "label", label)
+    return kept.assign(label=kept.index.to_numpy(np.int32)), rows
 
 
 def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const { columns, rows } = JSON.parse(table.nextElementSibling.textContent);
   new DataTable(table, {
-    columns: columns.map(({ name, number }) => ({
+    columns: columns.map(({ name, number, sorts }) => ({
       title: name,
       className: number ? "number" : "",
       render: number ? DataTable.render.number(",", ".", 0) : DataTable.render.text(),
-      type: number ? "num" : "string",
+      type: sorts,
     })),
     data: rows,
     autoWidth: false,

@@ -46,7 +46,7 @@ def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.u
 def alike(a: tuple[int, object], b: tuple[int, object]) -> tuple[bool, bool]:
     """Whether two pictures are candidates by their hashes, and whether that is confirmed."""
     candidate = (a[0] ^ b[0]).bit_count() <= MAX_DISTANCE
-    return candidate, candidate and look_alike(a[1], b[1])  # type: ignore[arg-type]
+    return candidate, candidate and bool(look_alike(a[1], b[1]))  # type: ignore[arg-type]
 
 
 def search_time(num_hashes: int) -> None:

@@ -1,9 +1,11 @@
 """What is done with a dataset of 1.49 million images: view, open, verify of the index, in seconds and megabytes.
 
-    python -m pipelines.bench.full_scale LABELS [--out DIR]
+    python -m pipelines.bench.full_scale LABELS [--out DIR] [--near 0.04]
 
 LABELS is a table of GLR2020's size. The dataset is published from a real plan with made-up pictures: each shard holds
 a few, which all of its samples share, and is a hole from there on; everything but the pixels is as in the real one.
+Of the samples 1 % have the source of another one, and a share of `--near` a hash up to 3 bits from that of another one;
+half of these have its picture too, so that as many pairs are confirmed as are rejected.
 """
 
 import argparse
@@ -29,9 +31,10 @@ from lmk_data.storage import open_folder
 
 _SAMPLE_BYTES = 20 << 10  # of a sample with its headers, on average
 _PICTURES = 16  # different ones in a shard
+_EXACT = 0.01
 
 
-def make_dataset(labels_path: str, out: Path) -> None:
+def make_dataset(labels_path: str, out: Path, near: float) -> None:
     """Publish a dataset of the size of the table, with shards of holes."""
     labels = read_labels(labels_path)
     plan = make_plan(labels.frame, PlanRule())
@@ -40,7 +43,7 @@ def make_dataset(labels_path: str, out: Path) -> None:
         rows = plan.samples[plan.samples["split"] == split]
         for number in range(plan.num_shards[split]):
             pictures = _pictures(SPLITS.index(split), number)
-            shards.append(_made_up_shard(rows[rows["shard"] == number], split, number, pictures))
+            shards.append(_made_up_shard(rows[rows["shard"] == number], split, number, pictures, near))
             path = out / shards[-1].name
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as file:
@@ -69,18 +72,27 @@ def _pictures(split: int, number: int) -> list[bytes]:
     rng = np.random.default_rng([split, number])
     pictures = []
     for _ in range(_PICTURES):
-        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        coarse = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
         sink = io.BytesIO()
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90)
         pictures.append(sink.getvalue())
     return pictures
 
 
-def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[bytes]) -> BuiltShard:
+def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[bytes], near: float) -> BuiltShard:
     frame = rows.reset_index(drop=True)
     rng = np.random.default_rng([SPLITS.index(split), number])
     sizes = np.array([len(picture) for picture in pictures])
     chosen = rng.integers(0, _PICTURES, len(frame))
+    hashes = rng.integers(0, 2**64, len(frame), dtype=np.uint64)
+    sources = np.array([rng.bytes(32) for _ in range(len(frame))], dtype=object)
+    copied = rng.permutation(len(frame))[: round(len(frame) * (_EXACT + near)) * 2].reshape(2, -1)
+    first, second = copied[:, : round(len(frame) * _EXACT)]
+    sources[second], hashes[second], chosen[second] = sources[first], hashes[first], chosen[first]
+    first, second = copied[:, round(len(frame) * _EXACT) :]
+    flips = np.uint64(1) << rng.integers(0, 64, (3, len(first))).astype(np.uint64)
+    hashes[second] = hashes[first] ^ np.bitwise_or.reduce(flips)
+    chosen[second[::2]] = chosen[first[::2]]
     width = rng.integers(200, 1600, len(frame)).astype(np.int32)
     columns = {
         "key": frame["key"],
@@ -94,8 +106,8 @@ def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[b
         "original_height": (width * rng.choice([0.67, 0.75, 1.0, 1.33], len(frame))).astype(np.int32),
         "original_bytes": rng.integers(20_000, 400_000, len(frame)).astype(np.int32),
         "source": frame["key"].map(lambda key: f"{key[0]}/{key[1]}/{key[2]}/{key}.jpg"),
-        "source_sha256": [rng.bytes(32) for _ in range(len(frame))],
-        "dhash": rng.integers(0, 2**64, len(frame), dtype=np.uint64),
+        "source_sha256": sources,
+        "dhash": hashes,
         "reason": pa.nulls(len(frame), pa.string()),
         "detail": pa.nulls(len(frame), pa.string()),
     }
@@ -120,17 +132,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels")
     parser.add_argument("--out", type=Path, default=Path("full-scale"))
+    parser.add_argument("--near", type=float, default=0.04, help="share of the samples near another one")
     parser.add_argument("--only-make", action="store_true", help="make the dataset and measure nothing")
     arguments = parser.parse_args()
     dataset = arguments.out / "shards"
     if arguments.only_make:
-        make_dataset(arguments.labels, dataset)
+        make_dataset(arguments.labels, dataset, arguments.near)
         return
     if not (dataset / "dataset.json").exists():  # in a process of its own: a child's peak begins at its parent's
         subprocess.run([*sys.orig_argv, "--only-make"], check=True)
     command = [sys.executable, "-m", "lmk_data.cli"]
     opening = "from lmk_data.dataset import ShardedDataset; ShardedDataset.open({!r})"
-    view = str(arguments.out / "top20")
+    view, clean = str(arguments.out / "top20"), str(arguments.out / "clean")
+    drop = ["--drop-duplicates", "near", "--overwrite", "--quiet"]
     rows = [
         measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset"]),
         measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
@@ -139,11 +153,14 @@ def main() -> None:
             "view of the 20 largest", [*command, "subset", str(dataset), "--out", view, "--top", "20", "--overwrite"]
         ),
         measure("open the view", [sys.executable, "-c", opening.format(view)]),
+        measure("view without near duplicates", [*command, "subset", str(dataset), "--out", clean, *drop]),
         measure("report", [*command, "report", str(dataset), "--out", str(arguments.out / "report")]),
     ]
     print("| what | seconds | peak MB |\n|---|---:|---:|")
     for row in rows:
         print(f"| {row['what']} | {row['seconds']} | {row['peak_mb']} |")
+    html = arguments.out / "report" / "index.html"
+    print(f"\nThe report has {html.stat().st_size / 1e6:.1f} MB.")
     (arguments.out / "full_scale.json").write_text(json.dumps(rows, indent=2))
 
 

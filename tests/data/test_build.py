@@ -137,7 +137,9 @@ def test_title_and_licence_change_without_building(options: Options, tmp_path: P
     build(options())
     result = build(options(title="New", license="CC0"))
     assert (result.built_images, result.manifest["title"]) == (0, "New")
-    assert 'license: "CC0"' in (tmp_path / "shards" / "README.md").read_text()
+    assert 'license: other\nlicense_name: "CC0"' in (tmp_path / "shards" / "README.md").read_text()
+    build(options(title="New", license="CC-BY-4.0"))
+    assert "license: cc-by-4.0\ntask" in (tmp_path / "shards" / "README.md").read_text()
 
 
 def test_another_build_in_the_same_folder_is_refused_with_the_difference(options: Options, tmp_path: Path) -> None:

@@ -255,6 +255,12 @@ def test_a_view_is_refused_and_its_copy_is_not(
     assert json.loads((tmp_path / "copy-timm" / "_info.json").read_text())["splits"]["train"]["num_samples"] > 0
 
 
+def test_a_folder_within_the_dataset_is_refused(dataset_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(dataset_path), "--to", "timm", "--out", str(dataset_path / "timm")]) == 1
+    assert "lies within the dataset" in capsys.readouterr().err
+    assert not (dataset_path / "timm").exists()
+
+
 def test_another_file_system_is_an_error_that_says_what_to_do(
     dataset_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ from lmk_data import page
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import LocalEngine
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
 from lmk_data.report import gini, write_report
@@ -25,7 +24,7 @@ from tests.browser import browse
 def test_figures_are_those_of_the_datasets_own_files(
     dataset: ShardedDataset, dataset_path: Path, tmp_path: Path
 ) -> None:
-    write_report(dataset, open_folder(tmp_path), LocalEngine(1))
+    write_report(dataset, open_folder(tmp_path), workers=1)
     figures = json.loads((tmp_path / "report.json").read_bytes())
     classes = pd.read_parquet(dataset_path / "classes.parquet")
     assert figures["counts"]["written"] == sum(len(pd.read_parquet(p)) for p in (dataset_path / "index").iterdir())
@@ -45,9 +44,34 @@ def test_figures_are_those_of_the_datasets_own_files(
     assert sum(found["ratio"] for found in figures["splits"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_what_the_page_draws_is_in_its_figures(dataset: ShardedDataset, tmp_path: Path) -> None:
+    write_report(dataset, open_folder(tmp_path), workers=1)
+    figures = json.loads((tmp_path / "report.json").read_bytes())
+    classes, index = dataset.classes, pd.concat({split: dataset.index(split) for split in dataset.splits})
+    assert figures["title"] == "Small <set>"
+    for name in ("width", "height", "megapixels", "aspect", "stored_kb"):
+        assert sum(figures["histograms"][name]["counts"]) == len(dataset)
+        assert len(figures["histograms"][name]["edges"]) == len(figures["histograms"][name]["counts"]) + 1
+    kept = figures["class_sizes"]["kept"]
+    assert np.repeat(kept["images"], kept["num_classes"]).tolist() == classes["listed"].tolist()
+    assert figures["class_sizes"]["dropped"] == {"images": [3, 2], "num_classes": [1, 1]}
+    assert figures["coverage"]["images"][1] == pytest.approx(
+        classes["listed"].max() / classes["listed"].sum(), abs=1e-6
+    )
+    assert figures["coverage"]["images"][-1] == 1
+    smallest = classes["train"].min()
+    expected = 0.5 * (np.array(figures["margins"]["images"]) / smallest) ** -0.25
+    assert figures["margins"]["margin"] == pytest.approx(expected.tolist(), abs=1e-6)
+    plainest = figures["odd_ones"][2]["samples"]
+    assert plainest[0]["key"] == index.loc[index["jpg_size"].idxmin(), "key"]
+    html = (tmp_path / "index.html").read_text()
+    assert '{"name":"landmark","number":false,"sorts":"num"}' in html
+    assert [html.count(f"<span>{part}: ") for part in ("head", "middle", "tail")] == [2, 2, 1]
+
+
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_report(dataset, open_folder(tmp_path / name), LocalEngine(1))
+        write_report(dataset, open_folder(tmp_path / name), workers=1)
     html = (tmp_path / "a" / "index.html").read_text()
     assert html == (tmp_path / "b" / "index.html").read_text()
     assert "<h1>Small &lt;set&gt;</h1>" in html
@@ -128,7 +152,7 @@ def test_page_opens_in_a_browser(
     dataset: ShardedDataset, tmp_path: Path, chromium: str, width: int, scheme: int
 ) -> None:
     """Nothing on the console, nothing wider than a phone, and the table of classes can be searched and sorted."""
-    write_report(dataset, open_folder(tmp_path / "report"), LocalEngine(1))
+    write_report(dataset, open_folder(tmp_path / "report"), workers=1)
     html = (tmp_path / "report" / "index.html").read_text()
     # An outer page measures the report in a frame of the wanted width, which headless windows cannot be made.
     outer = tmp_path / "outer.html"
@@ -138,7 +162,7 @@ def test_page_opens_in_a_browser(
     done = browse(chromium, tmp_path, "--dump-dom", f"--blink-settings=preferredColorScheme={scheme}", outer.as_uri())
     seen = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
     assert seen["scroll_width"] <= seen["client_width"] <= width
-    assert seen["figures"] == html.count("<svg ") == 6
+    assert seen["figures"] == html.count("<svg ") == 8
     classes = dataset.classes
     names = classes["name"].astype(str).tolist()
     assert seen["names"] == names

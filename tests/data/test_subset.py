@@ -14,7 +14,6 @@ import webdataset
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.engine import LocalEngine
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
@@ -87,15 +86,27 @@ def test_a_class_list_in_any_form(dataset_path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_a_view_opens_everywhere(dataset_path: Path, tmp_path: Path) -> None:
+def test_a_view_opens_everywhere(dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
     assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
     assert sorted(os.listdir(tmp_path / "view")) == ["classes.parquet", "dataset.json", "index"]
     with ShardedDataset.open(tmp_path / "view") as view:
-        write_report(view, open_folder(tmp_path / "report"), LocalEngine(1))
+        write_report(view, open_folder(tmp_path / "report"), workers=1)
         with pytest.raises(UserError, match="subset --copy"):
             view.webdataset("train")
-    assert (tmp_path / "report" / "index.html").exists()
+    html = (tmp_path / "report" / "index.html").read_text()
+    figures = json.loads((tmp_path / "report" / "report.json").read_bytes())
+    assert figures["view_of"]["selection"] == [{"top": 2}]
+    assert "the 2 largest classes" in html
+    assert "rule of that dataset" in html
+    assert "webdataset(" not in html
+    stored = sum(int(view.index(split)["jpg_size"].sum()) for split in view.splits)
+    assert f"<b>{stored / 1e6:,.1f} MB</b><span>of pictures</span>" in html
+    assert main(["report", str(tmp_path / "view"), "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    removed = sum(view.manifest["view_of"]["removed"][split] for split in ("train", "val", "test"))
+    assert f"{len(view) + removed} images in the dataset that they are from = {len(view)} chosen" in printed
+    assert "chosen: the 2 largest classes" in printed
     assert main(["verify", str(tmp_path / "view"), "--quiet"]) == 0
     with pytest.raises(UserError, match="view_of"):
         write_view(ShardedDataset.open(dataset_path), Selection(top=3), str(tmp_path / "view"))
