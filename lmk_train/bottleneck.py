@@ -52,12 +52,11 @@ def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> Input
         assert config.batch_size is not None
         images = config.batch_size / world.size
         stream = batch_stream(trainer)
-        with closing(stream(_endless(trainer))) as batches:
+        with closing(trainer.train), closing(stream(_endless(trainer))) as batches:
             reader = _rate(trainer, lambda: _read_step(trainer, batches), images)
             both = _rate(trainer, lambda: training_step(trainer, batches), images)
             fixed = _copied(next(batches))
         model = _rate(trainer, lambda: training_step(trainer, repeat(fixed)), images)
-        trainer.train.close()
     return InputProfile(world.rank, reader, model, both)
 
 

@@ -7,8 +7,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,40 @@ class ShardFiles:
             raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+class _Ahead:
+    """Makes ready, by threads of its own, the shards that come after the one in use; none of them ever waits."""
+
+    def __init__(self, make_ready: Callable[[str], None], threads: int) -> None:
+        self._make_ready = make_ready
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+        self._lock = threading.Lock()
+        self._submitted: list[Future[None]] = []
+        self.expect((), 0)
+
+    def expect(self, names: Sequence[str], ahead: int) -> None:
+        """Shards in the order of their use, and how many to make ready beyond the one in use; forgets earlier ones."""
+        with self._lock:
+            for future in self._submitted:
+                future.cancel()
+            self._names, self._far, self._submitted = names, ahead, []
+            self._ordinal = {name: number for number, name in enumerate(names)}
+        self._submit(0)
+
+    def reach(self, name: str) -> None:
+        """Say that a shard is in use."""
+        self._submit(self._ordinal.get(name, 0))
+
+    def close(self) -> None:
+        """Finish what is being made ready, and start nothing more."""
+        self.expect((), 0)
+        self._pool.shutdown(wait=True)
+
+    def _submit(self, reached: int) -> None:
+        with self._lock:
+            for name in self._names[len(self._submitted) : reached + self._far + 1]:
+                self._submitted.append(self._pool.submit(self._make_ready, name))
+
+
 class _Fetcher:
     """Shards behind a URL as whole files in the cache's folder; one process fetches each, the others wait."""
 
@@ -106,17 +140,11 @@ class _Fetcher:
         self._dataset, self._files = dataset, dataset.shard_files
         self._root, self._max_bytes = cache.folder, cache.max_bytes
         self._folder = cache.folder / dataset.shards_content_sha256[:32]
-        self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        self._turn = threading.Condition()
-        self._ordinal: dict[str, int] = {}
-        self._reached = 0
-        self._plan = 0  # which call of `expect` is in force; fetching for an earlier one stops
+        self._ahead = _Ahead(self._fetch_quietly, _FETCHERS)
 
     def open(self, name: str) -> OpenShard:
         """The shard's file; waits for it to be fetched."""
-        with self._turn:
-            self._reached = max(self._reached, self._ordinal.get(name, 0))
-            self._turn.notify_all()
+        self._ahead.reach(name)
         while True:
             path = self._fetch(name)
             with suppress(FileNotFoundError):  # another process made room just now
@@ -126,26 +154,12 @@ class _Fetcher:
         # What is fetched ahead and what is in use fit, whatever the limit given.
         sizes = sorted((self._files[name]["num_bytes"] for name in names), reverse=True)
         self._max_bytes = max(self._max_bytes, sum(sizes[: ahead + 1]))
-        with self._turn:
-            self._ordinal = {name: number for number, name in enumerate(names)}
-            self._reached = 0
-            self._plan += 1
-            plan = self._plan
-            self._turn.notify_all()
-        for number, name in enumerate(names):
-            self._pool.submit(self._fetch_in_turn, plan, number, ahead, name)
+        self._ahead.expect(names, ahead)
 
     def close(self) -> None:
-        with self._turn:
-            self._plan += 1
-            self._turn.notify_all()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
 
-    def _fetch_in_turn(self, plan: int, number: int, ahead: int, name: str) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._plan != plan or number <= self._reached + ahead)
-            if self._plan != plan:
-                return
+    def _fetch_quietly(self, name: str) -> None:
         with suppress(LmkError):  # whoever needs the shard meets the same error, and reports it
             self._fetch(name)
 

@@ -40,6 +40,10 @@ class World:
         """This process's contiguous part of a global batch."""
         return share(picks, self.rank, self.size)
 
+    def largest_share(self, batch_size: int) -> int:
+        """Samples of a global batch that the process with most of them has."""
+        return -(-batch_size // self.size)
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model whose gradients are averaged over the processes."""
         if self.size == 1:

@@ -1,5 +1,7 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +127,20 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch_and_not_too_far(
     wait_until(lambda: len(copies) >= 5)
     assert set(copies) == set(names[:5])
     files.close()
+
+
+def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
+    """Long before the last shard is due."""
+    code = (
+        "import sys; from lmk_train import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
+        "from tests.train.recorded_training import main; sys.exit(main())"
+    )
+    given = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    given += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
+    command = [sys.executable, "-c", code, str(tmp_path / "log"), "1", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) < len(list((dataset_path / "shards/train").iterdir()))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
