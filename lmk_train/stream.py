@@ -2,11 +2,13 @@
 
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +16,8 @@ import simplejpeg
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, StorageError
+from lmk_data.storage import retrying
 from lmk_train.cache import Cache, ShardFiles
 from lmk_train.order import Rows, window_shards
 
@@ -65,15 +68,24 @@ class Reader(Protocol):
         """Close what reading opened."""
 
 
+class _Record(NamedTuple):
+    """Where the JPEG of a sample lies, and its checksum."""
+
+    shard: int
+    offset: int
+    num_bytes: int
+    crc32: int
+
+
 class SplitReader:
     """Random access to the decoded samples of one split; safe to use from several threads."""
 
     def __init__(self, dataset: ShardedDataset, split: str, cache: Cache) -> None:
-        """Load the columns that reading needs (32 bytes a sample); `cache` is for a dataset behind a URL.
+        """Load the columns that reading needs (36 bytes a sample); `cache` is for a dataset behind a URL.
 
         Raises DatasetError if the index points to a shard or a class that the dataset does not have.
         """
-        table = dataset.index_table(split, ["label", "shard", "jpg_offset", "jpg_size"])
+        table = dataset.index_table(split, ["label", "shard", "jpg_offset", "jpg_size", "jpg_crc32"])
         shards = table["shard"].combine_chunks()
         self.dataset, self.split = dataset, split
         self.size = dataset.recipe.size
@@ -84,6 +96,7 @@ class SplitReader:
         self.labels = table["label"].to_numpy().astype(np.int64)
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
+        self._checksums = table["jpg_crc32"].to_numpy()
         unknown = set(self.shard_names) - {shard["name"] for shard in dataset.shards(split)}
         if unknown:
             raise DatasetError(
@@ -115,29 +128,23 @@ class SplitReader:
 
     def read(self, rows: Rows) -> Iterator[bytes]:
         """The JPEGs of these rows, one after the other; one is short if the shard ends within it."""
-        shards, offsets, sizes = self.shard_of_row[rows].tolist(), self._offsets[rows], self._sizes[rows]
-        for shard, offset, num_bytes in zip(shards, offsets.tolist(), sizes.tolist(), strict=True):
-            name = self.shard_names[shard]
-            if shard in self._sparse:
-                yield self.dataset.read_bytes(name, offset, num_bytes)
-            else:
-                yield self._files.open(name).read(offset, num_bytes)
+        return map(self._read, self._records(rows))
 
     def decode(self, rows: Rows, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
         """Decode the samples of these rows into `out`, uint8 [len(rows), H, W, 3].
 
-        Raises DatasetError that names shard, key and offset if a record is short, corrupt or of another size.
+        Raises DatasetError that names shard, key and offset if a record is short, damaged or of another size, and
+        StorageError that names them if it cannot be read.
         """
-        whole = out.shape[1:]
-        for number, (data, num_bytes) in enumerate(zip(self.read(rows), self._sizes[rows].tolist(), strict=True)):
+        for number, record in enumerate(self._records(rows)):
             try:
-                if len(data) != num_bytes:
-                    raise ValueError("the shard ends within it")
-                shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out[number]).shape  # a larger one does not fit
-                if shape != whole:
-                    raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {self.size}x{self.size}")
+                _decode_record(self._read(record), record, out[number])
             except ValueError as error:
-                raise self._unreadable(int(rows[number]), error) from error
+                hint = "run `lmk-shard verify`"
+                raise DatasetError(f"{self._place(int(rows[number]))}: {error}; {hint}") from error
+            except OSError as error:
+                why = f"cannot be read: {error.strerror or error}; is the storage there? run it again to go on"
+                raise StorageError(f"{self._place(int(rows[number]))}: {why}") from error
 
     @property
     def default_workers(self) -> int:
@@ -148,10 +155,20 @@ class SplitReader:
         """Close the shards that reading opened."""
         self._files.close()
 
-    def _unreadable(self, row: int, why: ValueError) -> DatasetError:
+    def _records(self, rows: Rows) -> Iterator[_Record]:
+        columns = (column[rows].tolist() for column in (self.shard_of_row, self._offsets, self._sizes, self._checksums))
+        return map(_Record, *columns)
+
+    def _read(self, record: _Record) -> bytes:
+        name = self.shard_names[record.shard]
+        if record.shard not in self._sparse:
+            return self._files.open(name).read(record.offset, record.num_bytes)
+        folder = self.dataset.shards_folder
+        return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
+
+    def _place(self, row: int) -> str:
         where = self.dataset.shards_folder.location(self.shard_names[self.shard_of_row[row]])
-        key, offset = self.keys(np.array([row]))[0], self._offsets[row]
-        return DatasetError(f"{where}: sample {key} at offset {offset}: {why}; run `lmk-shard verify`")
+        return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
 
     def _sparse_shards(self) -> set[int]:
         """Which shards are behind a URL and hold so little of this split that fetching them whole is not worth it."""
@@ -160,6 +177,17 @@ class SplitReader:
         wanted = np.bincount(self.shard_of_row, weights=self._sizes, minlength=len(self.shard_names))
         whole = np.array([self.dataset.shard_files[name]["num_bytes"] for name in self.shard_names])
         return set(np.flatnonzero(wanted < _SPARSE * whole).tolist())
+
+
+def _decode_record(data: bytes, record: _Record, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+    """Decode one picture into `out`, uint8 [H, W, 3]; ValueError if it is not the one that was published."""
+    if len(data) != record.num_bytes:
+        raise ValueError("the shard ends within it")
+    if zlib.crc32(data) != record.crc32:
+        raise ValueError("damaged: its checksum is another")
+    shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape  # a larger one does not fit
+    if shape != out.shape:
+        raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {out.shape[1]}x{out.shape[0]}")
 
 
 class BatchStream:

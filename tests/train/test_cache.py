@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
@@ -189,4 +190,29 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
             expected = np.empty((64, 64, 3), np.uint8)
             SplitReader(dataset, "train", Cache(tmp_path, 0)).decode(np.array([row]), expected[None])
             assert (pixels == expected).all()
+        reader.close()
+
+
+def test_pictures_fetched_one_by_one_are_asked_for_again_and_named_where_the_shard_ends(
+    remote: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_view(remote, Selection(classes=("113209",)), "memory://bucket/view")
+    memory, read, failures = fsspec.filesystem("memory"), MemoryFileSystem.cat_file, []
+
+    def unreliable(self: MemoryFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if path.endswith(".tar") and len(failures) < 2:
+            failures.append(path)
+            raise OSError("connection reset")
+        return bytes(read(self, path, start, end))
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with ShardedDataset.open("memory://bucket/view") as view:
+        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 64, 64, 3), np.uint8)
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", unreliable)
+        reader.decode(np.array([0]), out)
+        assert len(failures) == 2
+        sample = view.index("train").iloc[0]
+        memory.pipe_file(f"/bucket/shards/{sample['shard']}", b"?" * (int(sample["jpg_offset"]) + 10))
+        with pytest.raises(DatasetError, match=f"sample {sample['key']} at offset .*: the shard ends within it"):
+            reader.decode(np.array([0]), out)
         reader.close()
