@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _OPEN_FILES = 256
 _FETCHERS = 4
+_ABANDONED_SECONDS = 3600  # an unfinished file that nobody has written to for so long is of a process that was killed
 
 
 def default_cache_folder() -> Path:
@@ -62,7 +64,25 @@ class ShardFiles:
         self._dataset = dataset
         self._fetcher = None if dataset.is_local else _Fetcher(dataset, cache)
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._fetching_again = threading.Lock(), threading.Lock()
+        self._fetched_again: set[str] = set()
+
+    def location(self, name: str) -> str:
+        """Where a shard lies, for messages: its path or URL, and the path that it was fetched to."""
+        fetched = "" if self._fetcher is None else f" (fetched as {self._fetcher.path(name)})"
+        return self._dataset.shards_folder.location(name) + fetched
+
+    def fetch_again(self, name: str) -> bool:
+        """Let go of a fetched shard that is damaged, so that it is fetched anew; but once, False for a local one."""
+        if self._fetcher is None:
+            return False
+        with self._fetching_again:
+            if name not in self._fetched_again:
+                self._fetched_again.add(name)
+                self._fetcher.path(name).unlink(missing_ok=True)
+                with self._lock:
+                    self._open.pop(name, None)
+        return True
 
     def open(self, name: str) -> OpenShard:
         """A shard. Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says."""
@@ -142,6 +162,10 @@ class _Fetcher:
         self._folder = cache.folder / dataset.shards_content_sha256[:32]
         self._ahead = _Ahead(self._fetch_quietly, _FETCHERS)
 
+    def path(self, name: str) -> Path:
+        """Where a shard lies once it is fetched."""
+        return self._folder / name
+
     def open(self, name: str) -> OpenShard:
         """The shard's file; waits for it to be fetched."""
         self._ahead.reach(name)
@@ -165,16 +189,15 @@ class _Fetcher:
 
     def _fetch(self, name: str) -> Path:
         """The shard's file, fetched by this process or another one; marked as just used."""
-        path, entry = self._folder / name, self._files[name]
+        path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(f"{path}.lock", "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not path.exists() or path.stat().st_size != entry["num_bytes"]:
+                if not path.exists() or path.stat().st_size != num_bytes:
                     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
                         left.unlink(missing_ok=True)
-                    self._make_room(entry["num_bytes"])
-                    self._download(name, path)
+                    self._download(name, self._reserve(path, num_bytes), path)
                 now = time.time_ns()  # finer than the clock by which the kernel marks files
                 with suppress(FileNotFoundError):  # another process made room just now; `open` comes back
                     os.utime(path, ns=(now, now))
@@ -184,25 +207,37 @@ class _Fetcher:
             raise UserError(f"--cache {self._root}: {error.strerror or error}{hint}") from error
         return path
 
-    def _download(self, name: str, path: Path) -> None:
-        """Fetch a shard, check its hash, and only then give it its name."""
+    def _reserve(self, path: Path, num_bytes: int) -> Path:
+        """An unfinished file of that size, which counts from now on: no two processes are given the same room."""
         temporary = Path(f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
+        with open(self._root / "room.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._make_room(num_bytes)
             with open(temporary, "xb") as file:
+                file.truncate(num_bytes)
+        return temporary
+
+    def _download(self, name: str, temporary: Path, path: Path) -> None:
+        """Fetch a shard, check its hash, and only then give it its name."""
+        try:
+            with open(temporary, "r+b") as file:
                 self._dataset.copy_shard(name, file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove the shards that were used longest ago until one of `num_bytes` fits; open files stay readable."""
-        held = []
-        for path in self._root.rglob("*.tar"):
+        total, removable = 0, []
+        for path in chain(self._root.rglob("*.tar"), self._root.rglob("*.tmp")):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                held.append((found.st_mtime_ns, found.st_size, path))
-        total = sum(size for _, size, _ in held)
-        for _, size, path in sorted(held):
+                total += found.st_size
+                if path.suffix == ".tar" or found.st_mtime < time.time() - _ABANDONED_SECONDS:
+                    removable.append((found.st_mtime_ns, found.st_size, path))
+        for _, size, path in sorted(removable):
             if total + num_bytes <= self._max_bytes:
                 return
             path.unlink(missing_ok=True)

@@ -138,7 +138,7 @@ class SplitReader:
         """
         for number, record in enumerate(self._records(rows)):
             try:
-                _decode_record(self._read(record), record, out[number])
+                self._decode(record, out[number])
             except ValueError as error:
                 hint = "run `lmk-shard verify`"
                 raise DatasetError(f"{self._place(int(rows[number]))}: {error}; {hint}") from error
@@ -159,6 +159,15 @@ class SplitReader:
         columns = (column[rows].tolist() for column in (self.shard_of_row, self._offsets, self._sizes, self._checksums))
         return map(_Record, *columns)
 
+    def _decode(self, record: _Record, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+        """Decode one picture into `out`; where a fetched shard is damaged, it is fetched once more."""
+        try:
+            _decode_record(self._read(record), record, out)
+        except ValueError:
+            if record.shard in self._sparse or not self._files.fetch_again(self.shard_names[record.shard]):
+                raise
+            _decode_record(self._read(record), record, out)
+
     def _read(self, record: _Record) -> bytes:
         name = self.shard_names[record.shard]
         if record.shard not in self._sparse:
@@ -167,7 +176,7 @@ class SplitReader:
         return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
 
     def _place(self, row: int) -> str:
-        where = self.dataset.shards_folder.location(self.shard_names[self.shard_of_row[row]])
+        where = self._files.location(self.shard_names[self.shard_of_row[row]])
         return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
 
     def _sparse_shards(self) -> set[int]:

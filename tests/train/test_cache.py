@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -105,6 +106,29 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
     files.close()
 
 
+def test_the_cache_stays_within_its_size_while_two_processes_fetch_at_once(
+    remote: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own locks, as processes have."""
+    names = [shard["name"] for shard in remote.shards("train")[:3]]
+    limit = 2 * max(shard["num_bytes"] for shard in remote.shards("train"))
+    first, *both = (ShardFiles(remote, Cache(tmp_path / "cache", limit)) for _ in range(3))
+    first.open(names[0])
+    meeting, copy, held = threading.Barrier(2), ShardedDataset.copy_shard, []
+
+    def meet(self: ShardedDataset, name: str, file: BinaryIO) -> None:
+        meeting.wait(30)
+        copy(self, name, file)
+        held.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.t*")))
+
+    monkeypatch.setattr(ShardedDataset, "copy_shard", meet)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ShardFiles.open, both, names[1:]))
+    assert max(held) <= limit
+    for files in (first, *both):
+        files.close()
+
+
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
     first, second = (shard["name"] for shard in remote.shards("train")[:2])
     files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))
@@ -172,6 +196,28 @@ def test_a_damaged_shard_and_an_unreachable_one_are_errors_that_name_it(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--cache"):
         ShardFiles(remote, Cache(tmp_path / "file" / "cache", 1)).open(name)
+
+
+def test_a_shard_damaged_in_the_cache_is_fetched_once_more(
+    remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    reader, local = (SplitReader(which, "train", Cache(tmp_path / "cache", 10**9)) for which in (remote, dataset))
+    out, expected = (np.empty((len(reader), 64, 64, 3), np.uint8) for _ in range(2))
+    rows = np.arange(len(reader))
+    local.decode(rows, expected)
+    reader.decode(rows, out)
+    path = next((tmp_path / "cache").rglob("train-000000.tar"))
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    for batch in BatchStream(reader, CPU, len(rows), 4)([rows]):
+        assert (batch.pixels.numpy() == expected).all()
+    assert copies.count("shards/train/train-000000.tar") == 2
+    assert path.read_bytes() == whole
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(DatasetError, match=rf"memory://bucket/.* \(fetched as {path}\): sample .* damaged"):
+        reader.decode(rows, out)
+    assert copies.count("shards/train/train-000000.tar") == 2
+    reader.close()
 
 
 def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
