@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ class World:
         if self.size == 1:
             return model
         devices = [device.index or 0] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # What is to replace it copies the first process's running statistics to all others here.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def add(self, *values: float) -> list[float]:
         """Sums over the processes."""
