@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _OPEN_FILES = 256
 _FETCHERS = 4
+_ADVISED_AT_ONCE = 128 << 10  # the kernel reads no more for one advice than it would ahead on its own
 _ABANDONED_SECONDS = 3600  # an unfinished file that nobody has written to for so long is of a process that was killed
 
 
@@ -63,6 +64,7 @@ class ShardFiles:
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset = dataset
         self._fetcher = None if dataset.is_local else _Fetcher(dataset, cache)
+        self._ahead = _Ahead(self._make_ready, 1 if self._fetcher is None else _FETCHERS)
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._lock, self._fetching_again = threading.Lock(), threading.Lock()
         self._fetched_again: set[str] = set()
@@ -86,6 +88,7 @@ class ShardFiles:
 
     def open(self, name: str) -> OpenShard:
         """A shard. Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says."""
+        self._ahead.reach(name)
         with self._lock:
             if (shard := self._open.get(name)) is not None:
                 self._open.move_to_end(name)
@@ -98,16 +101,22 @@ class ShardFiles:
         return shard
 
     def expect(self, names: Sequence[str], window: int) -> None:
-        """Say which shards will be needed, in order: fetched in the background, two windows ahead of what is used."""
+        """Say which shards will be needed, in order: they are read into memory a window ahead of what is used, in the
+        background; those behind a URL are fetched two windows ahead."""
+        ahead = window if self._fetcher is None else 2 * window
         if self._fetcher is not None:
-            self._fetcher.expect(names, 2 * window)
+            self._fetcher.fit(names, ahead)
+        self._ahead.expect(names, ahead)
 
     def close(self) -> None:
         """Let go of what is open and stop fetching."""
-        if self._fetcher is not None:
-            self._fetcher.close()
+        self._ahead.close()
         with self._lock:
             self._open.clear()
+
+    def _make_ready(self, name: str) -> None:
+        with suppress(LmkError, OSError):  # whoever needs the shard meets the same error, and reports it
+            _read_ahead(self._dataset.shard_path(name) if self._fetcher is None else self._fetcher.fetch(name))
 
     def _open_file(self, name: str) -> OpenShard:
         if self._fetcher is not None:
@@ -117,6 +126,13 @@ class ShardFiles:
             return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_ahead(path: Path) -> None:
+    """Have the kernel read a file into memory."""
+    with open(path, "rb", buffering=0) as file:
+        for offset in range(0, os.fstat(file.fileno()).st_size, _ADVISED_AT_ONCE):
+            os.posix_fadvise(file.fileno(), offset, _ADVISED_AT_ONCE, os.POSIX_FADV_WILLNEED)
 
 
 class _Ahead:
@@ -140,7 +156,8 @@ class _Ahead:
 
     def reach(self, name: str) -> None:
         """Say that a shard is in use."""
-        self._submit(self._ordinal.get(name, 0))
+        if len(self._submitted) < len(self._names):
+            self._submit(self._ordinal.get(name, 0))
 
     def close(self) -> None:
         """Finish what is being made ready, and start nothing more."""
@@ -160,7 +177,6 @@ class _Fetcher:
         self._dataset, self._files = dataset, dataset.shard_files
         self._root, self._max_bytes = cache.folder, cache.max_bytes
         self._folder = cache.folder / dataset.shards_content_sha256[:32]
-        self._ahead = _Ahead(self._fetch_quietly, _FETCHERS)
 
     def path(self, name: str) -> Path:
         """Where a shard lies once it is fetched."""
@@ -168,26 +184,17 @@ class _Fetcher:
 
     def open(self, name: str) -> OpenShard:
         """The shard's file; waits for it to be fetched."""
-        self._ahead.reach(name)
         while True:
-            path = self._fetch(name)
+            path = self.fetch(name)
             with suppress(FileNotFoundError):  # another process made room just now
                 return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
-    def expect(self, names: Sequence[str], ahead: int) -> None:
-        # What is fetched ahead and what is in use fit, whatever the limit given.
+    def fit(self, names: Sequence[str], ahead: int) -> None:
+        """Have room for what is in use and so many shards ahead of it, whatever the limit given."""
         sizes = sorted((self._files[name]["num_bytes"] for name in names), reverse=True)
         self._max_bytes = max(self._max_bytes, sum(sizes[: ahead + 1]))
-        self._ahead.expect(names, ahead)
 
-    def close(self) -> None:
-        self._ahead.close()
-
-    def _fetch_quietly(self, name: str) -> None:
-        with suppress(LmkError):  # whoever needs the shard meets the same error, and reports it
-            self._fetch(name)
-
-    def _fetch(self, name: str) -> Path:
+    def fetch(self, name: str) -> Path:
         """The shard's file, fetched by this process or another one; marked as just used."""
         path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:

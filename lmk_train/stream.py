@@ -23,7 +23,7 @@ from lmk_train.order import Rows, window_shards
 
 _MAX_DEFAULT_WORKERS, _FETCHING_WORKERS = 8, 64
 _BATCHES_AHEAD = 3
-_SPARSE = 0.25  # of a remote shard's bytes: where a view has less than this, single pictures are fetched
+_SPARSE = 0.25  # of a shard's bytes: where a view has less than this, single pictures are read or fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class SplitReader:
             )
         self._files = ShardFiles(dataset, cache)
         self._sparse = self._sparse_shards()
+        self._fetched_singly = set() if dataset.is_local else self._sparse
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,12 +119,12 @@ class SplitReader:
         return np.asarray((column if rows is None else column.take(rows)).to_numpy(), dtype=object)
 
     def expect(self, picks: Rows) -> None:
-        """Say what will be read, in order, so that remote shards are fetched ahead."""
-        if self.dataset.is_local:
-            return
+        """Say what will be read, in order, so that shards are read or fetched ahead."""
         shards = self.shard_of_row[picks % max(1, len(self))]
-        shards, first = np.unique(shards, return_index=True)
-        names = [self.shard_names[shard] for shard in shards[np.argsort(first)] if shard not in self._sparse]
+        first = np.full(len(self.shard_names), len(picks))
+        first[shards[::-1]] = np.arange(len(picks))[::-1]
+        order = np.argsort(first)[: np.count_nonzero(first < len(picks))].tolist()
+        names = [self.shard_names[shard] for shard in order if shard not in self._sparse]
         self._files.expect(names, window_shards(len(self), len(self.shard_names)))
 
     def read(self, rows: Rows) -> Iterator[bytes]:
@@ -148,8 +149,14 @@ class SplitReader:
 
     @property
     def default_workers(self) -> int:
-        """Threads that read this split well: one per core, or many where pictures are fetched one by one."""
-        return _FETCHING_WORKERS if self._sparse else min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
+        """Threads that read this split well: one per core of this process's, or many where pictures are fetched singly.
+
+        The cores of a machine are shared among its processes that torchrun started.
+        """
+        if self._fetched_singly:
+            return _FETCHING_WORKERS
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(cores, _MAX_DEFAULT_WORKERS))
 
     def close(self) -> None:
         """Close the shards that reading opened."""
@@ -164,13 +171,13 @@ class SplitReader:
         try:
             _decode_record(self._read(record), record, out)
         except ValueError:
-            if record.shard in self._sparse or not self._files.fetch_again(self.shard_names[record.shard]):
+            if record.shard in self._fetched_singly or not self._files.fetch_again(self.shard_names[record.shard]):
                 raise
             _decode_record(self._read(record), record, out)
 
     def _read(self, record: _Record) -> bytes:
         name = self.shard_names[record.shard]
-        if record.shard not in self._sparse:
+        if record.shard not in self._fetched_singly:
             return self._files.open(name).read(record.offset, record.num_bytes)
         folder = self.dataset.shards_folder
         return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
@@ -180,11 +187,10 @@ class SplitReader:
         return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
 
     def _sparse_shards(self) -> set[int]:
-        """Which shards are behind a URL and hold so little of this split that fetching them whole is not worth it."""
-        if self.dataset.is_local:
-            return set()
+        """Which shards hold so little of this split that reading or fetching them whole is not worth it."""
         wanted = np.bincount(self.shard_of_row, weights=self._sizes, minlength=len(self.shard_names))
-        whole = np.array([self.dataset.shard_files[name]["num_bytes"] for name in self.shard_names])
+        num_bytes = {shard["name"]: shard["num_bytes"] for shard in self.dataset.shards(self.split)}
+        whole = np.array([num_bytes[name] for name in self.shard_names])
         return set(np.flatnonzero(wanted < _SPARSE * whole).tolist())
 
 
@@ -231,8 +237,10 @@ class BatchStream:
                 return
 
         try:
+            started = time.perf_counter()  # the first batches take as long as drawing an order does
             for _ in range(_BATCHES_AHEAD):
                 submit()
+            self.wait_seconds += time.perf_counter() - started
             while pending:
                 slot, picks, decoded = pending.popleft()
                 started = time.perf_counter()

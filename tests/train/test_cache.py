@@ -1,5 +1,6 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -151,6 +152,32 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch_and_not_too_far(
     files.open(names[2])
     wait_until(lambda: len(copies) >= 5)
     assert set(copies) == set(names[:5])
+    files.close()
+
+
+def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
+    dataset: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advise, advised = os.posix_fadvise, []
+
+    def watched(descriptor: int, offset: int, num_bytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        advised.append((os.readlink(f"/proc/self/fd/{descriptor}"), offset))
+        advise(descriptor, offset, num_bytes, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", watched)
+    monkeypatch.setattr("lmk_train.cache._ADVISED_AT_ONCE", 4096)
+    names = [shard["name"] for shard in dataset.shards("train")]
+    sizes = [shard["num_bytes"] for shard in dataset.shards("train")]
+    paths = [str(dataset.shard_path(name).resolve()) for name in names]
+    files = ShardFiles(dataset, Cache(tmp_path, 0))
+    for _ in range(2):  # in a second epoch too, though the shards are open then
+        advised.clear()
+        files.expect(names, 1)
+        wanted = [(path, offset) for path, size in zip(paths, sizes, strict=True) for offset in range(0, size, 4096)]
+        wait_until(lambda wanted=wanted: advised == [x for x in wanted if x[0] in paths[:2]])  # type: ignore[misc]
+        files.open(names[1])
+        wait_until(lambda wanted=wanted: advised == [x for x in wanted if x[0] in paths[:3]])  # type: ignore[misc]
     files.close()
 
 

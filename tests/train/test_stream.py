@@ -52,6 +52,18 @@ def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
     reader.close()
 
 
+def test_threads_are_a_processes_share_of_the_cores_that_it_may_use(
+    dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = SplitReader(dataset, "train", NO_CACHE)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    assert reader.default_workers == 6
+    for processes, threads in ((2, 3), (4, 1), (100, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert reader.default_workers == threads
+    reader.close()
+
+
 def damaged(dataset_path: Path, tmp_path: Path, offset: int, data: bytes) -> ShardedDataset:
     """A copy of the dataset with some bytes of its first training shard replaced, at `offset` into a picture."""
     shutil.copytree(dataset_path, tmp_path / "copy")
