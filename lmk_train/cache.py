@@ -1,4 +1,4 @@
-"""Shards as files of this machine: where they lie, or fetched whole from a URL into a bounded, shared folder."""
+"""Shards as files of this machine: where they lie, read ahead, or fetched whole into a bounded, shared folder."""
 
 import errno
 import fcntl
