@@ -17,7 +17,7 @@ from lmk_train.stream import Batch
 from lmk_train.trainer import Trainer
 from lmk_train.world import joined_world
 
-_WARM_UP_STEPS, _LEAST_STEPS, _LEAST_SECONDS = 2, 5, 8.0
+_WARM_UP_STEPS, _SECONDS = 2, 8.0
 _AS_FAST = 0.95
 
 
@@ -52,12 +52,11 @@ def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> Input
         assert config.batch_size is not None
         images = config.batch_size / world.size
         stream = batch_stream(trainer)
-        with closing(stream(_endless(trainer))) as batches:
+        with closing(trainer.train), closing(stream(_endless(trainer))) as batches:
             reader = _rate(trainer, lambda: _read_step(trainer, batches), images)
             both = _rate(trainer, lambda: training_step(trainer, batches), images)
             fixed = _copied(next(batches))
         model = _rate(trainer, lambda: training_step(trainer, repeat(fixed)), images)
-        trainer.train.close()
     return InputProfile(world.rank, reader, model, both)
 
 
@@ -77,12 +76,12 @@ def _copied(batch: Batch) -> Batch:
 
 
 def _rate(trainer: Trainer, step: Callable[[], None], images: float) -> float:
-    """Images a second of a step, after a warm-up."""
+    """Images a second of a step, after a warm-up; a step of all processes, so that they agree on when it is enough."""
     for _ in range(_WARM_UP_STEPS):
         step()
     _finish(trainer)
     started, steps = time.perf_counter(), 0
-    while steps < _LEAST_STEPS or time.perf_counter() - started < _LEAST_SECONDS:
+    while trainer.world.most(int(time.perf_counter() - started < _SECONDS)):
         step()
         steps += 1
     _finish(trainer)

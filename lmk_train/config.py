@@ -145,7 +145,7 @@ class TrainConfig:
     best_by: Metric = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Threads that read and decode; by default one per core, 8 at most."""
+    """Threads that read and decode; by default one per core (of a process's share under torchrun), 8 at most."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the shards of a dataset behind a URL are kept; by default ~/.cache/lmk."""
     cache_gb: Annotated[float, tyro.conf.arg(metavar="GB")] = 100.0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,14 +102,18 @@ def predict_split(
     adjusted = [torch.empty(0, len(adjustments), dtype=torch.int64)]
     reader.expect(rows)
     model.eval()
-    with torch.inference_mode(), progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar:
-        for batch in stream(world.share(batch_picks(rows, step, batch_size)) for step in range(steps)):
+    wanted = (world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
+    with (
+        torch.inference_mode(),
+        closing(stream(wanted)) as batches,
+        progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
+    ):
+        for batch in batches:
             with precision.autocast():
                 logits = model(preprocess(batch.pixels, None))
             top = logits.softmax(dim=1).topk(best, dim=1)
             seen.append(batch.picks)
-            wanted = torch.from_numpy(targets[batch.picks]).to(logits.device)
-            losses.append(_losses(logits, wanted).cpu())
+            losses.append(_losses(logits, torch.from_numpy(targets[batch.picks]).to(logits.device)).cpu())
             labels.append(top.indices.cpu())
             probabilities.append(top.values.cpu())
             chosen = torch.empty(len(logits), len(adjustments), dtype=torch.int64, device=logits.device)
@@ -183,24 +188,22 @@ def evaluate_model(
     model.to(memory_format=torch.channels_last)
     batch_size = config.batch_size or trained.batch_size
     assert batch_size is not None
-    reader = SplitReader(dataset, config.split, config.shard_cache)
-    stream = BatchStream(reader, device, batch_size, config.workers)
     preprocess = Preprocess(ARCHITECTURES[trained.model].normalization, Augmentation(), device)
     precision = Precision.resolve(config.amp, device)
     adjustments = tau_adjustments(classes.train_counts).to(device) if config.tau else None
-    everything = predict_split(
-        model,
-        reader,
-        stream,
-        preprocess,
-        precision,
-        batch_size,
-        known_as=classes.labels_of(dataset),
-        adjustments=adjustments,
-        world=world,
-        quiet=config.quiet or not world.is_first,
-    )
-    reader.close()
+    with closing(SplitReader(dataset, config.split, config.shard_cache)) as reader:
+        everything = predict_split(
+            model,
+            reader,
+            BatchStream(reader, device, world.largest_share(batch_size), config.workers),
+            preprocess,
+            precision,
+            batch_size,
+            known_as=classes.labels_of(dataset),
+            adjustments=adjustments,
+            world=world,
+            quiet=config.quiet or not world.is_first,
+        )
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
     known, unknown = everything.rows(everything.targets >= 0), everything.rows(everything.targets < 0)
     metrics = {**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)}

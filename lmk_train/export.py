@@ -147,11 +147,12 @@ def _pictures(shards: str, size: int) -> tuple[Pixels, str]:
     try:
         with ShardedDataset.open(shards) as dataset:
             split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))
-            reader = SplitReader(dataset, split, Cache(default_cache_folder(), int(1e9)))
-            rows = np.arange(min(_PICTURES, len(reader)))
-            with closing(BatchStream(reader, torch.device("cpu"), len(rows))([rows])) as batches:
+            rows = np.arange(min(_PICTURES, dataset.num_samples(split)))
+            with (
+                closing(SplitReader(dataset, split, Cache(default_cache_folder(), int(1e9)))) as reader,
+                closing(BatchStream(reader, torch.device("cpu"), len(rows))([rows])) as batches,
+            ):
                 pixels = next(batches).pixels.numpy().copy()
-            reader.close()
             return np.resize(pixels, (_PICTURES, *pixels.shape[1:])), f"{split} pictures of {dataset.location}"
     except LmkError:
         noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, size, size, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,25 +127,27 @@ def _compute_split(
     backbone: torch.nn.Module, dataset: ShardedDataset, split: str, config: TrainConfig, path: Path
 ) -> None:
     device = resolve_device(config.device)
-    reader = SplitReader(dataset, split, config.shard_cache)
     precision = Precision.resolve(config.amp, device)
     architecture = ARCHITECTURES[config.model]
     dtype = precision.dtype or torch.float32
     preprocess = Preprocess(architecture.normalization, Augmentation(), device, dtype)
-    rows = np.arange(len(reader), dtype=np.int64)
-    reader.expect(rows)
+    rows = np.arange(dataset.num_samples(split), dtype=np.int64)
     temporary = path.with_suffix(".tmp")
     features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), architecture.num_features))
-    stream = BatchStream(reader, device, _BATCH, config.workers)
-    batches = (batch_picks(rows, step, _BATCH) for step in range(num_batches(len(rows), _BATCH, drop_last=False)))
-    with torch.inference_mode(), progress_bar(len(rows), f"features of {split}", "images", quiet=config.quiet) as bar:
-        for batch in stream(batches):
+    wanted = (batch_picks(rows, step, _BATCH) for step in range(num_batches(len(rows), _BATCH, drop_last=False)))
+    with (
+        closing(SplitReader(dataset, split, config.shard_cache)) as reader,
+        closing(BatchStream(reader, device, _BATCH, config.workers)(wanted)) as batches,
+        torch.inference_mode(),
+        progress_bar(len(rows), f"features of {split}", "images", quiet=config.quiet) as bar,
+    ):
+        reader.expect(rows)
+        for batch in batches:
             with precision.autocast():
                 found = backbone(preprocess(batch.pixels, None))
             features[batch.picks] = found.float().cpu().numpy()
             bar.update(len(batch.picks))
     features.flush()
-    reader.close()
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -32,7 +32,7 @@ from lmk_train.evaluation import (
 )
 from lmk_train.features import FeatureStore, as_they_are
 from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
-from lmk_train.metrics import LOWER_IS_BETTER, summarize
+from lmk_train.metrics import LOWER_IS_BETTER, Predictions, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
 from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_lr
 from lmk_train.options import EvalConfig
@@ -99,13 +99,13 @@ def train(
         world.wait()
         store = None if features is None else FeatureStore.open(features, dataset, config)
         trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce), store)
-        if config.resume:
-            _restore(trainer)
-        elif world.is_first:
-            _start(trainer)
-        with Record(trainer) as log, _stopping_gently() as stop:
-            _train_epochs(trainer, log, stop)
-        trainer.train.close()
+        with closing(trainer.train):
+            if config.resume:
+                _restore(trainer)
+            elif world.is_first:
+                _start(trainer)
+            with Record(trainer) as log, _stopping_gently() as stop:
+                _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
             write_run_report(run, dataset, test.split)
@@ -309,19 +309,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     if trainer.averaged is not None:
         trainer.world.average_buffers(trainer.evaluated)
     if dataset.num_samples("val"):
-        assert config.batch_size is not None
-        reader = trainer.open_reader("val")
-        stream = BatchStream(reader, trainer.precision.device, config.batch_size, config.workers)
-        predictions = predict_split(
-            trainer.evaluated,
-            reader,
-            stream,
-            trainer.preprocess,
-            trainer.precision,
-            config.batch_size,
-            world=trainer.world,
-        )
-        reader.close()
+        predictions = _validate(trainer)
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
         line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
         metric = metrics[config.best_by]
@@ -338,6 +326,21 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
     log.line(line)
     log.save()
+
+
+def _validate(trainer: Trainer) -> Predictions:
+    config, world, device = trainer.config, trainer.world, trainer.precision.device
+    assert config.batch_size is not None
+    with closing(trainer.open_reader("val")) as reader:
+        return predict_split(
+            trainer.evaluated,
+            reader,
+            BatchStream(reader, device, world.largest_share(config.batch_size), config.workers),
+            trainer.preprocess,
+            trainer.precision,
+            config.batch_size,
+            world=world,
+        )
 
 
 def _sign(config: TrainConfig) -> int:

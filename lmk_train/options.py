@@ -36,7 +36,7 @@ class EvalConfig:
     device: Device = "auto"
     """Where to compute; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Threads that read and decode; by default one per core, 8 at most."""
+    """Threads that read and decode; by default one per core (of a process's share under torchrun), 8 at most."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the shards of a dataset behind a URL are kept; by default ~/.cache/lmk."""
     cache_gb: Annotated[float, tyro.conf.arg(metavar="GB")] = 100.0

@@ -39,8 +39,10 @@ class Precision:
 def resolve_device(name: str) -> torch.device:
     """The device of that name; `auto` takes CUDA if there is one. UserError if it is not there.
 
-    Under torchrun each process of a machine takes a device of its own.
+    Under torchrun each process of a machine takes a device of its own. float32 is float32 from here on: TF32, which
+    PyTorch takes for convolutions and an environment variable for products, is off.
     """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -49,7 +49,7 @@ class Record:
         """Every 50 updates: read the sums from the device, check them, and write a line.
 
         `waited_seconds` and `copied_seconds` are totals of this process, whose shares of the time since the last line
-        are stated; what is left of it is computing.
+        are stated; what is left of it is computing. Saving and validating count in none of them.
         """
         trainer, now = self._trainer, time.monotonic()
         if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
@@ -61,12 +61,14 @@ class Record:
         seconds = now - self._line_started
         rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
         copying = (copied_seconds - self._copied) / seconds
+        computing = max(0.0, 1 - waiting - copying)
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
         rate_now = trainer.learning_rate(trainer.progress.step - 1)
         line |= {"lr": rate_now, "images_per_second": rate, "data_share": waiting}
-        line |= {"copy_share": copying, "compute_share": max(0.0, 1 - waiting - copying)}
+        line |= {"copy_share": copying, "compute_share": computing}
         self.postfix = (
-            f"loss {loss:.3f} acc {accuracy:.3f} lr {rate_now:.2g} {rate:.0f} img/s, waiting for data {waiting:.0%}"
+            f"loss {loss:.3f} acc {accuracy:.3f} lr {rate_now:.2g} {rate:.0f} img/s, waiting {waiting:.0%} "
+            f"copying {copying:.0%} computing {computing:.0%}"
         )
         if trainer.scaler.is_enabled():
             line |= {"grad_scale": trainer.scaler.get_scale(), "skipped_updates": sums["skipped"]}
@@ -111,6 +113,7 @@ class Record:
             save_checkpoint(trainer.run, LAST, state)
             self._board.flush()
         trainer.world.wait()
+        self._line_started += time.monotonic() - now  # saving is none of the shares
 
 
 def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:

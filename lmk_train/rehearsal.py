@@ -53,10 +53,9 @@ def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
         trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
         trainer.model.freeze(config.freeze_backbone_epochs > 0)
-        with closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
+        with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
             batch = next(batches)
             activations, first_loss = _one_pass(trainer, batch)
-        trainer.train.close()
         assert config.optimizer is not None
         backbone, head = num_parameters(trainer.model.backbone), num_parameters(trainer.model.head)
         trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)

@@ -2,11 +2,13 @@
 
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,13 +16,14 @@ import simplejpeg
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, StorageError
+from lmk_data.storage import retrying
 from lmk_train.cache import Cache, ShardFiles
 from lmk_train.order import Rows, window_shards
 
 _MAX_DEFAULT_WORKERS, _FETCHING_WORKERS = 8, 64
 _BATCHES_AHEAD = 3
-_SPARSE = 0.25  # of a remote shard's bytes: where a view has less than this, single pictures are fetched
+_SPARSE = 0.25  # of a shard's bytes: where a view has less than this, single pictures are read or fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,24 @@ class Reader(Protocol):
         """Close what reading opened."""
 
 
+class _Record(NamedTuple):
+    """Where the JPEG of a sample lies, and its checksum."""
+
+    shard: int
+    offset: int
+    num_bytes: int
+    crc32: int
+
+
 class SplitReader:
     """Random access to the decoded samples of one split; safe to use from several threads."""
 
     def __init__(self, dataset: ShardedDataset, split: str, cache: Cache) -> None:
-        """Load the columns that reading needs (32 bytes a sample); `cache` is for a dataset behind a URL.
+        """Load the columns that reading needs (36 bytes a sample); `cache` is for a dataset behind a URL.
 
         Raises DatasetError if the index points to a shard or a class that the dataset does not have.
         """
-        table = dataset.index_table(split, ["label", "shard", "jpg_offset", "jpg_size"])
+        table = dataset.index_table(split, ["label", "shard", "jpg_offset", "jpg_size", "jpg_crc32"])
         shards = table["shard"].combine_chunks()
         self.dataset, self.split = dataset, split
         self.size = dataset.recipe.size
@@ -84,6 +96,7 @@ class SplitReader:
         self.labels = table["label"].to_numpy().astype(np.int64)
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
+        self._checksums = table["jpg_crc32"].to_numpy()
         unknown = set(self.shard_names) - {shard["name"] for shard in dataset.shards(split)}
         if unknown:
             raise DatasetError(
@@ -95,6 +108,7 @@ class SplitReader:
             )
         self._files = ShardFiles(dataset, cache)
         self._sparse = self._sparse_shards()
+        self._fetched_singly = set() if dataset.is_local else self._sparse
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,61 +119,90 @@ class SplitReader:
         return np.asarray((column if rows is None else column.take(rows)).to_numpy(), dtype=object)
 
     def expect(self, picks: Rows) -> None:
-        """Say what will be read, in order, so that remote shards are fetched ahead."""
-        if self.dataset.is_local:
-            return
+        """Say what will be read, in order, so that shards are read or fetched ahead."""
         shards = self.shard_of_row[picks % max(1, len(self))]
-        shards, first = np.unique(shards, return_index=True)
-        names = [self.shard_names[shard] for shard in shards[np.argsort(first)] if shard not in self._sparse]
+        first = np.full(len(self.shard_names), len(picks))
+        first[shards[::-1]] = np.arange(len(picks))[::-1]
+        order = np.argsort(first)[: np.count_nonzero(first < len(picks))].tolist()
+        names = [self.shard_names[shard] for shard in order if shard not in self._sparse]
         self._files.expect(names, window_shards(len(self), len(self.shard_names)))
 
     def read(self, rows: Rows) -> Iterator[bytes]:
         """The JPEGs of these rows, one after the other; one is short if the shard ends within it."""
-        shards, offsets, sizes = self.shard_of_row[rows].tolist(), self._offsets[rows], self._sizes[rows]
-        for shard, offset, num_bytes in zip(shards, offsets.tolist(), sizes.tolist(), strict=True):
-            name = self.shard_names[shard]
-            if shard in self._sparse:
-                yield self.dataset.read_bytes(name, offset, num_bytes)
-            else:
-                yield self._files.open(name).read(offset, num_bytes)
+        return map(self._read, self._records(rows))
 
     def decode(self, rows: Rows, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
         """Decode the samples of these rows into `out`, uint8 [len(rows), H, W, 3].
 
-        Raises DatasetError that names shard, key and offset if a record is short, corrupt or of another size.
+        Raises DatasetError that names shard, key and offset if a record is short, damaged or of another size, and
+        StorageError that names them if it cannot be read.
         """
-        whole = out.shape[1:]
-        for number, (data, num_bytes) in enumerate(zip(self.read(rows), self._sizes[rows].tolist(), strict=True)):
+        for number, record in enumerate(self._records(rows)):
             try:
-                if len(data) != num_bytes:
-                    raise ValueError("the shard ends within it")
-                shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out[number]).shape  # a larger one does not fit
-                if shape != whole:
-                    raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {self.size}x{self.size}")
+                self._decode(record, out[number])
             except ValueError as error:
-                raise self._unreadable(int(rows[number]), error) from error
+                hint = "run `lmk-shard verify`"
+                raise DatasetError(f"{self._place(int(rows[number]))}: {error}; {hint}") from error
+            except OSError as error:
+                why = f"cannot be read: {error.strerror or error}; is the storage there? run it again to go on"
+                raise StorageError(f"{self._place(int(rows[number]))}: {why}") from error
 
     @property
     def default_workers(self) -> int:
-        """Threads that read this split well: one per core, or many where pictures are fetched one by one."""
-        return _FETCHING_WORKERS if self._sparse else min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
+        """Threads that read this split well: one per core of this process's, or many where pictures are fetched singly.
+
+        The cores of a machine are shared among its processes that torchrun started.
+        """
+        if self._fetched_singly:
+            return _FETCHING_WORKERS
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(cores, _MAX_DEFAULT_WORKERS))
 
     def close(self) -> None:
         """Close the shards that reading opened."""
         self._files.close()
 
-    def _unreadable(self, row: int, why: ValueError) -> DatasetError:
-        where = self.dataset.shards_folder.location(self.shard_names[self.shard_of_row[row]])
-        key, offset = self.keys(np.array([row]))[0], self._offsets[row]
-        return DatasetError(f"{where}: sample {key} at offset {offset}: {why}; run `lmk-shard verify`")
+    def _records(self, rows: Rows) -> Iterator[_Record]:
+        columns = (column[rows].tolist() for column in (self.shard_of_row, self._offsets, self._sizes, self._checksums))
+        return map(_Record, *columns)
+
+    def _decode(self, record: _Record, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+        """Decode one picture into `out`; where a fetched shard is damaged, it is fetched once more."""
+        try:
+            _decode_record(self._read(record), record, out)
+        except ValueError:
+            if record.shard in self._fetched_singly or not self._files.fetch_again(self.shard_names[record.shard]):
+                raise
+            _decode_record(self._read(record), record, out)
+
+    def _read(self, record: _Record) -> bytes:
+        name = self.shard_names[record.shard]
+        if record.shard not in self._fetched_singly:
+            return self._files.open(name).read(record.offset, record.num_bytes)
+        folder = self.dataset.shards_folder
+        return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
+
+    def _place(self, row: int) -> str:
+        where = self._files.location(self.shard_names[self.shard_of_row[row]])
+        return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
 
     def _sparse_shards(self) -> set[int]:
-        """Which shards are behind a URL and hold so little of this split that fetching them whole is not worth it."""
-        if self.dataset.is_local:
-            return set()
+        """Which shards hold so little of this split that reading or fetching them whole is not worth it."""
         wanted = np.bincount(self.shard_of_row, weights=self._sizes, minlength=len(self.shard_names))
-        whole = np.array([self.dataset.shard_files[name]["num_bytes"] for name in self.shard_names])
+        num_bytes = {shard["name"]: shard["num_bytes"] for shard in self.dataset.shards(self.split)}
+        whole = np.array([num_bytes[name] for name in self.shard_names])
         return set(np.flatnonzero(wanted < _SPARSE * whole).tolist())
+
+
+def _decode_record(data: bytes, record: _Record, out: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+    """Decode one picture into `out`, uint8 [H, W, 3]; ValueError if it is not the one that was published."""
+    if len(data) != record.num_bytes:
+        raise ValueError("the shard ends within it")
+    if zlib.crc32(data) != record.crc32:
+        raise ValueError("damaged: its checksum is another")
+    shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape  # a larger one does not fit
+    if shape != out.shape:
+        raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {out.shape[1]}x{out.shape[0]}")
 
 
 class BatchStream:
@@ -194,8 +237,10 @@ class BatchStream:
                 return
 
         try:
+            started = time.perf_counter()  # the first batches take as long as drawing an order does
             for _ in range(_BATCHES_AHEAD):
                 submit()
+            self.wait_seconds += time.perf_counter() - started
             while pending:
                 slot, picks, decoded = pending.popleft()
                 started = time.perf_counter()

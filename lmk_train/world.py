@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,12 +41,19 @@ class World:
         """This process's contiguous part of a global batch."""
         return share(picks, self.rank, self.size)
 
+    def largest_share(self, batch_size: int) -> int:
+        """Samples of a global batch that the process with most of them has."""
+        return -(-batch_size // self.size)
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model whose gradients are averaged over the processes."""
         if self.size == 1:
             return model
         devices = [device.index or 0] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # What is to replace it copies the first process's running statistics to all others here.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def add(self, *values: float) -> list[float]:
         """Sums over the processes."""

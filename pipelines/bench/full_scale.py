@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[b
         "position": np.arange(len(frame), dtype=np.int32),
         "jpg_offset": (sizes.cumsum() - sizes)[chosen],
         "jpg_size": sizes[chosen],
-        "jpg_crc32": rng.integers(0, 2**32, len(frame), dtype=np.uint32),
+        "jpg_crc32": np.array([zlib.crc32(picture) for picture in pictures], dtype=np.uint32)[chosen],
         "original_width": width,
         "original_height": (width * rng.choice([0.67, 0.75, 1.0, 1.33], len(frame))).astype(np.int32),
         "original_bytes": rng.integers(20_000, 400_000, len(frame)).astype(np.int32),

@@ -1,9 +1,11 @@
 """One reader on one copy of a dataset, for one process at a time: samples a second, or the time to the first batch.
 
     python -m pipelines.bench.readers prepare|rate|start READER DATA [--stage STAGE] [--workers N] [--seconds S]
+                                    [--cold] [--ahead]
 
 READER is memory, lmk, webdataset-pil, webdataset-torchvision, mosaic or litdata; DATA a dataset of lmk or, for the
-last two, a copy that `prepare` made of it (`--into`). Every stage hands over shuffled batches of 64. Prints JSON.
+last two, a copy that `prepare` made of it (`--into`). Every stage hands over shuffled batches of 64. `--cold` drops the
+shards from the page cache first, `--ahead` has lmk read them ahead, as training does. Prints JSON.
 """
 
 import argparse
@@ -89,9 +91,11 @@ def memory(data: Path, stage: str, workers: int) -> Batches:
             yield BATCH
 
 
-def lmk(data: Path, stage: str, workers: int, start: float = 0.0) -> Batches:
+def lmk(data: Path, stage: str, workers: int, start: float = 0.0, ahead: bool = False) -> Batches:
     """This project's; without workers there is one decoding thread, on the core that everything else uses too."""
     reader, order = _split_reader(data)
+    if ahead:
+        reader.expect(order)
     steps = num_batches(len(order), BATCH, drop_last=True)
     batches = (batch_picks(order, step, BATCH) for step in range(int(start * steps), steps))
     if stage == "raw":
@@ -223,6 +227,14 @@ def rate(batches: Batches, seconds: float) -> float:
     return samples / (time.perf_counter() - started)
 
 
+def drop_from_page_cache(data: Path) -> None:
+    """Have the next reader of the shards read them from the disk."""
+    for path in data.rglob("*.tar"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def peak_mb(process: str = "self") -> int:
     """Peak resident memory of a process."""
     with open(f"/proc/{process}/status") as file:
@@ -246,6 +258,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--at", type=float, default=0.0, help="start at this share of the epoch (lmk)")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--ahead", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "prepare":
         prepare(arguments.reader, arguments.data, arguments.into)
@@ -256,7 +270,10 @@ def main() -> None:
     if not arguments.workers:  # one core, for all threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
-    read = partial(lmk, start=arguments.at) if arguments.reader == "lmk" else READERS[arguments.reader]
+    if arguments.cold:
+        drop_from_page_cache(arguments.data)
+    own = partial(lmk, start=arguments.at, ahead=arguments.ahead)
+    read = own if arguments.reader == "lmk" else READERS[arguments.reader]
     imported, started = peak_mb(), time.perf_counter()
     batches = read(arguments.data, arguments.stage, arguments.workers)
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""`lmk-train` that writes down what every micro-batch was made of; run by the tests, alone or under torchrun.
+"""`lmk-train` that writes down what micro-batches were made of and what it fetched; run by tests, under torchrun too.
 
 python -m tests.train.recorded_training LOG STOP_AFTER [lmk-train's words]
 """
@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
 
+from lmk_data.dataset import ShardedDataset
 from lmk_train import loop
 from lmk_train.augment import augmentation_draws
 from lmk_train.cli import train_main
@@ -39,7 +41,15 @@ def main() -> int:
         if trainer.progress.step + 1 == stop_after and part == trainer.config.grad_accum - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    copy = ShardedDataset.copy_shard
+
+    def counted(self: ShardedDataset, name: str, file: BinaryIO) -> None:
+        with open(f"{sys.argv[1]}-fetched", "a") as fetched:
+            fetched.write(f"{name}\n")
+        copy(self, name, file)
+
     loop._accumulate = recording
+    ShardedDataset.copy_shard = counted  # type: ignore[method-assign]
     return train_main(sys.argv[3:])
 
 

@@ -1,14 +1,19 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
@@ -102,6 +107,29 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
     files.close()
 
 
+def test_the_cache_stays_within_its_size_while_two_processes_fetch_at_once(
+    remote: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own locks, as processes have."""
+    names = [shard["name"] for shard in remote.shards("train")[:3]]
+    limit = 2 * max(shard["num_bytes"] for shard in remote.shards("train"))
+    first, *both = (ShardFiles(remote, Cache(tmp_path / "cache", limit)) for _ in range(3))
+    first.open(names[0])
+    meeting, copy, held = threading.Barrier(2), ShardedDataset.copy_shard, []
+
+    def meet(self: ShardedDataset, name: str, file: BinaryIO) -> None:
+        meeting.wait(30)
+        copy(self, name, file)
+        held.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.t*")))
+
+    monkeypatch.setattr(ShardedDataset, "copy_shard", meet)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ShardFiles.open, both, names[1:]))
+    assert max(held) <= limit
+    for files in (first, *both):
+        files.close()
+
+
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
     first, second = (shard["name"] for shard in remote.shards("train")[:2])
     files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))
@@ -125,6 +153,46 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch_and_not_too_far(
     wait_until(lambda: len(copies) >= 5)
     assert set(copies) == set(names[:5])
     files.close()
+
+
+def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
+    dataset: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advise, advised = os.posix_fadvise, []
+
+    def watched(descriptor: int, offset: int, num_bytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        advised.append((os.readlink(f"/proc/self/fd/{descriptor}"), offset))
+        advise(descriptor, offset, num_bytes, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", watched)
+    monkeypatch.setattr("lmk_train.cache._ADVISED_AT_ONCE", 4096)
+    names = [shard["name"] for shard in dataset.shards("train")]
+    sizes = [shard["num_bytes"] for shard in dataset.shards("train")]
+    paths = [str(dataset.shard_path(name).resolve()) for name in names]
+    files = ShardFiles(dataset, Cache(tmp_path, 0))
+    for _ in range(2):  # in a second epoch too, though the shards are open then
+        advised.clear()
+        files.expect(names, 1)
+        wanted = [(path, offset) for path, size in zip(paths, sizes, strict=True) for offset in range(0, size, 4096)]
+        wait_until(lambda wanted=wanted: advised == [x for x in wanted if x[0] in paths[:2]])  # type: ignore[misc]
+        files.open(names[1])
+        wait_until(lambda wanted=wanted: advised == [x for x in wanted if x[0] in paths[:3]])  # type: ignore[misc]
+    files.close()
+
+
+def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
+    """Long before the last shard is due."""
+    code = (
+        "import sys; from lmk_train import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
+        "from tests.train.recorded_training import main; sys.exit(main())"
+    )
+    given = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    given += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
+    command = [sys.executable, "-c", code, str(tmp_path / "log"), "1", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) < len(list((dataset_path / "shards/train").iterdir()))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -157,6 +225,28 @@ def test_a_damaged_shard_and_an_unreachable_one_are_errors_that_name_it(
         ShardFiles(remote, Cache(tmp_path / "file" / "cache", 1)).open(name)
 
 
+def test_a_shard_damaged_in_the_cache_is_fetched_once_more(
+    remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
+) -> None:
+    reader, local = (SplitReader(which, "train", Cache(tmp_path / "cache", 10**9)) for which in (remote, dataset))
+    out, expected = (np.empty((len(reader), 64, 64, 3), np.uint8) for _ in range(2))
+    rows = np.arange(len(reader))
+    local.decode(rows, expected)
+    reader.decode(rows, out)
+    path = next((tmp_path / "cache").rglob("train-000000.tar"))
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    for batch in BatchStream(reader, CPU, len(rows), 4)([rows]):
+        assert (batch.pixels.numpy() == expected).all()
+    assert copies.count("shards/train/train-000000.tar") == 2
+    assert path.read_bytes() == whole
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(DatasetError, match=rf"memory://bucket/.* \(fetched as {path}\): sample .* damaged"):
+        reader.decode(rows, out)
+    assert copies.count("shards/train/train-000000.tar") == 2
+    reader.close()
+
+
 def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
     remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
 ) -> None:
@@ -173,4 +263,29 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
             expected = np.empty((64, 64, 3), np.uint8)
             SplitReader(dataset, "train", Cache(tmp_path, 0)).decode(np.array([row]), expected[None])
             assert (pixels == expected).all()
+        reader.close()
+
+
+def test_pictures_fetched_one_by_one_are_asked_for_again_and_named_where_the_shard_ends(
+    remote: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_view(remote, Selection(classes=("113209",)), "memory://bucket/view")
+    memory, read, failures = fsspec.filesystem("memory"), MemoryFileSystem.cat_file, []
+
+    def unreliable(self: MemoryFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if path.endswith(".tar") and len(failures) < 2:
+            failures.append(path)
+            raise OSError("connection reset")
+        return bytes(read(self, path, start, end))
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with ShardedDataset.open("memory://bucket/view") as view:
+        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 64, 64, 3), np.uint8)
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", unreliable)
+        reader.decode(np.array([0]), out)
+        assert len(failures) == 2
+        sample = view.index("train").iloc[0]
+        memory.pipe_file(f"/bucket/shards/{sample['shard']}", b"?" * (int(sample["jpg_offset"]) + 10))
+        with pytest.raises(DatasetError, match=f"sample {sample['key']} at offset .*: the shard ends within it"):
+            reader.decode(np.array([0]), out)
         reader.close()

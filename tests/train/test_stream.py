@@ -1,14 +1,19 @@
+import errno
 import io
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, LmkError, StorageError
 from lmk_train.cache import Cache
 from lmk_train.stream import BatchStream, SplitReader
 
@@ -47,6 +52,18 @@ def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
     reader.close()
 
 
+def test_threads_are_a_processes_share_of_the_cores_that_it_may_use(
+    dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = SplitReader(dataset, "train", NO_CACHE)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    assert reader.default_workers == 6
+    for processes, threads in ((2, 3), (4, 1), (100, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert reader.default_workers == threads
+    reader.close()
+
+
 def damaged(dataset_path: Path, tmp_path: Path, offset: int, data: bytes) -> ShardedDataset:
     """A copy of the dataset with some bytes of its first training shard replaced, at `offset` into a picture."""
     shutil.copytree(dataset_path, tmp_path / "copy")
@@ -58,17 +75,68 @@ def damaged(dataset_path: Path, tmp_path: Path, offset: int, data: bytes) -> Sha
     return dataset
 
 
+def says_where(error: LmkError, dataset: ShardedDataset, row: int) -> bool:
+    """Whether a message names shard, key and offset of a training sample."""
+    sample = dataset.index("train").iloc[row]
+    return all(str(part) in str(error) for part in (sample["shard"], sample["key"], sample["jpg_offset"]))
+
+
 @pytest.mark.parametrize(("offset", "data"), [(0, bytes(64)), (200, b"\xff\xd9" * 400)])
 def test_corrupt_records_are_errors_that_say_where(
     dataset_path: Path, tmp_path: Path, offset: int, data: bytes
 ) -> None:
     dataset = damaged(dataset_path, tmp_path, offset, data)
-    first = dataset.index("train").iloc[0]
     reader = SplitReader(dataset, "train", NO_CACHE)
-    with pytest.raises(DatasetError) as error:
+    with pytest.raises(DatasetError, match="run `lmk-shard verify`") as error:
         list(BatchStream(reader, CPU, 4, 2)([np.arange(4)]))
-    for part in (first["shard"], first["key"], str(first["jpg_offset"])):
-        assert part in str(error.value)
+    assert says_where(error.value, dataset, 0)
+    reader.close()
+
+
+@settings(max_examples=60)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_a_record_is_noticed(dataset_path: Path, place: float, bit: int) -> None:
+    row, out = 5, np.empty((1, 64, 64, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(dataset_path, folder, dirs_exist_ok=True)
+        dataset = ShardedDataset.open(folder)
+        sample = dataset.index("train").iloc[row]
+        reader = SplitReader(dataset, "train", NO_CACHE)
+        reader.decode(np.array([row]), out)
+        with open(Path(folder) / sample["shard"], "r+b") as file:
+            file.seek(sample["jpg_offset"] + int(place * sample["jpg_size"]))
+            (byte,) = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1 << bit]))
+        with pytest.raises(DatasetError, match="damaged: its checksum is another") as error:
+            reader.decode(np.array([row]), out)
+        assert says_where(error.value, dataset, row)
+        reader.close()
+
+
+def test_a_shard_cut_short_while_it_is_read_is_an_error_that_says_where(dataset_path: Path, tmp_path: Path) -> None:
+    dataset = damaged(dataset_path, tmp_path, 0, b"")
+    sample, out = dataset.index("train").iloc[1], np.empty((1, 64, 64, 3), np.uint8)
+    reader = SplitReader(dataset, "train", NO_CACHE)
+    reader.decode(np.array([1]), out)
+    os.truncate(tmp_path / "copy" / sample["shard"], sample["jpg_offset"] + 10)
+    with pytest.raises(DatasetError, match="the shard ends within it; run `lmk-shard verify`") as error:
+        reader.decode(np.array([1]), out)
+    assert says_where(error.value, dataset, 1)
+    reader.close()
+
+
+def test_a_disk_that_fails_is_an_error_that_says_where(
+    dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    reader = SplitReader(dataset, "train", NO_CACHE)
+    with pytest.raises(StorageError, match=r"cannot be read: Input/output error; .* run it again to go on") as error:
+        reader.decode(np.array([3]), np.empty((1, 64, 64, 3), np.uint8))
+    assert says_where(error.value, dataset, 3)
     reader.close()
 
 

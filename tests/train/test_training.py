@@ -19,6 +19,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
 from lmk_data.subset import Selection, write_view
+from lmk_train import bottleneck, record, trainer
 from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import TrainConfig
@@ -27,9 +28,9 @@ from lmk_train.loop import train
 from lmk_train.models import build_model, load_weights, num_parameters
 from lmk_train.optim import lr_factor
 from lmk_train.options import EvalConfig
-from lmk_train.precision import Precision
+from lmk_train.precision import Precision, resolve_device
 from lmk_train.rehearsal import rehearse
-from lmk_train.stream import Batch
+from lmk_train.stream import Batch, SplitReader
 from lmk_train.trainer import Trainer
 
 Config = Callable[..., TrainConfig]
@@ -184,6 +185,44 @@ def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tm
     assert [line["epoch"] for line in lines(tmp_path / "parts", "epoch")] == [1]
     train(config(out=tmp_path / "parts", resume=True))
     assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
+
+
+def timed_lines(run: Path) -> list[dict[str, float]]:
+    """The training lines of a run, whose shares of the time are sound."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in read if line["kind"] == "train"]
+    for line in found:
+        shares = [line[f"{what}_share"] for what in ("data", "copy", "compute")]
+        assert all(0 <= share <= 1 for share in shares)
+        assert sum(shares) == pytest.approx(1, abs=0.01)
+        assert line["images_per_second"] > 0
+    return found
+
+
+def test_each_line_says_what_the_time_went_into(config: Config, tmp_path: Path) -> None:
+    """Waiting for a slow reader or for the order is waiting; saving is in no share and in no rate."""
+
+    def slowed(owner: object, name: str, seconds: float) -> list[dict[str, float]]:
+        called = getattr(owner, name)
+
+        def slow(*arguments: object) -> object:
+            time.sleep(seconds)
+            return called(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, slow)
+            run = tmp_path / name
+            train(config(out=run, model="resnet32", weights=None, workers=1, epochs=1, checkpoint_minutes=1e-6))
+        return timed_lines(run)
+
+    (plain,) = slowed(SplitReader, "decode", 0)
+    (late,) = slowed(SplitReader, "decode", 0.5)
+    (unordered,) = slowed(trainer, "epoch_order", 2)
+    (saving,) = slowed(record, "save_checkpoint", 1)
+    assert plain["step"] == 4
+    assert late["data_share"] > max(0.5, plain["data_share"])
+    assert unordered["data_share"] > max(0.5, plain["data_share"])
+    assert saving["images_per_second"] > 40 / 3, "three times a second was saved before the line"
 
 
 def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
@@ -398,6 +437,39 @@ def test_evaluation_refuses_what_does_not_fit(
     assert "has none of the 5 classes of the run" in capsys.readouterr().err
     assert eval_main([str(tmp_path / "run"), "--split", "val"]) == 0
     assert "val (" in capsys.readouterr().out
+
+
+def test_profiling_says_what_limits_and_writes_nothing(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bottleneck, "_SECONDS", 0.3)
+    given = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
+    assert train_main([*given, "--batch-size", "10", "--profile-input"]) == 0
+    said = capsys.readouterr().out
+    for what in ("images a second of one process:", "reader alone", "model alone", "both"):
+        assert what in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("reader", "model", "both", "said"),
+    [
+        (1000, 100, 96, "the model limits; the reader could feed 10.0 times as much"),
+        (50, 100, 48, "the reader limits: give it more --workers, or shards on a faster disk"),
+        (150, 100, 80, "each alone is faster than training is (20% lost)"),
+    ],
+)
+def test_what_a_profile_says(reader: float, model: float, both: float, said: str) -> None:
+    assert bottleneck.InputProfile(0, reader, model, both).verdict().endswith(said)
+
+
+def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was chosen before, by a variable of the environment too."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    resolve_device("cpu")
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_learning_rate_schedules() -> None:
