@@ -108,7 +108,7 @@ def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation import best_tau, evaluate_run, trained_on
+    from lmk_train.evaluation import evaluate_run, picked_tau, trained_on
     from lmk_train.report import write_run_report
 
     evaluations = evaluate_run(config)
@@ -122,8 +122,9 @@ def _evaluate(config: EvalConfig) -> None:
     for evaluation in evaluations:
         _print_evaluation(evaluation)
     if config.tau:
-        tau, picked_on = best_tau(evaluations[0].by_tau), evaluations[0].split
-        print(f"tau    accuracy  macro F1   ({asked.split}; {tau:g} has the best macro F1 on {picked_on})")
+        tau = picked_tau(evaluations)
+        picked = "no validation split to pick one on" if tau is None else f"{tau:g} has the best macro F1 on val"
+        print(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
         for row in asked.by_tau:
             print(
                 f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}"
