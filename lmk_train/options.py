@@ -83,6 +83,8 @@ class PredictConfig:
     """Where to compute; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads that read and resize; by default one per core, 8 at most."""
+    quiet: bool = False
+    """No progress, no summary; pictures that cannot be read are named all the same."""
 
     def __post_init__(self) -> None:
         for name in ("top", "batch_size", "workers"):
