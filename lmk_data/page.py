@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -148,7 +149,9 @@ def figure(drawn: "Figure", caption: str) -> Markup:
                 label.set_color(_INK)
             legend.get_frame().set_alpha(0)
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lmk", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "lmk", "svg.fonttype": "none"}), warnings.catch_warnings():
+        # Text stays text, which the reader's fonts draw: what matplotlib's own font lacks does not matter.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font|Matplotlib currently does not support")
         drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     svg = text[text.index("<svg") :].replace(_INK, "currentColor")
@@ -156,7 +159,7 @@ def figure(drawn: "Figure", caption: str) -> Markup:
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )
-    # Drawn by matplotlib from numbers and constant labels, in which it escapes what needs it.
+    # Drawn by matplotlib from numbers, labels and names, in which it escapes what needs it.
     drawing = Markup(svg)  # noqa: S704
     return Markup('<figure><div class="box">{}</div><figcaption>{}</figcaption></figure>').format(drawing, caption)
 

@@ -44,14 +44,17 @@ def notice(text: str) -> None:
     tqdm.write(f"note: {text}", file=sys.stderr)
 
 
-def progress_bar(total: int, description: str, unit: str, *, quiet: bool = False, initial: int = 0) -> "tqdm[Any]":
-    """A tqdm bar over `total` units of work, plain lines when stderr is not a terminal, nothing when quiet.
+def progress_bar(
+    total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0
+) -> "tqdm[Any]":
+    """A tqdm bar over `total` units of work (None: nobody knows), plain lines when stderr is not a terminal, nothing
+    when quiet.
 
     The caller calls `update` and closes it, or uses it as a context.
     """
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial, "disable": quiet}
     if sys.stderr.isatty():
-        return tqdm(dynamic_ncols=True, smoothing=0.1, unit_scale=total >= 100_000, **options)
+        return tqdm(dynamic_ncols=True, smoothing=0.1, unit_scale=(total or 0) >= 100_000, **options)
     form = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
     lines = _Lines(sys.stderr)
     return tqdm(file=lines, mininterval=_SECONDS_BETWEEN_LINES, miniters=1, bar_format=form, **options)

@@ -1,8 +1,12 @@
 """`lmk-train` and its sisters `-eval`, `-predict`, `-export`, `-tune`: parse, call, summarise; thin shells."""
 
+import io
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,14 +16,14 @@ from tqdm import tqdm
 
 from lmk_data import __version__
 from lmk_data.errors import UserError
-from lmk_data.terminal import run_command
+from lmk_data.terminal import progress_bar, run_command
 from lmk_train.config import TrainConfig
 from lmk_train.metrics import spelled
 from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 
 if TYPE_CHECKING:
     from lmk_train.evaluation import Evaluation
-    from lmk_train.predict import Guess
+    from lmk_train.predict import Guess, Prediction
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
 _EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
@@ -114,7 +118,7 @@ def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation import best_tau, evaluate_run, trained_on
+    from lmk_train.evaluation import evaluate_run, picked_tau, trained_on
     from lmk_train.report import write_run_report
 
     evaluations = evaluate_run(config)
@@ -128,8 +132,9 @@ def _evaluate(config: EvalConfig) -> None:
     for evaluation in evaluations:
         _print_evaluation(evaluation)
     if config.tau:
-        tau, picked_on = best_tau(evaluations[0].by_tau), evaluations[0].split
-        print(f"tau    accuracy  macro F1   ({asked.split}; {tau:g} has the best macro F1 on {picked_on})")
+        tau = picked_tau(evaluations)
+        picked = "no validation split to pick one on" if tau is None else f"{tau:g} has the best macro F1 on val"
+        print(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
         for row in asked.by_tau:
             print(
                 f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}"
@@ -141,21 +146,48 @@ def _evaluate(config: EvalConfig) -> None:
 def _predict(config: PredictConfig) -> None:
     from lmk_train.predict import Predictor, named_images
 
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files are bytes, and not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
-    images = named_images(config.images, sys.stdin)
-    unreadable = 0
-    for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
-        if prediction.error is not None:
-            unreadable += 1
-            print(f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}", file=sys.stderr)
-        elif config.json:
-            guesses = [asdict(guess) for guess in prediction.guesses]
-            print(json.dumps({"image": prediction.image, "predictions": guesses}), flush=True)
-        else:
-            shown = ", ".join(f"{_named(guess)} {guess.probability:.3f}" for guess in prediction.guesses)
-            print(f"{prediction.image}: {shown}", flush=True)
+    images: Iterable[str] = named_images(config.images, sys.stdin)
+    total = None
+    if "-" not in config.images:  # what comes by stdin is answered as it comes
+        images = list(images)
+        total = len(images)
+    started, counts = time.monotonic(), [0, 0]
+    with progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
+        for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
+            counts[prediction.error is not None] += 1
+            if prediction.error is None:
+                _print_at_once(_prediction_line(prediction, config.json))
+            else:
+                tqdm.write(f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}", file=sys.stderr)
+            bar.update()
+    recognised, unreadable = counts
+    if not config.quiet:
+        print(f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s", file=sys.stderr)
     if unreadable:
         raise UserError(f"{unreadable} of the pictures could not be read")
+
+
+def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
+    if as_json:
+        guesses = [asdict(guess) for guess in prediction.guesses]
+        return json.dumps({"image": prediction.image, "predictions": guesses})
+    return f"{prediction.image}: " + ", ".join(
+        f"{_named(guess)} {guess.probability:.3f}" for guess in prediction.guesses
+    )
+
+
+def _print_at_once(line: str) -> None:
+    """A line on stdout, without disturbing a bar; where nobody reads it any more, an end without a word."""
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _export(config: ExportConfig) -> None:
@@ -163,8 +195,8 @@ def _export(config: ExportConfig) -> None:
 
     found = export_run(config)
     if not config.quiet:
-        size = f"{found.num_bytes / 1e6:.1f} MB"
-        print(f"{found.path}: {size}, within {found.largest_difference:.1g} of the checkpoint on {found.checked_on}")
+        size, within = f"{found.num_bytes / 1e6:.1f} MB", f"log-probabilities within {found.largest_difference:.1g}"
+        print(f"{found.path}: {size}, {within} of the checkpoint on {found.checked_on}")
 
 
 def _tune(config: TuneConfig) -> None:

@@ -25,6 +25,8 @@ Metric = Literal[
     "macro_recall",
     "macro_f1",
     "macro_f1_all",
+    "weighted_precision",
+    "weighted_recall",
     "weighted_f1",
     "many_accuracy",
     "medium_accuracy",

@@ -14,7 +14,7 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.files import atomic_file, write_bytes
+from lmk_data.files import atomic_file, remove_durably, write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
@@ -29,45 +29,63 @@ from lmk_train.stream import BatchStream, Reader, SplitReader
 from lmk_train.world import ALONE, World, joined_world
 
 CONFIG = "config.json"
+# What an evaluation was of: content hashes of its dataset and of the one trained on, where it lay, best or last.
+SOURCE = ("dataset", "trained_on", "shards", "checkpoint")
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a model tells apart: landmark id and name (None without one) of each label, training images int64 [K]."""
+    """What a model tells apart: landmark id and name (None without one) of each label, training images int64 [K].
+
+    `content_sha256` is the hash of the dataset that they are the classes of.
+    """
 
     ids: list[int | str]
     names: list[str | None]
     train_counts: Ints
+    content_sha256: str
 
     @classmethod
     def of_dataset(cls, dataset: ShardedDataset) -> "Classes":
         """The classes of a dataset, in order of their labels."""
         table = dataset.classes
         names = [name if isinstance(name, str) else None for name in table["name"]]
-        return cls(table["landmark_id"].tolist(), names, table["train"].to_numpy(np.int64))
+        counts = table["train"].to_numpy(np.int64)
+        return cls(table["landmark_id"].tolist(), names, counts, dataset.manifest["content_sha256"])
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Classes":
         """The classes that a checkpoint was trained on."""
-        return cls(state["classes"], state["names"], np.array(state["train_counts"], dtype=np.int64))
+        counts = np.array(state["train_counts"], dtype=np.int64)
+        return cls(state["classes"], state["names"], counts, state["content_sha256"])
 
     def labels_of(self, dataset: ShardedDataset) -> Ints:
-        """The label here of each label of a dataset, int64 [its K]; -1 for a landmark that is none of these."""
-        places = {landmark_id: label for label, landmark_id in enumerate(self.ids)}
-        return np.array([places.get(landmark_id, -1) for landmark_id in dataset.classes["landmark_id"]], dtype=np.int64)
+        """The label here of each label of a dataset, int64 [its K]; -1 for a landmark that is none of these.
+
+        Ids are compared as text: one that is no number makes those of its whole dataset text.
+        """
+        places = {str(landmark_id): label for label, landmark_id in enumerate(self.ids)}
+        ids = dataset.classes["landmark_id"]
+        return np.array([places.get(str(landmark_id), -1) for landmark_id in ids], dtype=np.int64)
+
+    def num_known(self, dataset: ShardedDataset, split: str) -> int:
+        """Samples of a dataset's split whose landmark is one of these."""
+        return int(dataset.classes.loc[self.labels_of(dataset) >= 0, split].sum())
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The metrics of one split and what they were computed from.
 
-    `rank` is this process's. `predictions` are those of the samples whose landmark the model knows; `unknown` those
-    of the others, target -1. `by_tau` holds accuracy and macro F1 under each post-hoc adjustment that was asked for.
+    `rank` is this process's. `source` says what was evaluated (see `SOURCE`). `predictions` are those of the samples
+    whose landmark the model knows; `unknown` those of the others, target -1. `by_tau` holds accuracy and macro F1 under
+    each post-hoc adjustment that was asked for.
     """
 
     rank: int
     split: str
+    source: dict[str, str]
     metrics: dict[str, float | int | None]
     predictions: Predictions
     unknown: Predictions
@@ -125,8 +143,8 @@ def predict_split(
     own = (np.concatenate(seen), *(torch.cat(parts).numpy() for parts in (labels, probabilities, losses, adjusted)))
     parts = world.gather(own)
     picked = np.concatenate([part[0] for part in parts])
-    assert len(picked) == len(rows), "every sample is evaluated exactly once"
     order = np.argsort(picked)
+    assert np.array_equal(picked[order], rows), "every sample is evaluated exactly once"
     return Predictions(
         keys=reader.keys(),
         targets=targets,
@@ -159,15 +177,23 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
             )
         if not (classes.labels_of(dataset) >= 0).any():
             raise UserError(f"{dataset.location}: has none of the {len(classes.ids)} classes of the run")
+        if not classes.num_known(dataset, config.split):
+            raise UserError(
+                f"--split {config.split}: none of its images in {dataset.location} is of one of the "
+                f"{len(classes.ids)} classes of the run; evaluate another split or dataset"
+            )
         model = model_of(trained, len(classes.ids), dataset.recipe.size)
         model.load_state_dict(weights_to_evaluate(state))
         model.to(device)
-        picking = config.tau and config.split != "val" and dataset.num_samples("val")
+        picking = config.tau and config.split != "val" and classes.num_known(dataset, "val")
         splits = ("val", config.split) if picking else (config.split,)
-        return [
+        evaluations = [
             evaluate_model(model, dataset, classes, trained, replace(config, split=split), device, world)  # type: ignore[arg-type]
             for split in splits
         ]
+        if config.tau and world.is_first:
+            _write_sweeps(config.run, evaluations)
+        return evaluations
 
 
 def trained_on(run: Path) -> str:
@@ -205,13 +231,24 @@ def evaluate_model(
             quiet=config.quiet or not world.is_first,
         )
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
+    source = _source(dataset, classes, config.checkpoint)
     known, unknown = everything.rows(everything.targets >= 0), everything.rows(everything.targets < 0)
     metrics = {**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)}
     by_tau = _by_tau(known, classes.train_counts) if config.tau else []
-    evaluation = Evaluation(world.rank, config.split, metrics, known, unknown, by_tau)
+    evaluation = Evaluation(world.rank, config.split, source, metrics, known, unknown, by_tau)
     if world.is_first:
         write_evaluation(config.run, evaluation, classes)
     return evaluation
+
+
+def _source(dataset: ShardedDataset, classes: Classes, checkpoint: str) -> dict[str, str]:
+    values = dataset.manifest["content_sha256"], classes.content_sha256, dataset.location, checkpoint
+    return dict(zip(SOURCE, values, strict=True))
+
+
+def same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two eval-<split>.json of a run are of the same checkpoint on the same dataset, wherever that lay."""
+    return all(one.get(name) == other.get(name) for name in SOURCE if name != "shards")
 
 
 def tau_adjustments(train_counts: Ints) -> torch.Tensor:
@@ -225,6 +262,11 @@ def tau_adjustments(train_counts: Ints) -> torch.Tensor:
 def best_tau(by_tau: list[dict[str, float | None]]) -> float:
     """The tau with the greatest macro F1, the smallest of equals."""
     return max(by_tau, key=lambda row: (row["macro_f1"] or 0.0, -(row["tau"] or 0.0)))["tau"] or 0.0
+
+
+def picked_tau(evaluations: list[Evaluation]) -> float | None:
+    """The best tau of the validation split, None if that is not among these evaluations."""
+    return next((best_tau(evaluation.by_tau) for evaluation in evaluations if evaluation.split == "val"), None)
 
 
 def _by_tau(predictions: Predictions, train_counts: Ints) -> list[dict[str, float | None]]:
@@ -275,8 +317,12 @@ def check_classes(dataset: ShardedDataset, classes: list[int | str]) -> None:
 
 
 def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> None:
-    """Write eval-<split>.json, predictions, per-class figures and the sparse confusion matrix of a split."""
+    """Write eval-<split>.json, predictions, per-class figures and the sparse confusion matrix of a split.
+
+    What an earlier evaluation left of the split goes, its sweep over tau too.
+    """
     predictions, split = evaluation.predictions, evaluation.split
+    remove_durably(run / f"tau-{split}.json")
     counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], len(classes.ids))
     tables = [_prediction_table(part) for part in (predictions, evaluation.unknown)]
     _write_table(pa.concat_tables(tables), run / f"predictions-{split}.parquet")
@@ -297,9 +343,16 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
     _write_table(
         pa.table({"target": targets, "prediction": predicted, "count": count}), run / f"confusion-{split}.parquet"
     )
-    write_bytes(run / f"eval-{split}.json", json.dumps(evaluation.metrics, indent=2).encode() + b"\n")
-    if evaluation.by_tau:
-        write_bytes(run / f"tau-{split}.json", json.dumps(evaluation.by_tau, indent=2).encode() + b"\n")
+    said = {**evaluation.source, **evaluation.metrics}
+    write_bytes(run / f"eval-{split}.json", json.dumps(said, indent=2).encode() + b"\n")
+
+
+def _write_sweeps(run: Path, evaluations: list[Evaluation]) -> None:
+    """Write tau-<split>.json of each split: the sweep, the tau that validation picks, and on what it was picked."""
+    picked = picked_tau(evaluations)
+    for evaluation in evaluations:
+        said = {"picked": picked, "picked_on": None if picked is None else "val", "sweep": evaluation.by_tau}
+        write_bytes(run / f"tau-{evaluation.split}.json", json.dumps(said, indent=2).encode() + b"\n")
 
 
 def _prediction_table(predictions: Predictions) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Mergeable counts to every metric; numpy only, O(K + N) memory."""
+"""Counts of each class to every metric; numpy only, O(K + N) memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Counts of each class, int64 [K]: samples, predictions, correct predictions. They merge by addition."""
+    """Counts of each class, int64 [K]: samples, predictions, correct predictions."""
 
     support: Ints
     predicted: Ints
@@ -57,9 +57,6 @@ class ClassCounts:
                 for labels in (targets, predicted, targets[targets == predicted])
             )
         )
-
-    def __add__(self, other: "ClassCounts") -> "ClassCounts":
-        return ClassCounts(self.support + other.support, self.predicted + other.predicted, self.correct + other.correct)
 
     def precision(self) -> Floats:
         """Of each class [K]; 0 where nothing was predicted."""
@@ -82,7 +79,8 @@ def spelled(name: str) -> str:
 def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float | int | None]:
     """Every metric of an evaluation; `train_counts` int64 [K] are the training images of each class.
 
-    Macro averages are over the classes with support, `macro_f1_all` over all K (an undefined F1 counts 0). Many,
+    Macro averages are over the classes with support, `macro_f1_all` over all K (an undefined F1 counts 0), weighted
+    ones over the samples, each with the figure of its class (weighted recall is then the accuracy). Many,
     medium and few (over 100, 20 to 100, under 20 training images) are mean recalls of the classes with support,
     None where there are none. `loss` is the plain cross entropy, whichever loss was trained with.
     """
@@ -102,7 +100,9 @@ def summarize(predictions: Predictions, train_counts: Ints) -> dict[str, float |
         "macro_recall": _mean(counts.recall()[seen]),
         "macro_f1": _mean(f1[seen]),
         "macro_f1_all": _mean(f1),
-        "weighted_f1": float(np.average(f1, weights=counts.support)) if seen.any() else None,
+        "weighted_precision": _mean(counts.precision()[predictions.targets]),
+        "weighted_recall": _mean(counts.recall()[predictions.targets]),
+        "weighted_f1": _mean(f1[predictions.targets]),
         "many_accuracy": _mean(counts.recall()[seen & many]),
         "medium_accuracy": _mean(counts.recall()[seen & ~many & ~few]),
         "few_accuracy": _mean(counts.recall()[seen & few]),

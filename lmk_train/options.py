@@ -18,7 +18,7 @@ class EvalConfig:
     Example: lmk-eval runs/efficientnet-lite0-ldam --split val
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset to evaluate on; by default the one that the run was trained on."""
@@ -28,7 +28,7 @@ class EvalConfig:
     """Which checkpoint."""
     tau: bool = False
     """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass: accuracy against macro
-    F1, and the tau that validation picks."""
+    F1, and the tau that validation picks, where there is a validation split."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Samples at once; by default as in training."""
     amp: Amp = "auto"
@@ -43,6 +43,12 @@ class EvalConfig:
     """How much may lie there; what was used longest ago goes first."""
     quiet: bool = False
     """No progress, no summary."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+        require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
 
     @property
     def shard_cache(self) -> Cache:
@@ -59,7 +65,7 @@ class PredictConfig:
     Example: lmk-predict runs/efficientnet-b0-ldam photo.jpg holiday/
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Pictures, folders of them, URLs; `-` reads such names from stdin, one a line."""
@@ -77,6 +83,8 @@ class PredictConfig:
     """Where to compute; auto takes CUDA if there is one."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads that read and resize; by default one per core, 8 at most."""
+    quiet: bool = False
+    """No progress, no summary; pictures that cannot be read are named all the same."""
 
     def __post_init__(self) -> None:
         for name in ("top", "batch_size", "workers"):
@@ -96,7 +104,7 @@ class ExportConfig:
     Example: lmk-export runs/efficientnet-b0-ldam --to onnx
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     to: Literal["onnx", "torch"]
     """ONNX, or a program of torch.export."""

@@ -14,7 +14,7 @@ import torch
 
 from lmk_data.errors import UserError
 from lmk_data.format import Rejection, recipe_of
-from lmk_data.resize import resize_image
+from lmk_data.resize import accepted_formats, resize_image
 from lmk_data.storage import is_url, read_file
 from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
@@ -24,9 +24,17 @@ from lmk_train.models import ARCHITECTURES
 from lmk_train.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".mpo", ".tif", ".tiff", ".avif")
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,13 @@ class Predictor:
         self._preprocess = Preprocess(normalization, Augmentation(), self._device)
 
     def __call__(
-        self, images: Iterable[str], *, top: int = 5, batch_size: int = 64, workers: int | None = None
+        self, images: Name | Iterable[Name], *, top: int = 5, batch_size: int = 64, workers: int | None = None
     ) -> Iterator[Prediction]:
-        """The `top` landmarks of each picture (a path or URL), in the order given; a bad one has its `error`."""
+        """The `top` landmarks of each picture (a path, a folder of them, or a URL; or one such name alone), in the
+        order given; a bad one has its `error`."""
         threads = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="resize") as pool:
-            previous, remaining = None, iter(images)
+            previous, remaining = None, named_images([images] if isinstance(images, str | os.PathLike) else images)
             while names := tuple(islice(remaining, batch_size)):
                 loading = names, [pool.submit(self._load, name) for name in names]
                 if previous is not None:  # the next batch is read and resized beside the model
@@ -91,8 +100,12 @@ class Predictor:
         """A picture's pixels just as training sees them, uint8 [H, W, 3]; or what is wrong with it."""
         try:
             data = read_file(name)
+        except IsADirectoryError:
+            return "has no pictures"
         except OSError as error:
             return error.strerror or str(error)
+        except (UserError, ValueError) as error:  # a kind of URL that is not known; a name that none can have
+            return str(error)
         resized = resize_image(data, self._recipe)
         if isinstance(resized, Rejection):
             return f"{resized.reason}: {resized.detail}"
@@ -124,18 +137,17 @@ class Predictor:
         )
 
 
-def named_images(words: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
-    """Pictures by name: folders are walked (sorted, pictures by their suffix), `-` stands for `lines`.
+def named_images(words: Iterable[Name], lines: Iterable[str] | None = None) -> Iterator[str]:
+    """Pictures by name: folders are walked (sorted, by the suffixes of what the build takes), `-` stands for `lines`.
 
-    Raises UserError for a folder without pictures.
+    A folder without pictures stays as it is, which cannot be read.
     """
-    for word in words:
-        if word == "-":
-            yield from named_images((line.strip() for line in lines if line.strip()), ())
+    suffixes = {suffix for form in accepted_formats() for suffix in _SUFFIXES[form]}
+    for name in words:
+        word = os.fspath(name)
+        if word == "-" and lines is not None:
+            yield from named_images(line.strip() for line in lines if line.strip())
         elif not is_url(word) and os.path.isdir(word):
-            found = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in _SUFFIXES)
-            if not found:
-                raise UserError(f"{word}: has no pictures")
-            yield from found
+            yield from sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in suffixes) or [word]
         else:
             yield word

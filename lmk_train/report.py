@@ -15,6 +15,7 @@ from PIL import Image
 from lmk_data import page
 from lmk_data.dataset import ShardedDataset
 from lmk_data.files import write_bytes
+from lmk_train.evaluation import SOURCE, same_source
 from lmk_train.metrics import FEW_BELOW, MANY_ABOVE, spelled
 
 FOLDER = "report"
@@ -32,6 +33,7 @@ class _Judged:
 
     split: str
     metrics: dict[str, float | int | None]
+    source: dict[str, str]
     predictions: pd.DataFrame
     classes: pd.DataFrame
     confusion: pd.DataFrame
@@ -40,8 +42,26 @@ class _Judged:
 def write_run_report(run: Path, dataset: ShardedDataset, split: str) -> Path:
     """Write report/index.html of the test split into the run's folder, or report/<split>.html of another one.
 
-    The split has been evaluated; `dataset` has its pictures.
+    The split has been evaluated; `dataset` has its pictures. Pages of other splits of the same evaluated checkpoint and
+    dataset are written anew, since each shows the metrics of all.
     """
+    for other in _judged_with(run, split):
+        if other != split and _page(run, other).exists():
+            _write_page(run, dataset, other)
+    return _write_page(run, dataset, split)
+
+
+def _judged_with(run: Path, split: str) -> dict[str, dict[str, Any]]:
+    """What `eval-<split>.json` says, of each split that the same checkpoint was evaluated on in the same dataset."""
+    found = {name: json.loads(path.read_text()) for name in _SPLITS if (path := run / f"eval-{name}.json").exists()}
+    return {name: said for name, said in found.items() if same_source(said, found[split])}
+
+
+def _page(run: Path, split: str) -> Path:
+    return run / FOLDER / ("index.html" if split == "test" else f"{split}.html")
+
+
+def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
     config = json.loads((run / "config.json").read_text())
     judged = _read(run, split)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -53,12 +73,14 @@ def write_run_report(run: Path, dataset: ShardedDataset, split: str) -> Path:
         page.Section("Large classes that do badly, small ones that do well", _surprises(judged, dataset)),
         page.Section("The most confident mistakes", _mistakes(judged, dataset)),
         page.Section("Every class", [_class_table(judged)]),
-        page.Section("Configuration", [_configuration(config, dataset)]),
+        page.Section("Configuration", [_configuration(config, judged)]),
     ]
     if (sweep := run / f"tau-{split}.json").exists():
         sections.insert(3, page.Section("Post-hoc logit adjustment", [_tau_plot(json.loads(sweep.read_text()))]))
     subtitle = f"{config['model']}, {config['loss']}, on {judged.metrics['num_samples']:,} {split} images"
-    path = run / FOLDER / ("index.html" if split == "test" else f"{split}.html")
+    if judged.source["dataset"] != judged.source["trained_on"]:
+        subtitle += f" of another dataset than it was trained on: {judged.source['shards']}"
+    path = _page(run, split)
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page.render_page(run.name, subtitle, sections).encode())
     return path
@@ -69,7 +91,8 @@ def _read(run: Path, split: str) -> _Judged:
     predictions, classes, confusion = frames
     classes["shown"] = [_shown(name, i) for name, i in zip(classes["name"], classes["landmark_id"], strict=True)]
     metrics = json.loads((run / f"eval-{split}.json").read_text())
-    return _Judged(split, metrics, predictions[predictions["target"].notna()], classes, confusion)
+    source = {name: metrics.pop(name) for name in SOURCE}
+    return _Judged(split, metrics, source, predictions[predictions["target"].notna()], classes, confusion)
 
 
 def _shown(name: object, landmark_id: object) -> str:
@@ -86,14 +109,11 @@ def _thumbnail(dataset: ShardedDataset, key: str) -> bytes:
 
 def _summary(run: Path, judged: _Judged) -> list[Markup]:
     parts = [page.key_figures((_percent(judged.metrics[name]), spelled(name)) for name in _TILES)]
-    found = {}
-    for split in _SPLITS:
-        if (path := run / f"eval-{split}.json").exists():
-            found[split] = json.loads(path.read_text())
+    found = _judged_with(run, judged.split)
     rows = [
         (spelled(name), *(_number(metrics.get(name)) for metrics in found.values()))
         for name in judged.metrics
-        if any(metrics.get(name) for metrics in found.values())
+        if any(metrics.get(name) is not None for metrics in found.values())
     ]
     parts.append(page.table(("metric", *found), rows))
     parts.append(
@@ -177,7 +197,8 @@ def _class_plots(judged: _Judged) -> list[Markup]:
     return [histogram, page.figure(drawn, "F1 against class size; the line is the mean of classes of similar size.")]
 
 
-def _tau_plot(rows: list[dict[str, float]]) -> Markup:
+def _tau_plot(found: dict[str, Any]) -> Markup:
+    rows, picked = found["sweep"], found["picked"]
     table = pd.DataFrame(rows)
     drawn, axes = page.new_figure(3.0)
     axes.plot(table["accuracy"], table["macro_f1"], color=page.ACCENT, marker="o", markersize=4)
@@ -186,7 +207,12 @@ def _tau_plot(rows: list[dict[str, float]]) -> Markup:
             f"{row['tau']:g}", (row["accuracy"], row["macro_f1"]), xytext=(4, 4), textcoords="offset points", fontsize=8
         )
     axes.set(xlabel="accuracy", ylabel="macro F1")
-    return page.figure(drawn, "Accuracy against macro F1 of logits minus tau times the log prior, for each tau.")
+    caption = "Accuracy against macro F1 of logits minus tau times the log prior, for each tau"
+    if picked is None:
+        return page.figure(drawn, f"{caption}; there was no validation split to pick one on.")
+    chosen = table[table["tau"] == picked]
+    axes.plot(chosen["accuracy"], chosen["macro_f1"], color=page.MUTED, marker="o", markersize=9, fillstyle="none")
+    return page.figure(drawn, f"{caption}; the ring is {picked:g}, the best macro F1 on {found['picked_on']}.")
 
 
 def _confusions(judged: _Judged, dataset: ShardedDataset) -> list[Markup]:
@@ -222,26 +248,29 @@ def _matrix(judged: _Judged) -> Markup:
     axes.set(xlabel="predicted class, the largest first", ylabel="true class, the largest first")
     if len(order) <= 30:
         names = judged.classes["shown"][order]
-        axes.set_xticks(range(len(order)), [name[:24] for name in names], rotation=90, fontsize=8)
-        axes.set_yticks(range(len(order)), [name[:24] for name in names], fontsize=8)
+        axes.set_xticks(range(len(order)), [name[:24] for name in names], rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(order)), [name[:24] for name in names], fontsize=8, parse_math=False)
     return page.figure(drawn, "Confusion, in descending order of class size; each row adds up to 1.")
 
 
 def _surprises(judged: _Judged, dataset: ShardedDataset) -> list[Markup]:
-    """The worst below the mean F1 of the larger half of the classes, and the best above it of the smaller half."""
+    """The worst of the many-shot classes and the best of the few-shot ones; where there are none, of the classes above
+    and below the median size."""
     classes = judged.classes[judged.classes["support"] > 0]
-    is_large, is_good = classes["train"] >= classes["train"].median(), classes["f1"] > classes["f1"].mean()
-    badly = classes[is_large & ~is_good].sort_values(["f1", "train"], ascending=[True, False]).head(_CLASSES)
-    well = classes[~is_large & is_good].sort_values(["f1", "train"], ascending=[False, True]).head(_CLASSES)
+    sizes, median = classes["train"], classes["train"].median()
+    is_large = sizes > (MANY_ABOVE if (sizes > MANY_ABOVE).any() else median)
+    is_small = sizes < (FEW_BELOW if (sizes < FEW_BELOW).any() else median)
+    badly = classes[is_large & (classes["f1"] < 1)].sort_values(["f1", "train"], ascending=[True, False])
+    well = classes[is_small & (classes["f1"] > 0)].sort_values(["f1", "train"], ascending=[False, True])
     predictions, rows = judged.predictions, []
-    for what, chosen in (("large", badly), ("small", well)):
+    for what, chosen in (("large", badly.head(_CLASSES)), ("small", well.head(_CLASSES))):
         columns = (chosen[name] for name in ("label", "shown", "train", "f1", "support"))
         for label, shown, train, f1, support in zip(*columns, strict=True):
             keys = predictions.loc[predictions["target"] == label, "key"].head(_PICTURES)
             note = f"{what}: {_plural(int(train), 'training image')}, F1 {f1:.2f} on {support:,}"
             rows.append(page.PictureRow(str(shown), note, [_thumbnail(dataset, key) for key in keys]))
     if not rows:
-        return [page.paragraph("Larger classes do better than smaller ones, without exception.")]
+        return [page.paragraph("No large class does badly, and no small one well.")]
     return [page.picture_rows(rows)]
 
 
@@ -269,6 +298,13 @@ def _class_table(judged: _Judged) -> Markup:
     return page.sortable_table(header, [classes["shown"].tolist(), ids, *counted, *figures])
 
 
-def _configuration(config: dict[str, Any], dataset: ShardedDataset) -> Markup:
+def _configuration(config: dict[str, Any], judged: _Judged) -> Markup:
     rows = [(name.replace("_", " "), "" if value is None else str(value)) for name, value in config.items()]
-    return page.table(("option", "value"), [*rows, ("dataset", dataset.manifest["content_sha256"])])
+    source = judged.source
+    rows += [
+        ("content of the dataset trained on", source["trained_on"]),
+        ("content of the dataset evaluated", source["dataset"]),
+        ("dataset evaluated", source["shards"]),
+        ("checkpoint evaluated", source["checkpoint"]),
+    ]
+    return page.table(("option", "value"), rows)

@@ -3,7 +3,8 @@
     python -m pipelines.compare RUN RUN [RUN ...] [--split test] [--resamples 1000]
 
 Every run must have been evaluated on the same pictures (`lmk-eval RUN --split SPLIT`). Differences are against the
-first run, with a 95 % interval by a paired bootstrap over pictures. Prints Markdown.
+first run, with a 95 % interval by a paired bootstrap over pictures. Where the training split was evaluated too, its
+accuracy is a column. Prints Markdown.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import torch
 from lmk_data.errors import UserError
 from lmk_data.terminal import run_command
 from lmk_train.checkpoint import BEST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import model_of
+from lmk_train.config import TrainConfig, require
+from lmk_train.evaluation import model_of, same_source
 from lmk_train.metrics import ClassCounts, Ints
 from lmk_train.models import num_parameters
 from lmk_train.precision import Precision, resolve_device
@@ -31,17 +32,19 @@ _BATCH, _SECONDS = 32, 3.0
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its metrics, millions of parameters, images a second, targets and best labels by key."""
+    """One run: its metrics, the accuracy on its training split (None if that was not evaluated), parameters, images a
+    second, targets and best labels by key."""
 
     name: str
     metrics: dict[str, float | None]
+    train_accuracy: float | None
     backbone_parameters: int
     head_parameters: int
     images_per_second: float
     predictions: pd.DataFrame
 
 
-def read_run(run: Path, split: str) -> Row:
+def read_run(run: Path, name: str, split: str) -> Row:
     """A run's files, and the speed of its model here. Raises UserError if it was not evaluated on the split."""
     path = run / f"eval-{split}.json"
     if not path.exists():
@@ -51,14 +54,23 @@ def read_run(run: Path, split: str) -> Row:
     model = model_of(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
     predictions = pd.read_parquet(run / f"predictions-{split}.parquet", columns=["key", "target", "label_1"])
+    metrics = json.loads(path.read_text())
     return Row(
-        name=run.name,
-        metrics=json.loads(path.read_text()),
+        name=name,
+        metrics=metrics,
+        train_accuracy=_train_accuracy(run, metrics),
         backbone_parameters=num_parameters(model.backbone),
         head_parameters=num_parameters(model.head),
         images_per_second=_speed(model.eval(), size),
         predictions=predictions[predictions["target"].notna()].set_index("key").sort_index(),
     )
+
+
+def _train_accuracy(run: Path, metrics: dict[str, float | None]) -> float | None:
+    """Accuracy on the training split of the same dataset, by the same checkpoint."""
+    path = run / "eval-train.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["accuracy"] if found and same_source(found, metrics) else None
 
 
 def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, float, float]]:
@@ -105,17 +117,25 @@ def _speed(model: torch.nn.Module, size: int) -> float:
 
 
 def comparison(runs: list[Path], split: str, resamples: int) -> str:
-    """The tables of these runs as Markdown."""
-    rows = [read_run(run, split) for run in runs]
+    """The tables of these runs as Markdown. Raises UserError for a run that was not evaluated on the split."""
+    require(resamples >= 1, "--resamples", resamples, "at least 1")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    rows = [read_run(run, name, split) for run, name in zip(runs, names, strict=True)]
+    judged_on_train = split != "train" and any(row.train_accuracy is not None for row in rows)
+    header = [*(name.replace("_", " ") for name in _METRICS), *(["training accuracy"] if judged_on_train else [])]
     lines = [
-        f"| run | {' | '.join(name.replace('_', ' ') for name in _METRICS)} | backbone, M | head, M | images/s |",
-        f"|---|{'---:|' * (len(_METRICS) + 3)}",
+        f"| run | {' | '.join(header)} | backbone, M | head, M | images/s |",
+        f"|---|{'---:|' * (len(header) + 3)}",
     ]
     for row in rows:
-        values = [row.metrics[name] for name in _METRICS]
+        values = [*(row.metrics[name] for name in _METRICS), *([row.train_accuracy] if judged_on_train else [])]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         sizes = [f"{row.backbone_parameters / 1e6:.1f}", f"{row.head_parameters / 1e6:.2f}"]
         lines.append(f"| {' | '.join([row.name, *cells, *sizes, f'{row.images_per_second:,.0f}'])} |")
+    if len(rows) == 1:
+        return "\n".join(lines)
     lines += ["", f"| against {rows[0].name}, 95 % interval | accuracy | macro F1 |", "|---|---:|---:|"]
     for row in rows[1:]:
         found = bootstrap(rows[0], row, resamples)

@@ -56,13 +56,15 @@ def draw(path: Path, class_number: int, number: int, size: tuple[int, int] = (96
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def make_collection(folder: Path, class_sizes: dict[int, int]) -> list[tuple[str, int]]:
+def make_collection(
+    folder: Path, class_sizes: dict[int, int], size: tuple[int, int] = (96, 72)
+) -> list[tuple[str, int]]:
     """Pictures in the layout of GLR2020 with their train.csv; returns its rows."""
     rows = []
-    for number, (landmark_id, size) in enumerate(class_sizes.items()):
-        for i in range(size):
+    for number, (landmark_id, count) in enumerate(class_sizes.items()):
+        for i in range(count):
             key = hashlib.sha256(f"{landmark_id}/{i}".encode()).hexdigest()[:16]
-            draw(folder / "train" / key[0] / key[1] / key[2] / f"{key}.jpg", number, i)
+            draw(folder / "train" / key[0] / key[1] / key[2] / f"{key}.jpg", number, i, size)
             rows.append((key, landmark_id))
     write_labels(folder / "train.csv", rows)
     return rows

@@ -1,6 +1,8 @@
 """The recipes: their own arithmetic, and each of them whole, on drawn pictures."""
 
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,12 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.errors import UserError
+from lmk_train.config import TrainConfig
+from lmk_train.evaluation import evaluate_run
+from lmk_train.loop import train
+from lmk_train.options import EvalConfig
 from pipelines.cifar10_lt import benchmark, draw_tail
-from pipelines.compare import Row, bootstrap
+from pipelines.compare import Row, bootstrap, comparison
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
 from pipelines.table3_full import TABLE as TABLE3
@@ -28,7 +34,7 @@ def row(name: str, targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", right:
     random = np.random.default_rng(seed)
     labels = np.where(random.random(len(targets)) < right, targets, (targets + 1) % 10)
     keys = [f"{i:05d}" for i in range(len(targets))]
-    return Row(name, {}, 0, 0, 0.0, pd.DataFrame({"target": targets, "label_1": labels}, index=keys))
+    return Row(name, {}, None, 0, 0, 0.0, pd.DataFrame({"target": targets, "label_1": labels}, index=keys))
 
 
 def test_the_interval_holds_the_true_difference_and_leaves_out_nought() -> None:
@@ -47,6 +53,28 @@ def test_runs_on_other_pictures_are_not_compared() -> None:
     targets = np.random.default_rng(0).integers(0, 10, 100)
     with pytest.raises(UserError, match="other pictures"):
         bootstrap(row("a", targets, 0.8, 1), row("b", targets[::-1].copy(), 0.8, 1), 10)
+
+
+@pytest.mark.slow
+def test_the_table_of_runs(dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of one name are told apart, training accuracy is there where it is known, one run has no differences."""
+    monkeypatch.setattr("pipelines.compare._SECONDS", 0.01)
+    run, other = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    chosen = {"model": "resnet32", "epochs": 1, "batch_size": 10, "device": "cpu", "amp": "off", "quiet": True}
+    train(TrainConfig(str(dataset_path), run, **chosen))  # type: ignore[arg-type]
+    alone = comparison([run], "test", 10).splitlines()
+    assert len(alone) == 3
+    assert alone[2].startswith("| run | ")
+    assert "training accuracy" not in alone[0]
+    shutil.copytree(run, other)
+    evaluate_run(EvalConfig(run, split="train", device="cpu", amp="off", quiet=True))
+    table = [line.split(" | ") for line in comparison([run, other], "test", 10).splitlines()]
+    column = table[0].index("training accuracy")
+    accuracy = json.loads((run / "eval-train.json").read_text())["accuracy"]
+    assert [(row[0], row[column]) for row in table[2:4]] == [(f"| {run}", f"{accuracy:.4f}"), (f"| {other}", "")]
+    assert table[-1] == [f"| {other}", "+0.0000 (+0.0000 to +0.0000)", "+0.0000 (+0.0000 to +0.0000) |"]
+    with pytest.raises(UserError, match="--resamples 0: must be at least 1"):
+        comparison([run, other], "test", 0)
 
 
 def recipe(module: str, *arguments: object, code: int = 0) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config import TrainConfig
-from lmk_train.evaluation import CONFIG, Classes, Evaluation, write_evaluation
+from lmk_train.evaluation import CONFIG, SOURCE, Classes, Evaluation, write_evaluation
 from lmk_train.metrics import TOP_K, Predictions, confusion, summarize
 from lmk_train.record import METRICS
 from lmk_train.report import write_run_report
@@ -59,7 +59,7 @@ def main() -> None:
         measure("confusion matrix without its zeros", lambda: confusion(predictions, dataset.num_classes))
         metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
         nothing = predictions.rows(np.zeros(len(predictions.targets), dtype=bool))
-        evaluation = Evaluation(0, "test", metrics, predictions, nothing, [])
+        evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, [])
         measure("all files of the evaluation", lambda: write_evaluation(run, evaluation, classes))
         config = TrainConfig(str(arguments.full), run).resolved()
         (run / CONFIG).write_text(json.dumps(config.json()))

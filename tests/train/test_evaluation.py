@@ -3,25 +3,50 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
 from lmk_data.subset import Selection, write_view
+from lmk_train.augment import Augmentation, Preprocess
+from lmk_train.checkpoint import BEST, load_checkpoint, weights_to_evaluate
 from lmk_train.cli import eval_main
 from lmk_train.config import TrainConfig
-from lmk_train.evaluation import TAUS, Classes, best_tau, evaluate_run, tau_adjustments
+from lmk_train.evaluation import (
+    CONFIG,
+    SOURCE,
+    TAUS,
+    Classes,
+    Evaluation,
+    best_tau,
+    evaluate_run,
+    model_of,
+    tau_adjustments,
+    write_evaluation,
+)
 from lmk_train.loop import train
+from lmk_train.metrics import Predictions, summarize
+from lmk_train.models import ARCHITECTURES
 from lmk_train.options import EvalConfig
+from lmk_train.report import write_run_report
 from tests.browser import browse
+from tests.conftest import make_collection
 
 EXACT = ["--amp", "off", "--device", "cpu"]
+ODD_NAMES = ("<script>alert(1)</script>", r"Price $\foo$ place", "故宫")
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +78,93 @@ def test_a_view_with_other_labels_is_joined_by_landmark(run: Path, dataset: Shar
     assert found.metrics["num_unknown"] == 0
 
 
+def relabelled(dataset_path: Path, out: Path, change: Callable[["pd.Series[Any]"], "pd.Series[Any]"]) -> Path:
+    """A copy of a dataset with other landmark ids."""
+    shutil.copytree(dataset_path, out)
+    for path in (out / "classes.parquet", *(out / "index").iterdir()):
+        table = pd.read_parquet(path)
+        table["landmark_id"] = change(table["landmark_id"])
+        table.to_parquet(path)
+    return out
+
+
+def test_ids_that_are_text_on_one_side_are_joined(run: Path, dataset_path: Path, tmp_path: Path) -> None:
+    """One class whose id is no number makes the ids of its whole dataset text."""
+    before = json.loads((run / "eval-test.json").read_text())
+    other = relabelled(dataset_path, tmp_path / "other", lambda ids: ids.astype(str).replace("7", "tower"))
+    (found,) = evaluate_run(EvalConfig(run, str(other), device="cpu", amp="off", quiet=True))
+    with ShardedDataset.open(other) as dataset:
+        towers = int(dataset.classes.set_index("landmark_id").loc["tower", "test"])
+    assert found.metrics["num_unknown"] == towers > 0
+    assert found.metrics["num_samples"] == before["num_samples"] - towers
+
+
+def test_what_was_evaluated_is_recorded_and_only_its_like_is_put_beside_it(
+    run: Path, dataset: ShardedDataset, tmp_path: Path
+) -> None:
+    trained_on = dataset.manifest["content_sha256"]
+    at_first = json.loads((run / "eval-test.json").read_text())
+    assert [at_first[name] for name in SOURCE] == [trained_on, trained_on, dataset.location, "best"]
+    assert eval_main([str(run), "--split", "val", "--quiet", *EXACT]) == 0
+    index = run / "report" / "index.html"
+    assert header(index) == ["metric", "val", "test"], "the page of another split shows every split too"
+    assert header(run / "report" / "val.html") == ["metric", "val", "test"]
+    write_view(dataset, Selection(top=3), str(tmp_path / "view"))
+    with ShardedDataset.open(tmp_path / "view") as view:
+        evaluated = view.manifest["content_sha256"]
+    last = ["--checkpoint", "last", "--quiet", *EXACT]
+    assert eval_main([str(run), "--shards", str(tmp_path / "view"), *last]) == 0
+    said = json.loads((run / "eval-test.json").read_text())
+    assert [said[name] for name in SOURCE] == [evaluated, trained_on, str(tmp_path / "view"), "last"]
+    assert header(index) == ["metric", "test"]
+    html = index.read_text()
+    assert trained_on in html
+    assert evaluated in html
+    assert "of another dataset than it was trained on" in html
+    assert eval_main([str(run), *last]) == 0
+    assert header(index) == ["metric", "test"], "the best checkpoint's validation is not the last one's"
+
+
+def header(report: Path) -> list[str]:
+    """The head of the table of metrics."""
+    (row,) = re.findall(r"<tr><th>metric</th>.*?</tr>", report.read_text())
+    return re.findall(r"<th[^>]*>(.*?)</th>", row)
+
+
+def test_a_split_without_a_known_landmark_is_refused_before_anything_is_written(
+    run: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    other = relabelled(dataset_path, tmp_path / "other", lambda ids: ids.where(ids == 7, ids + 1_000_000))
+    classes = pd.read_parquet(other / "classes.parquet")
+    (gone,) = classes.index[classes["landmark_id"] == 7]
+    index = pd.read_parquet(other / "index" / "test.parquet")
+    moved = index["landmark_id"] == 7
+    stranger = classes.index[classes["landmark_id"] != 7][0]
+    index.loc[moved, ["label", "landmark_id"]] = [stranger, classes.loc[stranger, "landmark_id"]]
+    classes.loc[stranger, "test"] += moved.sum()
+    classes.loc[gone, "test"] = 0
+    index.to_parquet(other / "index" / "test.parquet")
+    classes.to_parquet(other / "classes.parquet")
+    before = (run / "eval-test.json").read_text()
+    with pytest.raises(UserError, match=r"--split test: none of its images in .*/other is of one of the 5 classes"):
+        evaluate_run(EvalConfig(run, str(other), tau=True, device="cpu", amp="off", quiet=True))
+    assert (run / "eval-test.json").read_text() == before
+    assert not list(run.glob("tau-*"))
+
+
+def test_options_that_make_no_sense_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--batch-size", "0"], ["--batch-size", "-1"], ["--workers", "-1"], ["--cache-gb", "-3"]):
+        assert eval_main([str(run), *words]) == 1
+        assert (
+            f"{words[0]} {float(words[1]) if words[0] == '--cache-gb' else words[1]}: must be"
+            in capsys.readouterr().err
+        )
+
+
 def test_landmarks_that_the_model_does_not_know_are_counted_and_kept(
     run: Path, dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(dataset_path, other)
-    for path in (other / "classes.parquet", *(other / "index").iterdir()):
-        table = pd.read_parquet(path)
-        table["landmark_id"] = table["landmark_id"].replace(138982, 777)
-        table.to_parquet(path)
+    other = relabelled(dataset_path, tmp_path / "other", lambda ids: ids.replace(138982, 777))
     assert eval_main([str(run), "--shards", str(other), *EXACT]) == 0
     with ShardedDataset.open(dataset_path) as dataset:
         index = dataset.index("test")
@@ -83,16 +186,53 @@ def test_tau_is_the_adjustment_of_the_logits_and_validation_picks_it(
     assert [row["tau"] for row in test.by_tau] == list(TAUS)
     assert test.by_tau[0]["accuracy"] == test.metrics["accuracy"]
     assert test.by_tau[0]["macro_f1"] == pytest.approx(test.metrics["macro_f1"])
-    assert json.loads((run / "tau-test.json").read_text()) == test.by_tau
+    picked = best_tau(validation.by_tau)
+    said = json.loads((run / "tau-test.json").read_text())
+    assert said == {"picked": picked, "picked_on": "val", "sweep": test.by_tau}
     counts = Classes.of_dataset(dataset).train_counts
     expected = -np.outer(TAUS, np.log(counts / counts.sum()))
     torch.testing.assert_close(tau_adjustments(counts), torch.from_numpy(expected).float())
     assert eval_main([str(run), "--tau", *EXACT]) == 0
-    picked = best_tau(validation.by_tau)
     assert f"{picked:g} has the best macro F1 on val" in capsys.readouterr().out
+    assert f"the ring is {picked:g}, the best macro F1 on val" in (run / "report" / "index.html").read_text()
     assert max(row["macro_f1"] or 0 for row in validation.by_tau) == next(
         row["macro_f1"] for row in validation.by_tau if row["tau"] == picked
     )
+    assert eval_main([str(run), *EXACT, "--quiet"]) == 0
+    assert not (run / "tau-test.json").exists(), "a sweep of another evaluation does not stay"
+    assert "Post-hoc logit adjustment" not in (run / "report" / "index.html").read_text()
+
+
+def test_tau_changes_answers_as_the_logits_say(run: Path, dataset: ShardedDataset) -> None:
+    """Tau 1 and 2, computed anew from the logits of the test pictures."""
+    _, test = evaluate_run(EvalConfig(run, tau=True, device="cpu", amp="off", quiet=True))
+    state = load_checkpoint(run, BEST)
+    model = model_of(TrainConfig.from_json(state["config"]), dataset.num_classes, dataset.recipe.size)
+    model.load_state_dict(weights_to_evaluate(state))
+    samples = list(dataset.samples("test"))
+    pixels = torch.from_numpy(np.stack([simplejpeg.decode_jpeg(sample.jpeg, "RGB") for sample in samples]))
+    normalization = ARCHITECTURES["efficientnet-lite0"].normalization
+    with torch.inference_mode():
+        logits = model.eval()(Preprocess(normalization, Augmentation(), torch.device("cpu"))(pixels, None)).numpy()
+    counts, targets = np.array(state["train_counts"]), np.array([sample.label for sample in samples])
+    plain = logits.argmax(axis=1)
+    for tau in (1.0, 2.0):
+        answers = (logits - tau * np.log(counts / counts.sum())).argmax(axis=1)
+        assert (answers != plain).any()
+        (row,) = [row for row in test.by_tau if row["tau"] == tau]
+        assert row["accuracy"] == pytest.approx((answers == targets).mean())
+
+
+def test_without_a_validation_split_no_tau_is_picked(
+    run: Path, options: Callable[..., BuildOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = options(rule=PlanRule(split=(0.8, 0.0, 0.2), samples_per_shard=8))
+    build(made)
+    assert eval_main([str(run), "--shards", str(made.out), "--tau", *EXACT]) == 0
+    assert "no validation split to pick one on" in capsys.readouterr().out
+    said = json.loads((run / "tau-test.json").read_text())
+    assert (said["picked"], said["picked_on"], len(said["sweep"])) == (None, None, len(TAUS))
+    assert "no validation split to pick one on" in (run / "report" / "index.html").read_text()
 
 
 def test_the_report_has_every_part_and_names_are_escaped(run: Path, dataset: ShardedDataset) -> None:
@@ -113,7 +253,114 @@ def test_the_report_has_every_part_and_names_are_escaped(run: Path, dataset: Sha
     shown = json.loads((run / "eval-test.json").read_text())
     assert f"<b>{shown['accuracy']:.1%}</b>" in html
     assert eval_main([str(run), "--tau", *EXACT, "--quiet"]) == 0
-    assert "<h2>Post-hoc logit adjustment</h2>" in (run / "report" / "index.html").read_text()
+    found = sections(run / "report" / "index.html")
+    assert found["Post-hoc logit adjustment"].count("<svg ") == 1
+    assert "Accuracy and macro F1 after each epoch" in found["Training"]
+
+
+def made_up_run(dataset: ShardedDataset, run: Path, seed: int = 0) -> "pd.DataFrame":
+    """A run's folder with predictions of the test split that are right for two in three samples; its classes."""
+    run.mkdir()
+    (run / CONFIG).write_text(json.dumps(TrainConfig(dataset.location, run).resolved().json()))
+    shares = {"data_share": 0.25, "copy_share": 0.0, "compute_share": 0.75}
+    lines = [{"kind": "train", "step": step, "images_per_second": 9.0, **shares} for step in (50, 100)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index, random = dataset.index("test"), np.random.default_rng(seed)
+    targets, num_classes = index["label"].to_numpy(np.int64), dataset.num_classes
+    labels = (targets[:, None] + np.arange(min(5, num_classes))) % num_classes
+    labels[::3] = labels[::3, ::-1]
+    probabilities = -np.sort(-random.dirichlet(np.ones(labels.shape[1]), len(targets)).astype(np.float32), axis=1)
+    keys = index["key"].to_numpy(object)
+    predictions = Predictions(keys, targets, labels, probabilities, np.ones(len(targets), np.float32))
+    classes = Classes.of_dataset(dataset)
+    metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
+    nothing = predictions.rows(targets < 0)
+    write_evaluation(run, Evaluation(0, "test", dict.fromkeys(SOURCE, "x"), metrics, predictions, nothing, []), classes)
+    return pd.read_parquet(run / "per-class-test.parquet")
+
+
+def sections(report: Path) -> dict[str, str]:
+    """The parts of a page by their titles."""
+    return dict(re.findall(r"<h2>(.*?)</h2>(.*?)</section>", report.read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def long_tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 104 classes: three of over 100 training images, one of 40, a hundred of few."""
+    folder = tmp_path_factory.mktemp("long-tail")
+    sizes = {1: 170, 2: 160, 3: 150, 4: 60} | dict.fromkeys(range(100, 200), 6)
+    make_collection(folder, sizes, (40, 30))
+    out = folder / "shards"
+    images, labels = [str(folder / "train")], str(folder / "train.csv")
+    build(BuildOptions(images=images, labels=labels, out=out, recipe=Recipe(size=32), workers=1, quiet=True))
+    return out
+
+
+def test_many_classes_have_pairs_and_no_matrix_and_surprises_are_of_many_and_few_shots(
+    long_tail: Path, tmp_path: Path
+) -> None:
+    with ShardedDataset.open(long_tail) as dataset:
+        classes = made_up_run(dataset, tmp_path / "run")
+        found = sections(write_run_report(tmp_path / "run", dataset, "test"))
+    confused = found["What is taken for what"]
+    assert "<svg " not in confused
+    assert confused.count("taken for") == 10
+    assert confused.count("<img ") >= 10
+    assert found["The most confident mistakes"].count("<img ") == 12
+    surprises = found["Large classes that do badly, small ones that do well"]
+    notes = re.findall(r"<h3>(\w+) <span>(\w+): (\d+) training images, F1 ([\d.]+) on", surprises)
+    large = classes[(classes["train"] > 100) & (classes["support"] > 0)].sort_values("f1")
+    assert len(large) == 3
+    assert [note[0] for note in notes if note[1] == "large"] == large["landmark_id"].astype(str).tolist()
+    small = [float(note[3]) for note in notes if note[1] == "small"]
+    assert len(small) == 5
+    assert small == sorted(small, reverse=True)
+    assert small[0] == pytest.approx(classes.loc[classes["train"] < 20, "f1"].max(), abs=0.005)
+
+
+def test_without_many_and_few_shots_surprises_are_above_and_below_the_median(
+    dataset: ShardedDataset, tmp_path: Path
+) -> None:
+    classes = made_up_run(dataset, tmp_path / "run")
+    assert classes["train"].max() <= 100
+    found = sections(write_run_report(tmp_path / "run", dataset, "test"))
+    notes = re.findall(r"(large|small): (\d+) training images, F1 ([\d.]+) on", "".join(found.values()))
+    large = [(float(f1), -int(train)) for kind, train, f1 in notes if kind == "large"]
+    assert large == sorted(large)
+    assert large
+    assert all(-train > classes["train"].median() for _, train in large)
+    assert found["Training"].count("<svg ") == 1
+    assert (
+        "Throughput of the training; of its time on average: 25.0% data, 0.0% copy, 75.0% compute" in found["Training"]
+    )
+    assert found["What is taken for what"].count("<svg ") == 1
+    assert found["What is taken for what"].count("<img ") > 0
+
+
+def test_any_name_of_a_class_can_be_shown(
+    run: Path, dataset_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Markup, what matplotlib takes for mathematics, and letters that its font lacks."""
+    shutil.copytree(dataset_path, tmp_path / "named")
+    for path in (tmp_path / "named" / "classes.parquet", run / "per-class-test.parquet"):
+        table = pd.read_parquet(path)
+        table["name"] = [*ODD_NAMES, None, None]
+        table.to_parquet(path)
+    with ShardedDataset.open(tmp_path / "named") as dataset:
+        html = write_run_report(run, dataset, "test").read_text()
+    assert "<script>alert" not in html
+    (drawn,) = [svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if "true class" in svg]
+    for name in ODD_NAMES:
+        assert unescape(drawn).count(f">{name[:24]}<") == 2, "on both axes, as text"
+        assert name in unescape(sections(run / "report" / "index.html")["Every class"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_metric_that_is_nought_is_shown(run: Path, dataset: ShardedDataset) -> None:
+    said = json.loads((run / "eval-test.json").read_text())
+    (run / "eval-test.json").write_text(json.dumps({**said, "few_accuracy": 0.0}))
+    html = write_run_report(run, dataset, "test").read_text()
+    assert re.search(r"<td>few accuracy</td><td[^>]*>0\.0</td>", html)
 
 
 _MEASURE = """

@@ -1,7 +1,11 @@
 """`lmk-export`: what other programs load gives the checkpoint's probabilities, for any number of pictures."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,48 +15,89 @@ import pytest
 import simplejpeg
 import torch
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
+from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
+from lmk_train import export
 from lmk_train.cli import export_main
 from lmk_train.config import TrainConfig
-from lmk_train.export import DESCRIPTION
+from lmk_train.export import DESCRIPTION, Pixels, Program
 from lmk_train.loop import train
+from lmk_train.predict import Predictor
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+
+
+@pytest.fixture(scope="module")
+def full_size(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The collection as a dataset of pictures as large as ImageNet's networks take them."""
+    out, images, labels = (
+        tmp_path_factory.mktemp("full-size") / "shards",
+        collection / "train",
+        collection / "train.csv",
+    )
+    options = {"rule": PlanRule(samples_per_shard=8), "recipe": Recipe(size=224), "workers": 1, "quiet": True}
+    build(BuildOptions(images=[str(images)], labels=str(labels), out=out, **options))  # type: ignore[arg-type]
+    return out
 
 
 def trained(dataset_path: Path, run: Path, model: str, **changes: object) -> Path:
-    """A run of one epoch."""
-    chosen: dict[str, object] = {"weights": "none", "epochs": 1, "batch_size": 10, "device": "cpu", "amp": "off"}
+    """A run of one epoch, with running statistics of its last batches: else the pictures would hardly matter."""
+    chosen: dict[str, object] = {"epochs": 1, "batch_size": 10, "device": "cpu", "amp": "off", "bn_momentum": 0.5}
     train(TrainConfig(str(dataset_path), run, model, quiet=True, **{**chosen, **changes}))  # type: ignore[arg-type]
     return run
 
 
-def stored_pictures(dataset_path: Path) -> tuple[list[str], "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"]:
+@pytest.fixture(scope="module")
+def small_run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ResNet-32, not to be written to."""
+    return trained(dataset_path, tmp_path_factory.mktemp("export") / "run", "resnet32", weights=None)
+
+
+def stored_pictures(dataset_path: Path) -> tuple[list[str], Pixels]:
     """Keys and pixels of the test split."""
     with ShardedDataset.open(dataset_path) as dataset:
         samples = list(dataset.samples("test"))
     return [s.key for s in samples], np.stack([simplejpeg.decode_jpeg(s.jpeg, "RGB") for s in samples])
 
 
-def check(run: Path, dataset_path: Path, probabilities: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> None:
-    """The best label of each test picture has the probability that the evaluation wrote."""
+def check(run: Path, dataset_path: Path, program: Program) -> None:
+    """Each test picture has the labels and probabilities that the evaluation wrote, and it is that picture's pixels, in
+    RGB, that decide them."""
     evaluated = pd.read_parquet(run / "predictions-test.parquet").set_index("key")
-    for key, row in zip(stored_pictures(dataset_path)[0], probabilities, strict=True):
+    keys, pixels = stored_pictures(dataset_path)
+    probabilities = program(pixels)
+    for key, row in zip(keys, probabilities, strict=True):
         assert row.sum() == pytest.approx(1, abs=1e-5)
-        assert row[evaluated.loc[key, "label_1"]] == pytest.approx(evaluated.loc[key, "probability_1"], abs=1e-4)
+        for place in range(1, 6):
+            wanted = evaluated.loc[key, f"probability_{place}"]
+            assert row[evaluated.loc[key, f"label_{place}"]] == pytest.approx(wanted, rel=1e-3)
+    for other in (np.zeros_like(pixels), np.ascontiguousarray(pixels[..., ::-1])):
+        assert np.abs(np.log(program(other)) - np.log(probabilities)).max() > 0.05
 
 
 @pytest.mark.parametrize(
-    ("model", "loss"),
+    ("model", "weights", "loss"),
     [
-        ("efficientnet-lite0", "ldam"),
-        pytest.param("efficientnet-b0", "ldam", marks=pytest.mark.slow),
-        pytest.param("resnet50", "ce", marks=pytest.mark.slow),
-        pytest.param("resnet32", "balanced-softmax", marks=pytest.mark.slow),
+        ("efficientnet-lite0", "imagenet", "ldam"),
+        pytest.param("efficientnet-b0", "none", "ldam", marks=pytest.mark.slow),
+        pytest.param("resnet50", "none", "ce", marks=pytest.mark.slow),
+        pytest.param("resnet32", "none", "balanced-softmax", marks=pytest.mark.slow),
     ],
 )
 def test_both_forms_give_the_checkpoints_probabilities(
-    dataset_path: Path, tmp_path: Path, model: str, loss: str, capsys: pytest.CaptureFixture[str]
+    full_size: Path,
+    dataset_path: Path,
+    tmp_path: Path,
+    model: str,
+    weights: str,
+    loss: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = trained(dataset_path, tmp_path / "run", model, loss=loss, ema=0.9)
+    if model != "resnet32":  # which is for small pictures
+        dataset_path = full_size
+    run = trained(dataset_path, tmp_path / "run", model, weights=weights, loss=loss)
     assert export_main([str(run), "--to", "onnx"]) == 0
     assert export_main([str(run), "--to", "torch"]) == 0
     assert capsys.readouterr().out.count("of the checkpoint on val pictures of") == 2
@@ -60,7 +105,7 @@ def test_both_forms_give_the_checkpoints_probabilities(
 
     onnx.checker.check_model(onnx.load(run / "model.onnx"))
     session = onnxruntime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
-    check(run, dataset_path, session.run(None, {"pixels": pixels})[0])
+    check(run, dataset_path, lambda pixels: session.run(None, {"pixels": pixels})[0])
     said = json.loads(session.get_modelmeta().custom_metadata_map["lmk"])
     with ShardedDataset.open(dataset_path) as dataset:
         assert [entry["landmark_id"] for entry in said["classes"]] == dataset.classes["landmark_id"].tolist()
@@ -69,25 +114,70 @@ def test_both_forms_give_the_checkpoints_probabilities(
 
     files = {DESCRIPTION: ""}
     program = torch.export.load(run / "model.pt2", extra_files=files).module()
-    check(run, dataset_path, program(torch.from_numpy(pixels)).numpy())
+    check(run, dataset_path, lambda pixels: program(torch.from_numpy(pixels)).numpy())
     assert json.loads(files[DESCRIPTION]) == said
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda program: lambda pixels: np.roll(program(pixels), 1, axis=1),
+        lambda program: lambda pixels: program(np.ascontiguousarray(pixels[..., ::-1])),
+        lambda program: lambda pixels: program(pixels) ** 1.01,
+        lambda program: lambda pixels: np.full_like(program(pixels), np.nan),
+    ],
+    ids=["labels moved", "BGR", "other probabilities, the same best label", "not numbers"],
+)
 def test_a_program_that_differs_is_not_written(
-    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_run: Path,
+    wrong: Callable[[Program], Program],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = trained(dataset_path, tmp_path / "run", "resnet32", weights=None)
-    monkeypatch.setattr("lmk_train.export._program", lambda *_: lambda pixels: np.zeros((len(pixels), 5), np.float32))
-    assert export_main([str(run), "--to", "torch"]) == 1
+    make = export._program
+    monkeypatch.setattr(export, "_program", lambda kind, data: wrong(make(kind, data)))
+    assert export_main([str(small_run), "--to", "torch"]) == 1
     assert "nothing was written" in capsys.readouterr().err
-    assert not (run / "model.pt2").exists()
+    assert not (small_run / "model.pt2").exists()
+
+
+def test_a_folder_that_is_not_there_is_named_before_the_work(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nowhere" / "x.pt2"
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
+    assert f"--out {out}: there is no folder {out.parent}" in capsys.readouterr().err
+
+
+def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
+    small_run: Path,
+    dataset_path: Path,
+    collection: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every Python example of the page, run."""
+    key = stored_pictures(dataset_path)[0][0]
+    shutil.copy(collection / "train" / key[0] / key[1] / key[2] / f"{key}.jpg", tmp_path / "photo.jpg")
+    shutil.copytree(small_run, tmp_path / "runs" / "efficientnet-b0-ldam")
+    monkeypatch.chdir(tmp_path)
+    assert export_main(["runs/efficientnet-b0-ldam", "--to", "onnx", "--quiet"]) == 0
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    found: dict[str, Any] = {}
+    for example in examples:
+        exec(example, found)
+    (expected,) = Predictor(small_run, device="cpu", amp="off")("photo.jpg")
+    for guess in expected.guesses:
+        assert found["probabilities"][0][guess.label] == pytest.approx(guess.probability, rel=1e-3)
+    assert f"'landmark_id': {expected.guesses[0].landmark_id}" in capsys.readouterr().out
 
 
 def test_a_run_without_its_dataset_is_checked_on_noise_and_says_so(
-    dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(dataset_path, tmp_path / "run", "resnet32", weights=None)
     out = tmp_path / "elsewhere.pt2"
-    assert export_main([str(run), "--to", "torch", "--shards", str(tmp_path / "gone"), "--out", str(out)]) == 0
+    assert export_main([str(small_run), "--to", "torch", "--shards", str(tmp_path / "gone"), "--out", str(out)]) == 0
     assert "noise, since" in capsys.readouterr().out
     assert out.exists()

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from lmk_train.metrics import (
-    ClassCounts,
     Predictions,
     calibration_error,
     confusion,
@@ -45,6 +44,8 @@ def test_metrics_are_scikit_learns(num_samples: int, num_classes: int, seed: int
             "macro_recall": sklearn_metrics.recall_score(targets, best, labels=seen, **options),
             "macro_f1": sklearn_metrics.f1_score(targets, best, labels=seen, **options),
             "macro_f1_all": sklearn_metrics.f1_score(targets, best, labels=range(num_classes), **options),
+            "weighted_precision": sklearn_metrics.precision_score(targets, best, average="weighted", zero_division=0.0),
+            "weighted_recall": sklearn_metrics.recall_score(targets, best, average="weighted", zero_division=0.0),
             "weighted_f1": sklearn_metrics.f1_score(targets, best, average="weighted", zero_division=0.0),
             "medium_accuracy": sklearn_metrics.recall_score(targets, best, labels=seen, **options),
             "top5_accuracy": np.mean([t in row for t, row in zip(targets, predictions.labels, strict=True)]),
@@ -57,15 +58,6 @@ def test_metrics_are_scikit_learns(num_samples: int, num_classes: int, seed: int
     matrix[rows, columns] = counts
     if num_classes > 1:  # scikit-learn warns of a single class
         assert (matrix == sklearn_metrics.confusion_matrix(targets, best, labels=range(num_classes))).all()
-
-
-def test_counts_merge() -> None:
-    predictions = random_predictions(100, 7, 0)
-    targets, best = predictions.targets, predictions.labels[:, 0]
-    whole = ClassCounts.of(targets, best, 7)
-    parts = ClassCounts.of(targets[:30], best[:30], 7) + ClassCounts.of(targets[30:], best[30:], 7)
-    for name in ("support", "predicted", "correct"):
-        assert (getattr(whole, name) == getattr(parts, name)).all()
 
 
 def test_bands_are_by_training_images() -> None:

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.cli import predict_main
+from lmk_train.cli import eval_main, export_main, predict_main
 from lmk_train.config import TrainConfig
 from lmk_train.loop import train
 from lmk_train.predict import Predictor
@@ -40,7 +44,10 @@ def test_source_photos_get_what_their_shards_got(
 ) -> None:
     """No skew between training and use: probabilities are those that the evaluation of the test split wrote."""
     assert predict_main([str(run), *photos.values(), "--json", "--top", "3", "--batch-size", "2", *EXACT]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert f"predicting: {len(photos)}/{len(photos)} images" in said.err
+    assert f"{len(photos)} images predicted in" in said.err
     assert [line["image"] for line in lines] == list(photos.values())
     evaluated = pd.read_parquet(run / "predictions-test.parquet").set_index("key")
     with ShardedDataset.open(json.loads((run / "config.json").read_text())["shards"]) as dataset:
@@ -68,8 +75,9 @@ def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
         image.convert("RGBA").save(folder / "deep" / "b.png")
     (folder / "c.jpg").write_bytes(b"<html>")
     (folder / "notes.txt").write_text("not a picture")
+    (folder / "d.avif").write_text("a picture that no build takes")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{third}\n\n{tmp_path / 'nowhere.jpg'}\n"))
-    assert predict_main([str(run), str(folder), "-", "--top", "1", *EXACT]) == 1
+    assert predict_main([str(run), str(folder), "-", "--top", "1", "--quiet", *EXACT]) == 1
     said = capsys.readouterr()
     named = [line.split(": ")[0] for line in said.out.splitlines()]
     assert named == [str(folder / "a.jpg"), str(folder / "deep" / "b.png"), third]
@@ -79,11 +87,65 @@ def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
     assert summary == "lmk-predict: error: 2 of the pictures could not be read"
 
 
+def test_odd_names_are_a_line_each_and_the_others_go_on(
+    run: Path,
+    photos: dict[str, str],
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty folder, a name that no file can have, a URL of no known kind; and one that is not UTF-8."""
+    first, second = list(photos.values())[:2]
+    latin = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    shutil.copy(first, latin)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    names = b"\n".join([latin, b"a\0b.jpg", b"nosuch://pictures/a.jpg", os.fsencode(second)])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names), encoding="utf-8"))
+    assert predict_main([str(run), str(empty), "-", "--top", "1", "--quiet", *EXACT]) == 1
+    said = capfdbinary.readouterr()
+    assert [line.split(b": ")[0] for line in said.out.splitlines()] == [latin, os.fsencode(second)]
+    no_picture, no_name, no_url, summary = said.err.decode().splitlines()
+    assert no_picture == f"lmk-predict: {empty}: has no pictures"
+    assert "null byte" in no_name
+    assert "nosuch" in no_url
+    assert summary == "lmk-predict: error: 3 of the pictures could not be read"
+
+
+def test_when_nobody_reads_on_it_ends_without_a_word(run: Path, photos: dict[str, str]) -> None:
+    words = [str(run), *list(photos.values()) * 20, "--batch-size", "1", "--quiet", *EXACT]
+    program = "import sys; from lmk_train.cli import predict_main; sys.exit(predict_main(sys.argv[1:]))"
+    done = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout is not None
+    assert done.stderr is not None
+    assert done.stdout.readline().startswith(os.fsencode(next(iter(photos.values()))))
+    done.stdout.close()
+    assert done.stderr.read() == b""
+    assert done.wait(60) == 141
+    done.stderr.close()
+
+
+def test_pictures_are_named_by_paths_and_one_need_not_be_a_list(run: Path, photos: dict[str, str]) -> None:
+    predictor = Predictor(run, device="cpu", amp="off")
+    first = next(iter(photos.values()))
+    (expected,) = predictor([first])
+    assert expected.image == first
+    for images in (first, Path(first), [Path(first)]):
+        assert list(predictor(images)) == [expected]
+
+
+@pytest.mark.parametrize("main", [eval_main, predict_main, export_main])
+def test_help_names_the_run(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "RUN" in said
+    assert "PATH" not in said
+
+
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
     for words, said in (
         ([str(tmp_path), "a.jpg"], "no such checkpoint"),
-        ([str(run), str(tmp_path / "empty")], "has no pictures"),
         ([str(run), "a.jpg", "--top", "0"], "--top 0: must be at least 1"),
     ):
         assert predict_main(words) == 1
