@@ -159,7 +159,7 @@ class Experiment:
 
     def is_poor(self, number: int) -> bool:
         """Whether Ax would stop the trial: below the median of the others at the same epoch, once five are done."""
-        return self._client.should_stop_trial_early(number)
+        return self._may_stop and self._client.should_stop_trial_early(number)
 
     def end(self, number: int, state: str, reason: str = "") -> None:
         """A trial is done, stopped or failed. What failed is not proposed again."""
@@ -177,14 +177,18 @@ class Experiment:
         return self._client._experiment
 
     def _judge(self) -> None:
-        """When Ax may stop a trial, which the snapshot lacks."""
+        """When Ax may stop a trial, which the snapshot lacks: never where that would save no epoch."""
         from ax.early_stopping.strategies import PercentileEarlyStoppingStrategy
 
+        first, last = max(1.0, _TRAINED_FIRST * self._epochs), self._epochs - 1
+        self._may_stop = first < last
+        if not self._may_stop:
+            return
         self._client.set_early_stopping_strategy(
             PercentileEarlyStoppingStrategy(
                 percentile_threshold=50.0,
-                min_progression=max(1.0, _TRAINED_FIRST * self._epochs),
-                max_progression=self._epochs - 1,
+                min_progression=first,
+                max_progression=last,
                 min_curves=_CURVES_TO_STOP,
                 n_best_trials_to_complete=_ALWAYS_FINISH,
             )

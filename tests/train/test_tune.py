@@ -103,6 +103,15 @@ def test_poor_trials_are_told_apart_by_epoch(tmp_path: Path) -> None:
     assert [trial.state for trial in experiment.trials()] == [DONE] * 6 + [STOPPED]
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_trials_of_an_epoch_or_two_are_never_poor(tmp_path: Path, epochs: int) -> None:
+    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "random", 0, epochs)
+    told(experiment, 6, epochs)
+    number = experiment.ask().number  # type: ignore[union-attr]
+    experiment.tell(number, 1, 1e6)
+    assert not experiment.is_poor(number)
+
+
 def frozen(dataset_path: Path, out: Path) -> TrainConfig:
     return TrainConfig(
         str(dataset_path),
