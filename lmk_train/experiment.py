@@ -56,7 +56,7 @@ class Experiment:
     @classmethod
     def new(cls, path: Path, space: SearchSpace, objective: str, strategy: str, seed: int, epochs: int) -> "Experiment":
         """An experiment without trials, of `epochs` epochs each."""
-        _import_ax()
+        import_ax()
         from ax.api.client import Client
 
         client = Client()
@@ -76,7 +76,7 @@ class Experiment:
     @classmethod
     def load(cls, path: Path, space: SearchSpace, objective: str, seed: int, epochs: int) -> "Experiment":
         """The experiment as it was last saved. Raises UserError if the file is absent or not one."""
-        _import_ax()
+        import_ax()
         from ax.api.client import Client
         from ax.exceptions.storage import JSONDecodeError
 
@@ -200,6 +200,18 @@ class Experiment:
             write_bytes(self._path, Path(folder, "experiment.json").read_bytes())
 
 
+def import_ax() -> None:
+    """Import Ax, quietly. Raises UserError without the extra `tune`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ax.api.client  # noqa: F401
+            from ax.utils.common.logger import set_ax_logger_levels
+    except ModuleNotFoundError as error:
+        raise UserError(f"lmk-tune needs the extra `tune` ({error}): pip install 'lmk[tune]'") from None
+    set_ax_logger_levels(logging.WARNING)
+
+
 def better(value: float, than: float, objective: str) -> bool:
     """Whether a value of the objective is better than another."""
     return value < than if objective in LOWER_IS_BETTER else value > than
@@ -228,15 +240,3 @@ def _ax_parameter(name: str, parameter: Range | Choice) -> Any:
     values = list(parameter.values)
     kind = type(values[0]).__name__
     return ChoiceParameterConfig(name, values, kind, is_ordered=kind != "str")  # type: ignore[arg-type]
-
-
-def _import_ax() -> None:
-    """Import Ax, quietly. Raises UserError without the extra `tune`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ax.api.client  # noqa: F401
-            from ax.utils.common.logger import set_ax_logger_levels
-    except ModuleNotFoundError as error:
-        raise UserError(f"lmk-tune needs the extra `tune` ({error}): pip install 'lmk[tune]'") from None
-    set_ax_logger_levels(logging.WARNING)

@@ -23,10 +23,10 @@ from lmk_data.files import write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.config import DEFAULTS, TrainConfig
 from lmk_train.evaluation import evaluate_run
-from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
+from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better, import_ax
 from lmk_train.features import SPLITS, compute_features
 from lmk_train.loop import MAY_CHANGE_ON_RESUME
-from lmk_train.metrics import spelled
+from lmk_train.metrics import FEW_BELOW, MANY_ABOVE, spelled
 from lmk_train.options import EvalConfig, TuneConfig
 from lmk_train.precision import resolve_device
 from lmk_train.record import METRICS
@@ -56,7 +56,7 @@ class TuneResult:
 
 @dataclass
 class _Search:
-    """A search in progress."""
+    """A search in progress; `num_before` of its trials are of earlier commands, `exhausted` once no point is left."""
 
     config: TuneConfig
     out: Path
@@ -96,21 +96,21 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
     every one of the first trials fails, KeyboardInterrupt when interrupted: all that was found is kept.
     """
     base = _base(config)
-    space = read_space(config.search, base) if config.search else default_space(base, features=config.cached_features)
-    _check(config, space, base)
+    with ShardedDataset.open(config.shards) as dataset:
+        if config.search:
+            space = read_space(config.search, base)
+        else:
+            space = default_space(base, dataset.num_samples("train"), features=config.cached_features)
+        _check(config, space, base, dataset)
+        identity = _identity(config, space, dataset)
     points = list(space.grid()) if config.strategy == "grid" else None
     num_trials = _num_trials(config, points)
     out = config.out or Path("runs") / f"tune-{base.model}-{base.loss}"
-    _check_folder(out, config, space)
+    _check_folder(out, config, identity)
+    import_ax()  # before anything is written: it may not be installed
     with _locked(out) as lock:
-        epochs = base.epochs or 1
-        if config.resume:
-            experiment = Experiment.load(out / _EXPERIMENT, space, config.objective, config.seed, epochs)
-        else:
-            experiment = Experiment.new(
-                out / _EXPERIMENT, space, config.objective, config.strategy, config.seed, epochs
-            )
-            write_bytes(out / _SEARCH, json.dumps(_identity(config, space), indent=2).encode() + b"\n")
+        _check_folder(out, config, identity)  # a search may have begun there while this one waited for the lock
+        experiment = _experiment(config, space, out, identity)
         search = _Search(config, out, space, experiment, points, num_trials, lock, announce)
         try:
             if config.cached_features:
@@ -142,7 +142,7 @@ def _base(config: TuneConfig) -> TrainConfig:
     )
 
 
-def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig) -> None:
+def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig, dataset: ShardedDataset) -> None:
     """Refuse what would fail in every trial, before the first one starts."""
     for name in ("model", "loss"):
         if name in space.parameters and getattr(config, name) is not None:
@@ -152,16 +152,29 @@ def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig) -> None:
         raise UserError(f"--cached-features: {min(odd)} does nothing to a frozen backbone's features; leave it out")
     if config.cached_features and space.base.resolved().weights == "none":
         raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
-    space.check()
     resolve_device(config.device)
-    with ShardedDataset.open(config.shards) as dataset:
-        for split in SPLITS:
-            if not dataset.num_samples(split):
-                raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
-        largest = space.parameters.get("batch_size")
-        batch = max(map(int, largest.grid())) if largest else space.base.resolved().batch_size
-        if (batch or 0) > dataset.num_samples("train"):
-            raise UserError(f"batch size {batch}: more than the {dataset.num_samples('train')} training images")
+    for split in SPLITS:
+        if not dataset.num_samples(split):
+            raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
+    _check_objective(config.objective, dataset)
+    sizes = space.parameters.get("batch_size")
+    batch = max(map(int, sizes.ends())) if sizes else space.base.resolved().batch_size or 0
+    if batch > dataset.num_samples("train"):
+        where = f"--search {config.search}" if config.search else f"--shards {config.shards}"
+        images = f"{dataset.num_samples('train')} training images"
+        raise UserError(f"{where}: batch size {batch}: more than the {images}; give a smaller batch_size in --search")
+
+
+def _check_objective(objective: str, dataset: ShardedDataset) -> None:
+    """Refuse a metric of classes of which the validation split has none."""
+    train = dataset.classes["train"][dataset.classes["val"] > 0]
+    about = {
+        "many_accuracy": train > MANY_ABOVE,
+        "medium_accuracy": train.between(FEW_BELOW, MANY_ABOVE),
+        "few_accuracy": train < FEW_BELOW,
+    }
+    if objective in about and not about[objective].any():
+        raise UserError(f"--objective {objective}: the validation split has no class that it is about; give another")
 
 
 def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
@@ -174,7 +187,7 @@ def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
     return len(points)
 
 
-def _identity(config: TuneConfig, space: SearchSpace) -> dict[str, Any]:
+def _identity(config: TuneConfig, space: SearchSpace, dataset: ShardedDataset) -> dict[str, Any]:
     """What makes a search the same search."""
     described = space.json()
     described["config"] = {k: v for k, v in described["config"].items() if k not in MAY_CHANGE_ON_RESUME - {"weights"}}
@@ -183,28 +196,44 @@ def _identity(config: TuneConfig, space: SearchSpace) -> dict[str, Any]:
         "objective": config.objective,
         "cached_features": config.cached_features,
         "poor_trials": config.poor_trials,
+        "dataset": dataset.manifest["content_sha256"],
         **described,
     }
 
 
-def _check_folder(out: Path, config: TuneConfig, space: SearchSpace) -> None:
+def _check_folder(out: Path, config: TuneConfig, identity: dict[str, Any]) -> None:
     if not config.resume:
         if (out / _SEARCH).exists():
             raise UserError(f"--out {out}: holds a search; go on with --resume or name another folder")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or not all(map(_is_of_a_start, out.iterdir()))):
             raise UserError(f"--out {out}: is not empty; name another folder")
         return
     try:
         earlier = json.loads((out / _SEARCH).read_bytes())
     except (OSError, ValueError):
         raise UserError(f"--resume: {out} has no search to go on with; leave --resume out to start") from None
-    now = json.loads(json.dumps(_identity(config, space)))
+    now = json.loads(json.dumps(identity))
     changed = [name for name in now if earlier.get(name) != now[name]]
     if "config" in changed:
         changed += [name for name in now["config"] if earlier["config"].get(name) != now["config"][name]]
         changed.remove("config")
     if changed:
         raise UserError(f"--resume: {', '.join(changed)} changed; give the search's own settings, or another --out")
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Whether a search that died before search.json was there may have left it."""
+    return path.name in (_LOCK, _EXPERIMENT) or path.suffix == ".tmp"
+
+
+def _experiment(config: TuneConfig, space: SearchSpace, out: Path, identity: dict[str, Any]) -> Experiment:
+    """The experiment of the folder, begun or gone on with; search.json, written last, makes it one."""
+    path, epochs = out / _EXPERIMENT, space.base.epochs or 1
+    if config.resume:
+        return Experiment.load(path, space, config.objective, config.seed, epochs)
+    experiment = Experiment.new(path, space, config.objective, config.strategy, config.seed, epochs)
+    write_bytes(out / _SEARCH, json.dumps(identity, indent=2).encode() + b"\n")
+    return experiment
 
 
 @contextmanager
