@@ -66,6 +66,8 @@ class _Search:
     num_trials: int
     lock: int
     announce: Callable[[str], None]
+    num_before: int
+    exhausted: bool = False
 
     def run_of(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -74,7 +76,7 @@ class _Search:
 
 @dataclass
 class _Child:
-    """The process of a trial and its log; `stopping` once it was asked to end for being poor."""
+    """The process of a trial and its log; `stopping` once the trial was found to be poor."""
 
     trial: Trial
     slot: int
@@ -111,7 +113,8 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
     with _locked(out) as lock:
         _check_folder(out, config, identity)  # a search may have begun there while this one waited for the lock
         experiment = _experiment(config, space, out, identity)
-        search = _Search(config, out, space, experiment, points, num_trials, lock, announce)
+        before = len(experiment.trials())
+        search = _Search(config, out, space, experiment, points, num_trials, lock, announce, before)
         try:
             if config.cached_features:
                 compute_features(space.base.resolved(), out / _FEATURES, announce)
@@ -256,6 +259,10 @@ def _locked(out: Path) -> Iterator[int]:
 def _run_trials(search: _Search) -> None:
     experiment, config = search.experiment, search.config
     slots = _slots(config)
+    for cut_short in experiment.trials():
+        # Its last epoch was told, and the search was killed before it ended the trial.
+        if cut_short.state == RUNNING and _is_poor(search, cut_short):
+            _end(search, cut_short, STOPPED)
     waiting = [trial for trial in experiment.trials() if trial.state == RUNNING]
     children: list[_Child] = []
     ended = len(experiment.trials()) - len(waiting)
@@ -292,21 +299,31 @@ def _slots(config: TuneConfig) -> list[dict[str, str]]:
         threads = max(1, (os.cpu_count() or 1) // number)
         return [{"OMP_NUM_THREADS": str(threads)} if number > 1 else {} for _ in range(number)]
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    names = visible or [str(device) for device in range(devices)]
+    names = visible[:devices] or [str(device) for device in range(devices)]
     return [{"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(number)]
 
 
 def _next(search: _Search) -> Trial | None:
     """The next trial of the search, None if there is none."""
     trials = search.experiment.trials()
-    if len(trials) >= search.num_trials:
+    if search.exhausted or len(trials) >= search.num_trials:
         return None
-    failed = [trial for trial in trials if trial.state == FAILED]
-    if len(trials) >= _FAILURES_THAT_END and len(failed) == len(trials):
-        raise TrainingError(f"the first {len(failed)} trials all failed, the last with: {failed[-1].reason}")
-    if search.points is None:
-        return search.experiment.ask()
-    return search.experiment.attach(search.points[len(trials)])
+    if search.points is not None:
+        return search.experiment.attach(search.points[len(trials)])
+    _check_failures(trials[search.num_before :])
+    found = search.experiment.ask()
+    if found is None:
+        search.exhausted = True
+        search.announce(f"after {len(trials)} trials every point that is proposed was tried: the search ends")
+    return found
+
+
+def _check_failures(trials: list[Trial]) -> None:
+    """Give up where nothing works: the first trials since the command began all failed at once, and all alike."""
+    reasons = {trial.reason for trial in trials if trial.state == FAILED and not trial.values}
+    in_vain = all(trial.state == FAILED and not trial.values for trial in trials)
+    if len(trials) >= _FAILURES_THAT_END and in_vain and len(reasons) == 1:
+        raise TrainingError(f"the first {len(trials)} trials all failed with: {reasons.pop()}; --resume tries others")
 
 
 def _start(search: _Search, trial: Trial, slot: int, environment: dict[str, str]) -> _Child:
@@ -331,31 +348,39 @@ def _start(search: _Search, trial: Trial, slot: int, environment: dict[str, str]
 
 def _look_after(search: _Search, child: _Child) -> bool:
     """Tell what a trial has found since the last look, and stop it if it is poor; whether it has ended."""
-    experiment, number = search.experiment, child.trial.number
+    trial = child.trial
     code = child.process.poll()  # before its lines are read, so that none is missed
-    told = len(child.trial.values)
-    values = _values(search.run_of(number), experiment.objective)
-    for epoch, value in enumerate(values[told:], start=told + 1):
-        if not math.isfinite(value):
-            break
-        child.trial.values[epoch] = value
-        experiment.tell(number, epoch, value)
+    values = _values(search.run_of(trial.number), search.experiment.objective)
+    _tell(search, child, values)
     if code is None:
-        if len(values) > told and not child.stopping and search.config.poor_trials == "stop":
-            child.stopping = experiment.is_poor(number)
-            if child.stopping:
-                child.process.terminate()
         return False
     child.close()
-    if code == 0 and len(child.trial.values) == len(values) > 0:
-        _end(search, child.trial, DONE)
-    elif code in (_INTERRUPTED, -signal.SIGTERM) and child.stopping:
-        _end(search, child.trial, STOPPED)
-    elif code == _INTERRUPTED:
-        raise KeyboardInterrupt  # of somebody else than this search, which ends with it
+    if child.stopping:
+        _end(search, trial, STOPPED)
+    elif code == 0 and len(trial.values) == len(values) > 0:
+        _end(search, trial, DONE)
+    elif code == 0 and values:
+        _end(search, trial, FAILED, "the objective is not finite")
     else:
-        _end(search, child.trial, FAILED, _reason(search.run_of(number).with_suffix(".log"), code))
+        _end(search, trial, FAILED, _reason(search.run_of(trial.number).with_suffix(".log"), code))
     return True
+
+
+def _tell(search: _Search, child: _Child, values: list[float]) -> None:
+    """Tell epoch by epoch and judge after each, and tell nothing after a poor one: when it was looked at is chance."""
+    trial, told = child.trial, len(child.trial.values)
+    for epoch, value in enumerate(values[told:], start=told + 1):
+        if child.stopping or not math.isfinite(value):
+            return
+        trial.values[epoch] = value
+        search.experiment.tell(trial.number, epoch, value)
+        child.stopping = _is_poor(search, trial)
+        if child.stopping:
+            child.process.terminate()
+
+
+def _is_poor(search: _Search, trial: Trial) -> bool:
+    return search.config.poor_trials == "stop" and bool(trial.values) and search.experiment.is_poor(trial.number)
 
 
 def _values(run: Path, objective: str) -> list[float]:
@@ -378,6 +403,8 @@ def _values(run: Path, objective: str) -> list[float]:
 
 def _reason(log: Path, code: int) -> str:
     """Why a trial failed, in one line."""
+    if code in (_INTERRUPTED, -signal.SIGTERM):
+        return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -415,6 +442,7 @@ def _finish(search: _Search) -> TuneResult:
                 evaluate_run(
                     EvalConfig(
                         run,
+                        shards=config.shards,
                         device=config.device,
                         workers=config.workers,
                         cache=config.cache,
