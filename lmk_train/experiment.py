@@ -56,7 +56,7 @@ class Experiment:
     @classmethod
     def new(cls, path: Path, space: SearchSpace, objective: str, strategy: str, seed: int, epochs: int) -> "Experiment":
         """An experiment without trials, of `epochs` epochs each."""
-        _import_ax()
+        import_ax()
         from ax.api.client import Client
 
         client = Client()
@@ -76,7 +76,7 @@ class Experiment:
     @classmethod
     def load(cls, path: Path, space: SearchSpace, objective: str, seed: int, epochs: int) -> "Experiment":
         """The experiment as it was last saved. Raises UserError if the file is absent or not one."""
-        _import_ax()
+        import_ax()
         from ax.api.client import Client
         from ax.exceptions.storage import JSONDecodeError
 
@@ -159,7 +159,7 @@ class Experiment:
 
     def is_poor(self, number: int) -> bool:
         """Whether Ax would stop the trial: below the median of the others at the same epoch, once five are done."""
-        return self._client.should_stop_trial_early(number)
+        return self._may_stop and self._client.should_stop_trial_early(number)
 
     def end(self, number: int, state: str, reason: str = "") -> None:
         """A trial is done, stopped or failed. What failed is not proposed again."""
@@ -177,14 +177,18 @@ class Experiment:
         return self._client._experiment
 
     def _judge(self) -> None:
-        """When Ax may stop a trial, which the snapshot lacks."""
+        """When Ax may stop a trial, which the snapshot lacks: never where that would save no epoch."""
         from ax.early_stopping.strategies import PercentileEarlyStoppingStrategy
 
+        first, last = max(1.0, _TRAINED_FIRST * self._epochs), self._epochs - 1
+        self._may_stop = first < last
+        if not self._may_stop:
+            return
         self._client.set_early_stopping_strategy(
             PercentileEarlyStoppingStrategy(
                 percentile_threshold=50.0,
-                min_progression=max(1.0, _TRAINED_FIRST * self._epochs),
-                max_progression=self._epochs - 1,
+                min_progression=first,
+                max_progression=last,
                 min_curves=_CURVES_TO_STOP,
                 n_best_trials_to_complete=_ALWAYS_FINISH,
             )
@@ -194,6 +198,18 @@ class Experiment:
         with tempfile.TemporaryDirectory() as folder:
             self._client.save_to_json_file(f"{folder}/experiment.json")
             write_bytes(self._path, Path(folder, "experiment.json").read_bytes())
+
+
+def import_ax() -> None:
+    """Import Ax, quietly. Raises UserError without the extra `tune`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ax.api.client  # noqa: F401
+            from ax.utils.common.logger import set_ax_logger_levels
+    except ModuleNotFoundError as error:
+        raise UserError(f"lmk-tune needs the extra `tune` ({error}): pip install 'lmk[tune]'") from None
+    set_ax_logger_levels(logging.WARNING)
 
 
 def better(value: float, than: float, objective: str) -> bool:
@@ -224,15 +240,3 @@ def _ax_parameter(name: str, parameter: Range | Choice) -> Any:
     values = list(parameter.values)
     kind = type(values[0]).__name__
     return ChoiceParameterConfig(name, values, kind, is_ordered=kind != "str")  # type: ignore[arg-type]
-
-
-def _import_ax() -> None:
-    """Import Ax, quietly. Raises UserError without the extra `tune`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ax.api.client  # noqa: F401
-            from ax.utils.common.logger import set_ax_logger_levels
-    except ModuleNotFoundError as error:
-        raise UserError(f"lmk-tune needs the extra `tune` ({error}): pip install 'lmk[tune]'") from None
-    set_ax_logger_levels(logging.WARNING)

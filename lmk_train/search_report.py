@@ -97,7 +97,8 @@ def _summary(
     counts = {state: sum(trial.state == state for trial in trials) for state in (DONE, STOPPED, FAILED)}
     figures = [(f"{best.value:.4f}", f"validation {spelled(objective)} of trial {best.number}")]
     if test is not None:
-        figures += [(f"{test[name]:.4f}", f"test {spelled(name)}") for name in dict.fromkeys((objective, "accuracy"))]
+        shown = {name: test[name] for name in (objective, "accuracy")}
+        figures += [(f"{value:.4f}", f"test {spelled(name)}") for name, value in shown.items() if value is not None]
     figures += [(str(number), f"trials {state}") for state, number in counts.items() if number]
     parts = [page.key_figures(figures), page.paragraph("To train it again:"), page.code(command)]
     parts.append(

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -60,7 +62,9 @@ OF_THE_BACKBONE = {
     "random_resized_crop",
     "random_erasing",
 }
-_MOST_POINTS = 100_000
+# What only some losses or heads take.
+_OF_SOME = ("ldam_max_margin", "label_smoothing", "cosine_scale")
+_MOST_POINTS, _MOST_COUNTED = 100_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class Range:
         values = [min(max(value, self.low), self.high) for value in values]
         return list(dict.fromkeys(round(value) for value in values)) if self.whole else list(dict.fromkeys(values))
 
+    def ends(self) -> list[Value]:
+        """What stands for all of it when it is checked."""
+        return [self.low, self.high]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -94,17 +102,23 @@ class Choice:
         """All of them."""
         return list(self.values)
 
+    def ends(self) -> list[Value]:
+        """All of them."""
+        return list(self.values)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is varied, by the names of `TrainConfig`'s fields, around a configuration that says all the rest."""
+    """What is varied, by the names of `TrainConfig`'s fields, around a configuration that says all the rest; `fixed` is
+    what only some losses or heads take, for the trainings that have one."""
 
     parameters: Mapping[str, Range | Choice]
     base: TrainConfig
+    fixed: Mapping[str, Value] = field(default_factory=dict)
 
     def config(self, point: Point) -> TrainConfig:
         """The training of a point. Parameters that do nothing to it (the margin of a cross entropy) are left out."""
-        chosen = replace(self.base, **self.meaningful(point))  # type: ignore[arg-type]
+        chosen = replace(self.base, **self.meaningful({**self.fixed, **point}))  # type: ignore[arg-type]
         return replace(chosen, freeze_backbone_epochs=min(chosen.freeze_backbone_epochs, self.base.epochs or 1))
 
     def meaningful(self, point: Point) -> Point:
@@ -114,43 +128,62 @@ class SearchSpace:
 
     def grid(self) -> Iterator[Point]:
         """Every point of the grid once, the last parameter varying fastest; points that train the same are one."""
-        number = math.prod(len(parameter.grid()) for parameter in self.parameters.values())
-        if number > _MOST_POINTS:
+        values = [parameter.grid() for parameter in self.parameters.values()]
+        if (number := math.prod(map(len, values))) > _MOST_POINTS:
             raise UserError(f"the grid has {number:,} points; give fewer parameters or fewer `points` in --search")
-        seen = set()
-        for values in itertools.product(*(parameter.grid() for parameter in self.parameters.values())):
-            point = self.meaningful(dict(zip(self.parameters, values, strict=True)))
-            if (identity := tuple(point.items())) not in seen:
-                seen.add(identity)
-                yield dict(zip(self.parameters, values, strict=True))
+        return self._trainings(values)
 
-    @property
+    @cached_property
     def num_points(self) -> int | None:
-        """How many trainings the space holds, None if a range makes them countless."""
-        if any(isinstance(parameter, Range) for parameter in self.parameters.values()):
-            return None
-        return sum(1 for _ in self.grid())
+        """How many trainings the space holds, None if a range makes them countless, or they are over 10,000."""
+        values: list[Sequence[Value]] = []
+        for parameter in self.parameters.values():
+            if isinstance(parameter, Choice):
+                values.append(parameter.values)
+            elif parameter.whole:
+                values.append(range(int(parameter.low), int(parameter.high) + 1))
+            else:
+                return None
+        few = math.prod(map(len, values)) <= _MOST_COUNTED
+        return sum(1 for _ in self._trainings(values)) if few else None
+
+    def _trainings(self, values: Iterable[Sequence[Value]]) -> Iterator[Point]:
+        """The points of these values, one for each training."""
+        seen = set()
+        for chosen in itertools.product(*values):
+            point: Point = dict(zip(self.parameters, chosen, strict=True))
+            if (training := self.config(point)) not in seen:
+                seen.add(training)
+                yield point
 
     def check(self) -> None:
         """Raise UserError, naming the flag, if an end of a range or a choice is nothing that a training takes."""
-        ends = {name: parameter.grid() for name, parameter in self.parameters.items()}
-        first = {name: values[0] for name, values in ends.items()}
-        for name, values in ends.items():
-            for value in values:
-                self.config({**first, name: value}).resolved()
+        ends = {name: parameter.ends() for name, parameter in self.parameters.items()}
+        kinds = [name for name in ("loss", "head") if name in ends]
+        for chosen in itertools.product(*(ends[name] for name in kinds)):
+            first = {name: values[0] for name, values in ends.items()} | dict(zip(kinds, chosen, strict=True))
+            for name, values in ends.items():
+                for value in values:
+                    self.config({**first, name: value}).resolved()
 
     def json(self) -> dict[str, Any]:
         """Plain values, to tell whether a search goes on with the same space."""
         shown: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             shown[name] = list(parameter.values) if isinstance(parameter, Choice) else vars(parameter)
-        return {"search": shown, "config": self.base.json()}
+        return {"search": shown, "fixed": dict(self.fixed), "config": self.base.json()}
 
 
-def default_space(base: TrainConfig, *, features: bool) -> SearchSpace:
-    """The usual suspects around the model's defaults; with `features`, those of a head on a frozen backbone."""
+def default_space(base: TrainConfig, num_images: int, *, features: bool) -> SearchSpace:
+    """The usual suspects around the model's defaults; with `features`, those of a head on a frozen backbone.
+
+    Batch sizes are those that fit `num_images`, a number of training images.
+    """
     defaults = DEFAULTS[base.model]
     batch = base.batch_size or defaults.batch_size
+    batches = tuple(size for size in (max(1, batch // 2), batch, 2 * batch) if size <= num_images)
+    if len(batches) == 1:
+        base = replace(base, batch_size=batches[0])
     parameters: dict[str, Range | Choice] = {
         "lr": _around(base.lr or defaults.lr),
         "head_lr": _around(base.head_lr or defaults.head_lr),
@@ -160,7 +193,7 @@ def default_space(base: TrainConfig, *, features: bool) -> SearchSpace:
         "label_smoothing": Range(0.0, 0.2),
         "color_jitter": Range(0.0, 0.5),
         "freeze_backbone_epochs": Range(0, min(3, (base.epochs or defaults.epochs) - 1), whole=True),
-        "batch_size": Choice((max(1, batch // 2), batch, 2 * batch)),
+        "batch_size": Choice(batches),
     }
     if features:
         parameters = {name: value for name, value in parameters.items() if name not in OF_THE_BACKBONE}
@@ -183,6 +216,33 @@ def read_space(path: Path, base: TrainConfig) -> SearchSpace:
 
     Raises UserError that names file and key.
     """
+    searched, fixed = _tables(path)
+    if not searched:
+        raise UserError(f"--search {path}: [search] names nothing to vary")
+    known = {option.name for option in fields(TrainConfig)} - _NOT_FIXED
+    for name in fixed:
+        if name not in known or name in searched:
+            why = "is searched too" if name in searched else "cannot be fixed here; some options are flags of lmk-tune"
+            raise UserError(f"--search {path}: [fixed] {name}: {why}")
+    _check_fixed(path, fixed)
+    parameters = {name: _parameter(f"--search {path}: [search] {name}", name, v) for name, v in searched.items()}
+    of_some = {name: value for name, value in fixed.items() if name in _OF_SOME}
+    of_all = {name: value for name, value in fixed.items() if name not in _OF_SOME}
+    try:
+        space = SearchSpace(parameters, replace(base, **of_all), of_some)
+        space.check()
+    except UserError as error:
+        raise UserError(f"--search {path}: {error}") from None
+    losses, heads = (_values(space, name) for name in ("loss", "head"))
+    for name in (*parameters, *of_some):
+        if not any(_matters(name, loss, head) for loss in losses for head in heads):
+            table = "search" if name in parameters else "fixed"
+            raise UserError(f"--search {path}: [{table}] {name}: does nothing to a loss of {', '.join(losses)}")
+    return space
+
+
+def _tables(path: Path) -> list[dict[str, Any]]:
+    """What the tables [search] and [fixed] of a file hold, by the names of fields."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -191,34 +251,25 @@ def read_space(path: Path, base: TrainConfig) -> SearchSpace:
         raise UserError(f"--search {path}: not TOML: {error}") from None
     if unknown := tables.keys() - {"search", "fixed"}:
         raise UserError(f"--search {path}: [{min(unknown)}] is neither [search] nor [fixed]")
-    searched, fixed = (
-        {name.replace("-", "_"): value for name, value in tables.get(table, {}).items()}
-        for table in ("search", "fixed")
-    )
-    if not searched:
-        raise UserError(f"--search {path}: [search] names nothing to vary")
-    known = {field.name for field in fields(TrainConfig)} - _NOT_FIXED
-    for name in fixed:
-        if name not in known or name in searched:
-            why = "is searched too" if name in searched else "cannot be fixed here; some options are flags of lmk-tune"
-            raise UserError(f"--search {path}: [fixed] {name}: {why}")
-    parameters = {name: _parameter(f"--search {path}: [search] {name}", name, v) for name, v in searched.items()}
-    space = SearchSpace(parameters, _fixed(path, base, fixed))
-    losses, heads = (_values(space, name) for name in ("loss", "head"))
-    for name in parameters:
-        if not any(_matters(name, loss, head) for loss in losses for head in heads):
-            raise UserError(f"--search {path}: [search] {name}: does nothing to a loss of {', '.join(losses)}")
-    return space
+    found = []
+    for name in ("search", "fixed"):
+        table = tables.get(name, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--search {path}: {name} is not a table; write [{name}] above its lines")
+        for option in table:
+            if "-" in option and option.replace("-", "_") in table:
+                raise UserError(f"--search {path}: [{name}] {option}: is there with _ too; leave one of them out")
+        found.append({option.replace("-", "_"): value for option, value in table.items()})
+    return found
 
 
-def _fixed(path: Path, base: TrainConfig, fixed: dict[str, Any]) -> TrainConfig:
+def _check_fixed(path: Path, fixed: dict[str, Any]) -> None:
     types = get_type_hints(TrainConfig)
     for name, value in fixed.items():
         if not _fits(value, types[name]):
             raise UserError(
                 f"--search {path}: [fixed] {name}: {value!r} is nothing that --{name.replace('_', '-')} takes"
             )
-    return replace(base, **fixed)
 
 
 def _fits(value: object, wanted: Any) -> bool:
@@ -235,14 +286,14 @@ def _fits(value: object, wanted: Any) -> bool:
 def _parameter(where: str, name: str, value: Any) -> Range | Choice:
     if name in _CHOICES:
         allowed = get_args(_CHOICES[name])
-        if not isinstance(value, list) or len(value) < 2 or any(one not in allowed for one in value):
+        if not isinstance(value, list) or any(one not in allowed for one in value) or len(set(value)) < 2:
             raise UserError(f"{where}: must be a list of two or more of {', '.join(allowed)}")
         return Choice(tuple(dict.fromkeys(value)))
     if name not in _FLOATS + _INTS:
         raise UserError(f"{where}: cannot be searched; these can: {', '.join((*_FLOATS, *_INTS, *_CHOICES))}")
     whole = name in _INTS
     if isinstance(value, list):
-        if len(set(value)) < 2 or any(not _is_number(one, whole) for one in value):
+        if any(not _is_number(one, whole) for one in value) or len(set(value)) < 2:
             raise UserError(f"{where}: must be a list of two or more {'whole ' * whole}numbers")
         return Choice(tuple(sorted({one if whole else float(one) for one in value})))
     return _range(where, value, whole)
@@ -284,4 +335,6 @@ def _around(default: float) -> Range:
 
 
 def _is_number(value: object, whole: bool) -> bool:
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= (2**53 if whole else sys.float_info.max)  # TOML's integers know no end

@@ -23,10 +23,10 @@ from lmk_data.files import write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.config import DEFAULTS, TrainConfig
 from lmk_train.evaluation import evaluate_run
-from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
+from lmk_train.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better, import_ax
 from lmk_train.features import SPLITS, compute_features
 from lmk_train.loop import MAY_CHANGE_ON_RESUME
-from lmk_train.metrics import spelled
+from lmk_train.metrics import FEW_BELOW, MANY_ABOVE, spelled
 from lmk_train.options import EvalConfig, TuneConfig
 from lmk_train.precision import resolve_device
 from lmk_train.record import METRICS
@@ -56,7 +56,7 @@ class TuneResult:
 
 @dataclass
 class _Search:
-    """A search in progress."""
+    """A search in progress; `num_before` of its trials are of earlier commands, `exhausted` once no point is left."""
 
     config: TuneConfig
     out: Path
@@ -66,6 +66,8 @@ class _Search:
     num_trials: int
     lock: int
     announce: Callable[[str], None]
+    num_before: int
+    exhausted: bool = False
 
     def run_of(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -74,7 +76,7 @@ class _Search:
 
 @dataclass
 class _Child:
-    """The process of a trial and its log; `stopping` once it was asked to end for being poor."""
+    """The process of a trial and its log; `stopping` once the trial was found to be poor."""
 
     trial: Trial
     slot: int
@@ -96,22 +98,23 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
     every one of the first trials fails, KeyboardInterrupt when interrupted: all that was found is kept.
     """
     base = _base(config)
-    space = read_space(config.search, base) if config.search else default_space(base, features=config.cached_features)
-    _check(config, space, base)
+    with ShardedDataset.open(config.shards) as dataset:
+        if config.search:
+            space = read_space(config.search, base)
+        else:
+            space = default_space(base, dataset.num_samples("train"), features=config.cached_features)
+        _check(config, space, base, dataset)
+        identity = _identity(config, space, dataset)
     points = list(space.grid()) if config.strategy == "grid" else None
     num_trials = _num_trials(config, points)
     out = config.out or Path("runs") / f"tune-{base.model}-{base.loss}"
-    _check_folder(out, config, space)
+    _check_folder(out, config, identity)
+    import_ax()  # before anything is written: it may not be installed
     with _locked(out) as lock:
-        epochs = base.epochs or 1
-        if config.resume:
-            experiment = Experiment.load(out / _EXPERIMENT, space, config.objective, config.seed, epochs)
-        else:
-            experiment = Experiment.new(
-                out / _EXPERIMENT, space, config.objective, config.strategy, config.seed, epochs
-            )
-            write_bytes(out / _SEARCH, json.dumps(_identity(config, space), indent=2).encode() + b"\n")
-        search = _Search(config, out, space, experiment, points, num_trials, lock, announce)
+        _check_folder(out, config, identity)  # a search may have begun there while this one waited for the lock
+        experiment = _experiment(config, space, out, identity)
+        before = len(experiment.trials())
+        search = _Search(config, out, space, experiment, points, num_trials, lock, announce, before)
         try:
             if config.cached_features:
                 compute_features(space.base.resolved(), out / _FEATURES, announce)
@@ -142,7 +145,7 @@ def _base(config: TuneConfig) -> TrainConfig:
     )
 
 
-def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig) -> None:
+def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig, dataset: ShardedDataset) -> None:
     """Refuse what would fail in every trial, before the first one starts."""
     for name in ("model", "loss"):
         if name in space.parameters and getattr(config, name) is not None:
@@ -152,16 +155,29 @@ def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig) -> None:
         raise UserError(f"--cached-features: {min(odd)} does nothing to a frozen backbone's features; leave it out")
     if config.cached_features and space.base.resolved().weights == "none":
         raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
-    space.check()
     resolve_device(config.device)
-    with ShardedDataset.open(config.shards) as dataset:
-        for split in SPLITS:
-            if not dataset.num_samples(split):
-                raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
-        largest = space.parameters.get("batch_size")
-        batch = max(map(int, largest.grid())) if largest else space.base.resolved().batch_size
-        if (batch or 0) > dataset.num_samples("train"):
-            raise UserError(f"batch size {batch}: more than the {dataset.num_samples('train')} training images")
+    for split in SPLITS:
+        if not dataset.num_samples(split):
+            raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
+    _check_objective(config.objective, dataset)
+    sizes = space.parameters.get("batch_size")
+    batch = max(map(int, sizes.ends())) if sizes else space.base.resolved().batch_size or 0
+    if batch > dataset.num_samples("train"):
+        where = f"--search {config.search}" if config.search else f"--shards {config.shards}"
+        images = f"{dataset.num_samples('train')} training images"
+        raise UserError(f"{where}: batch size {batch}: more than the {images}; give a smaller batch_size in --search")
+
+
+def _check_objective(objective: str, dataset: ShardedDataset) -> None:
+    """Refuse a metric of classes of which the validation split has none."""
+    train = dataset.classes["train"][dataset.classes["val"] > 0]
+    about = {
+        "many_accuracy": train > MANY_ABOVE,
+        "medium_accuracy": train.between(FEW_BELOW, MANY_ABOVE),
+        "few_accuracy": train < FEW_BELOW,
+    }
+    if objective in about and not about[objective].any():
+        raise UserError(f"--objective {objective}: the validation split has no class that it is about; give another")
 
 
 def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
@@ -174,7 +190,7 @@ def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
     return len(points)
 
 
-def _identity(config: TuneConfig, space: SearchSpace) -> dict[str, Any]:
+def _identity(config: TuneConfig, space: SearchSpace, dataset: ShardedDataset) -> dict[str, Any]:
     """What makes a search the same search."""
     described = space.json()
     described["config"] = {k: v for k, v in described["config"].items() if k not in MAY_CHANGE_ON_RESUME - {"weights"}}
@@ -183,28 +199,44 @@ def _identity(config: TuneConfig, space: SearchSpace) -> dict[str, Any]:
         "objective": config.objective,
         "cached_features": config.cached_features,
         "poor_trials": config.poor_trials,
+        "dataset": dataset.manifest["content_sha256"],
         **described,
     }
 
 
-def _check_folder(out: Path, config: TuneConfig, space: SearchSpace) -> None:
+def _check_folder(out: Path, config: TuneConfig, identity: dict[str, Any]) -> None:
     if not config.resume:
         if (out / _SEARCH).exists():
             raise UserError(f"--out {out}: holds a search; go on with --resume or name another folder")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or not all(map(_is_of_a_start, out.iterdir()))):
             raise UserError(f"--out {out}: is not empty; name another folder")
         return
     try:
         earlier = json.loads((out / _SEARCH).read_bytes())
     except (OSError, ValueError):
         raise UserError(f"--resume: {out} has no search to go on with; leave --resume out to start") from None
-    now = json.loads(json.dumps(_identity(config, space)))
+    now = json.loads(json.dumps(identity))
     changed = [name for name in now if earlier.get(name) != now[name]]
     if "config" in changed:
         changed += [name for name in now["config"] if earlier["config"].get(name) != now["config"][name]]
         changed.remove("config")
     if changed:
         raise UserError(f"--resume: {', '.join(changed)} changed; give the search's own settings, or another --out")
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Whether a search that died before search.json was there may have left it."""
+    return path.name in (_LOCK, _EXPERIMENT) or path.suffix == ".tmp"
+
+
+def _experiment(config: TuneConfig, space: SearchSpace, out: Path, identity: dict[str, Any]) -> Experiment:
+    """The experiment of the folder, begun or gone on with; search.json, written last, makes it one."""
+    path, epochs = out / _EXPERIMENT, space.base.epochs or 1
+    if config.resume:
+        return Experiment.load(path, space, config.objective, config.seed, epochs)
+    experiment = Experiment.new(path, space, config.objective, config.strategy, config.seed, epochs)
+    write_bytes(out / _SEARCH, json.dumps(identity, indent=2).encode() + b"\n")
+    return experiment
 
 
 @contextmanager
@@ -227,6 +259,10 @@ def _locked(out: Path) -> Iterator[int]:
 def _run_trials(search: _Search) -> None:
     experiment, config = search.experiment, search.config
     slots = _slots(config)
+    for cut_short in experiment.trials():
+        # Its last epoch was told, and the search was killed before it ended the trial.
+        if cut_short.state == RUNNING and _is_poor(search, cut_short):
+            _end(search, cut_short, STOPPED)
     waiting = [trial for trial in experiment.trials() if trial.state == RUNNING]
     children: list[_Child] = []
     ended = len(experiment.trials()) - len(waiting)
@@ -263,21 +299,31 @@ def _slots(config: TuneConfig) -> list[dict[str, str]]:
         threads = max(1, (os.cpu_count() or 1) // number)
         return [{"OMP_NUM_THREADS": str(threads)} if number > 1 else {} for _ in range(number)]
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    names = visible or [str(device) for device in range(devices)]
+    names = visible[:devices] or [str(device) for device in range(devices)]
     return [{"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(number)]
 
 
 def _next(search: _Search) -> Trial | None:
     """The next trial of the search, None if there is none."""
     trials = search.experiment.trials()
-    if len(trials) >= search.num_trials:
+    if search.exhausted or len(trials) >= search.num_trials:
         return None
-    failed = [trial for trial in trials if trial.state == FAILED]
-    if len(trials) >= _FAILURES_THAT_END and len(failed) == len(trials):
-        raise TrainingError(f"the first {len(failed)} trials all failed, the last with: {failed[-1].reason}")
-    if search.points is None:
-        return search.experiment.ask()
-    return search.experiment.attach(search.points[len(trials)])
+    if search.points is not None:
+        return search.experiment.attach(search.points[len(trials)])
+    _check_failures(trials[search.num_before :])
+    found = search.experiment.ask()
+    if found is None:
+        search.exhausted = True
+        search.announce(f"after {len(trials)} trials every point that is proposed was tried: the search ends")
+    return found
+
+
+def _check_failures(trials: list[Trial]) -> None:
+    """Give up where nothing works: the first trials since the command began all failed at once, and all alike."""
+    reasons = {trial.reason for trial in trials if trial.state == FAILED and not trial.values}
+    in_vain = all(trial.state == FAILED and not trial.values for trial in trials)
+    if len(trials) >= _FAILURES_THAT_END and in_vain and len(reasons) == 1:
+        raise TrainingError(f"the first {len(trials)} trials all failed with: {reasons.pop()}; --resume tries others")
 
 
 def _start(search: _Search, trial: Trial, slot: int, environment: dict[str, str]) -> _Child:
@@ -302,31 +348,39 @@ def _start(search: _Search, trial: Trial, slot: int, environment: dict[str, str]
 
 def _look_after(search: _Search, child: _Child) -> bool:
     """Tell what a trial has found since the last look, and stop it if it is poor; whether it has ended."""
-    experiment, number = search.experiment, child.trial.number
+    trial = child.trial
     code = child.process.poll()  # before its lines are read, so that none is missed
-    told = len(child.trial.values)
-    values = _values(search.run_of(number), experiment.objective)
-    for epoch, value in enumerate(values[told:], start=told + 1):
-        if not math.isfinite(value):
-            break
-        child.trial.values[epoch] = value
-        experiment.tell(number, epoch, value)
+    values = _values(search.run_of(trial.number), search.experiment.objective)
+    _tell(search, child, values)
     if code is None:
-        if len(values) > told and not child.stopping and search.config.poor_trials == "stop":
-            child.stopping = experiment.is_poor(number)
-            if child.stopping:
-                child.process.terminate()
         return False
     child.close()
-    if code == 0 and len(child.trial.values) == len(values) > 0:
-        _end(search, child.trial, DONE)
-    elif code in (_INTERRUPTED, -signal.SIGTERM) and child.stopping:
-        _end(search, child.trial, STOPPED)
-    elif code == _INTERRUPTED:
-        raise KeyboardInterrupt  # of somebody else than this search, which ends with it
+    if child.stopping:
+        _end(search, trial, STOPPED)
+    elif code == 0 and len(trial.values) == len(values) > 0:
+        _end(search, trial, DONE)
+    elif code == 0 and values:
+        _end(search, trial, FAILED, "the objective is not finite")
     else:
-        _end(search, child.trial, FAILED, _reason(search.run_of(number).with_suffix(".log"), code))
+        _end(search, trial, FAILED, _reason(search.run_of(trial.number).with_suffix(".log"), code))
     return True
+
+
+def _tell(search: _Search, child: _Child, values: list[float]) -> None:
+    """Tell epoch by epoch and judge after each, and tell nothing after a poor one: when it was looked at is chance."""
+    trial, told = child.trial, len(child.trial.values)
+    for epoch, value in enumerate(values[told:], start=told + 1):
+        if child.stopping or not math.isfinite(value):
+            return
+        trial.values[epoch] = value
+        search.experiment.tell(trial.number, epoch, value)
+        child.stopping = _is_poor(search, trial)
+        if child.stopping:
+            child.process.terminate()
+
+
+def _is_poor(search: _Search, trial: Trial) -> bool:
+    return search.config.poor_trials == "stop" and bool(trial.values) and search.experiment.is_poor(trial.number)
 
 
 def _values(run: Path, objective: str) -> list[float]:
@@ -349,6 +403,8 @@ def _values(run: Path, objective: str) -> list[float]:
 
 def _reason(log: Path, code: int) -> str:
     """Why a trial failed, in one line."""
+    if code in (_INTERRUPTED, -signal.SIGTERM):
+        return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -386,6 +442,7 @@ def _finish(search: _Search) -> TuneResult:
                 evaluate_run(
                     EvalConfig(
                         run,
+                        shards=config.shards,
                         device=config.device,
                         workers=config.workers,
                         cache=config.cache,
