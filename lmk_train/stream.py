@@ -183,8 +183,10 @@ class SplitReader:
         return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
 
     def _place(self, row: int) -> str:
-        where = self._files.location(self.shard_names[self.shard_of_row[row]])
-        return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
+        shard = int(self.shard_of_row[row])
+        location = self.dataset.shards_folder.location if shard in self._fetched_singly else self._files.location
+        key, offset = self.keys(np.array([row]))[0], self._offsets[row]
+        return f"{location(self.shard_names[shard])}: sample {key} at offset {offset}"
 
     def _sparse_shards(self) -> set[int]:
         """Which shards hold so little of this split that reading or fetching them whole is not worth it."""
