@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError
-from lmk_data.storage import retrying
 from lmk_train.cache import Cache, ShardFiles
 from lmk_train.order import Rows, window_shards
 
@@ -179,8 +177,7 @@ class SplitReader:
         name = self.shard_names[record.shard]
         if record.shard not in self._fetched_singly:
             return self._files.open(name).read(record.offset, record.num_bytes)
-        folder = self.dataset.shards_folder
-        return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
+        return self.dataset.read_range(name, record.offset, record.num_bytes)
 
     def _place(self, row: int) -> str:
         shard = int(self.shard_of_row[row])
