@@ -180,7 +180,7 @@ class ShardedDataset:
         location, entry, digest = self.shards_folder.location(name), self.shard_files[name], hashlib.sha256()
         for start in range(0, entry["num_bytes"], _COPIED_AT_ONCE):
             wanted = min(_COPIED_AT_ONCE, entry["num_bytes"] - start)
-            data = retrying(partial(self.shards_folder.read_range, name, start, wanted), location)
+            data = self.read_range(name, start, wanted)
             digest.update(data)
             file.write(data)
         if digest.hexdigest() != entry["sha256"]:
@@ -212,6 +212,14 @@ class ShardedDataset:
         """Every sample: train, then val, then test."""
         for split in self.splits:
             yield from self.samples(split)
+
+    def read_range(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """Up to `num_bytes` of a shard from `offset`, fewer at its end; asked for again while the storage fails.
+
+        Raises StorageError if it keeps failing.
+        """
+        folder = self.shards_folder
+        return retrying(partial(folder.read_range, shard, offset, num_bytes), folder.location(shard))
 
     def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` of a shard at `offset`; DatasetError if the shard ends before."""

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError
-from lmk_data.storage import retrying
 from lmk_train.cache import Cache, ShardFiles
 from lmk_train.order import Rows, window_shards
 
@@ -179,12 +177,13 @@ class SplitReader:
         name = self.shard_names[record.shard]
         if record.shard not in self._fetched_singly:
             return self._files.open(name).read(record.offset, record.num_bytes)
-        folder = self.dataset.shards_folder
-        return retrying(partial(folder.read_range, name, record.offset, record.num_bytes), folder.location(name))
+        return self.dataset.read_range(name, record.offset, record.num_bytes)
 
     def _place(self, row: int) -> str:
-        where = self._files.location(self.shard_names[self.shard_of_row[row]])
-        return f"{where}: sample {self.keys(np.array([row]))[0]} at offset {self._offsets[row]}"
+        shard = int(self.shard_of_row[row])
+        location = self.dataset.shards_folder.location if shard in self._fetched_singly else self._files.location
+        key, offset = self.keys(np.array([row]))[0], self._offsets[row]
+        return f"{location(self.shard_names[shard])}: sample {key} at offset {offset}"
 
     def _sparse_shards(self) -> set[int]:
         """Which shards hold so little of this split that reading or fetching them whole is not worth it."""
