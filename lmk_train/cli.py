@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lmk_train.predict import Guess, Prediction
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
-_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
+_TRAIN_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +61,8 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
         return 0
 
     def run() -> None:
-        parsed = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
-        for package in _EXTRA:
+        parsed: Any = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
+        for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
                 raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")
         command(parsed)

@@ -1,6 +1,7 @@
 """The recipes: their own arithmetic, and each of them whole, on drawn pictures."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -206,3 +207,16 @@ def test_a_recipe_that_is_stopped_saves_its_training_and_goes_on(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert "--resume" in again.stdout
     assert (run / "trained").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_that_is_stopped_says_so_in_a_line(tmp_path: Path) -> None:
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen(_command("demo"), cwd=tmp_path, env=environment, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        assert any("drawing" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "demo: interrupted; run it again to go on"
+    assert "Traceback" not in said
