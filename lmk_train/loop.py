@@ -42,7 +42,7 @@ from lmk_train.record import Record, buffers
 from lmk_train.report import write_run_report
 from lmk_train.stream import Batch, BatchStream, Reader, SplitReader
 from lmk_train.trainer import Progress, Sums, Trainer
-from lmk_train.world import World, joined_world
+from lmk_train.world import World, joined_world, under_torchrun
 
 MAY_CHANGE_ON_RESUME = {
     "shards",
@@ -103,7 +103,7 @@ def train(
             _restore(trainer)
         elif world.is_first:
             _start(trainer)
-        with Record(trainer) as log, _stopping_gently() as stop:
+        with Record(trainer) as log, _stopping_gently(under_torchrun()) as stop:
             _train_epochs(trainer, log, stop)
         trainer.train.close()
         test = _evaluate_best(trainer) if evaluate_test else None
@@ -390,7 +390,8 @@ def _restore(trainer: Trainer) -> None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty where the run did not scale its gradients
+        trainer.scaler.load_state_dict(state["scaler"])
     trainer.epoch_sums.load_skipped(state["epoch_sums"])
     if trainer.world.is_first:
         trainer.epoch_sums.load(state["epoch_sums"])
@@ -427,14 +428,18 @@ class _Stop:
 
 
 @contextmanager
-def _stopping_gently() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+def _stopping_gently(under_torchrun: bool) -> Iterator[_Stop]:
+    """Turn SIGINT or SIGTERM into a request; a second Ctrl-C, which only a person gives, interrupts at once.
+
+    A scheduler's SIGTERM may come twice, to the whole job and forwarded by torchrun; so may Ctrl-C under torchrun.
+    """
     stop = _Stop()
     previous: dict[int, Any] = {}
 
     def request(number: int, _: object) -> None:
         stop.requested = True
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT and not under_torchrun:
+            signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, request)

@@ -19,6 +19,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
 from lmk_data.subset import Selection, write_view
+from lmk_train import precision
 from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import TrainConfig
@@ -161,6 +162,33 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
     steps = [line["step"] for line in lines(tmp_path / "parts", "train")]
     assert steps == sorted(set(steps)), "lines after the checkpoint were cut"
+
+
+def test_sigterm_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path) -> None:
+    """As from a scheduler that signals every process of a job, and again from torchrun."""
+    from lmk_train import loop
+
+    step = loop.training_step
+
+    def interrupting(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        step(trainer, batches)
+        if trainer.progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", interrupting)
+        words = ["--model", "resnet32", "--epochs", "2", "--batch-size", "10", "--device", "cpu", "--quiet"]
+        assert train_main(["--shards", config().shards, "--out", str(tmp_path / "run"), *words]) == 130
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert saved["progress"]["step"] == 2
+
+
+def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
+    for dtype in (None, torch.float16, torch.bfloat16):
+        monkeypatch.setattr(precision, "_automatic", lambda _, dtype=dtype: dtype)
+        train(config(model="resnet32", amp="auto", epochs=1, resume=dtype is not None))
 
 
 def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
