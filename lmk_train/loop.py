@@ -162,6 +162,7 @@ def make_trainer(
     if config.batch_size < world.size * config.grad_accum:
         parts = f"{world.size} processes times {config.grad_accum} micro-batches"
         raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
+    _check_batch_normalization(config, dataset.recipe.size, world)
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync-bn: works on CUDA only")
     assert config.weights is not None
@@ -204,6 +205,20 @@ def make_trainer(
         class_weights=None if config.drw_start is None else drw_weights(train_counts),
         weights_sha256=sha256_file(Path(config.weights)) if starts_from_a_file and not config.resume else None,
     )
+
+
+def _check_batch_normalization(config: TrainConfig, picture_size: int, world: World) -> None:
+    """Refuse micro-batches of one picture of which the backbone's last map has one place: there is nothing to
+    normalise."""
+    assert config.batch_size is not None
+    smallest = config.batch_size // (world.size * config.grad_accum)
+    trains = config.freeze_backbone_epochs < (config.epochs or 0)
+    together = config.sync_bn and world.size > 1
+    if trains and smallest == 1 and not together and picture_size <= ARCHITECTURES[config.model].stride:
+        raise UserError(
+            f"--batch-size {config.batch_size}: leaves micro-batches of one picture, whose {picture_size} pixels "
+            f"{config.model} brings down to one: batch normalisation needs two; give more"
+        )
 
 
 def _preprocess(config: TrainConfig, precision: Precision) -> Preprocess:
@@ -342,7 +357,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
             world=trainer.world,
         )
         reader.close()
-        if not (np.isfinite(predictions.losses).all() and np.isfinite(predictions.probabilities).all()):
+        if not predictions.is_finite:
             raise trainer.not_finite("the validation loss is", progress.step - 1)
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
         line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
+from lmk_data.format import Recipe
 from lmk_data.subset import Selection, write_view
 from lmk_train import precision
 from lmk_train.augment import augmentation_draws
@@ -202,7 +205,7 @@ def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkey
     """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
     for dtype in (None, torch.float16, torch.bfloat16):
         monkeypatch.setattr(precision, "_automatic", lambda _, dtype=dtype: dtype)
-        train(config(model="resnet32", amp="auto", epochs=1, resume=dtype is not None))
+        train(config(model="resnet32", amp="auto", lr=0.01, head_lr=0.01, epochs=1, resume=dtype is not None))
 
 
 def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
@@ -467,7 +470,10 @@ def test_a_weighted_loss_is_the_sum_of_w_l_over_the_sum_of_w(
 ) -> None:
     """The gradient of one step's head against float64 over the whole batch at once."""
     chosen = {"loss": "ce", "head": "linear", "drw_start": 0.0, "freeze_backbone_epochs": 2, "drop_rate": 0.0}
-    with put_together(config(grad_accum=grad_accum, **chosen), dataset, tmp_path) as (trainer, batches):
+    with put_together(config(weights="imagenet", grad_accum=grad_accum, **chosen), dataset, tmp_path) as (
+        trainer,
+        batches,
+    ):
         head = copy.deepcopy(trainer.model.head).double()
         training_step(trainer, batches)
         picks = trainer.global_batch(0)
@@ -491,7 +497,8 @@ def test_gradients_are_unscaled_before_they_are_clipped(
     config: Config, dataset: ShardedDataset, tmp_path: Path
 ) -> None:
     """One float16 step, its gradients scaled by 65,536, moves the head as a float32 step does."""
-    chosen = {"freeze_backbone_epochs": 2, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 1.0, "clip_grad": 0.01}
+    chosen = {"freeze_backbone_epochs": 2, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 1.0}
+    chosen |= {"weights": "imagenet", "weight_decay": 0.0, "clip_grad": 0.01}
     moves = []
     for amp in ("off", "fp16"):
         with put_together(config(amp=amp, **chosen), dataset, tmp_path) as (trainer, batches):
@@ -599,6 +606,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Pa
     [
         (["--cosine-scale", "20", "--loss", "ce"], "a linear head's logits are not scaled"),
         (["--label-smoothing", "0.1"], "--label-smoothing goes with --loss ce"),
+        (["--ldam-max-margin", "0.3", "--loss", "ce"], "--ldam-max-margin goes with --loss ldam, not with ce"),
+        (["--warmup-epochs", "3", "--epochs", "2"], "--warmup-epochs 3: more than the 2 epochs of the training"),
         (["--sync-bn", "--device", "cpu"], "--sync-bn: works on CUDA only"),
         (["--drw-start", "1"], "--drw-start 1.0: must be from 0, below 1"),
         (["--ema", "1"], "--ema 1.0: must be between 0 and 1"),
@@ -621,6 +630,26 @@ def test_mistakes_are_one_line_and_exit_1(
     assert said in error
     assert error.count("\n") == 1
     assert not run.exists()
+
+
+def test_one_picture_of_one_place_is_nothing_to_normalise(
+    config: Config, options: Callable[..., BuildOptions], tmp_path: Path
+) -> None:
+    """32 pixels are one place of the last map; a frozen backbone does not normalise by the batch."""
+    build(options(recipe=Recipe(size=32)))
+    small = config(shards=str(tmp_path / "shards"), batch_size=3, grad_accum=2, epochs=1)
+    with pytest.raises(UserError, match="--batch-size 3: leaves micro-batches of one picture, whose 32 pixels"):
+        train(small)
+    assert not (tmp_path / "run").exists()
+    train(replace(small, freeze_backbone_epochs=1))
+    train(config(out=tmp_path / "larger", batch_size=3, grad_accum=2, epochs=1))
+
+
+def test_the_default_warm_up_is_at_most_an_eighth_of_the_training() -> None:
+    found = [TrainConfig("shards", epochs=epochs).resolved().warmup_epochs for epochs in (None, 16, 2)]
+    assert found == [1.0, 1.0, 0.25]
+    paper = [TrainConfig("shards", model="resnet32", epochs=epochs).resolved().warmup_epochs for epochs in (None, 8)]
+    assert paper == [5.0, 1.0]
 
 
 def test_evaluation_refuses_what_does_not_fit(
