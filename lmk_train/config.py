@@ -52,6 +52,8 @@ class ModelDefaults:
     drop_rate: float
 
 
+_LDAM_MAX_MARGIN = 0.5
+_LARGEST_DEFAULT_WARMUP = 1 / 8  # of a training
 DEFAULTS: dict[str, ModelDefaults] = {
     "efficientnet-lite0": ModelDefaults("imagenet", 8, 32, "adamw", 3e-4, 3e-3, 0.02, 1.0, "cosine", 0.2),
     "efficientnet-b0": ModelDefaults("imagenet", 8, 64, "adamw", 3e-4, 3e-3, 0.02, 1.0, "cosine", 0.2),
@@ -84,8 +86,8 @@ class TrainConfig:
     """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits)."""
     head: Head | None = None
     """Last layer; by default cosine for ldam, linear otherwise."""
-    ldam_max_margin: float = 0.5
-    """LDAM: margin of the rarest class."""
+    ldam_max_margin: float = _LDAM_MAX_MARGIN
+    """LDAM only: margin of the rarest class."""
     drw_start: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
     """Deferred re-weighting: from this share of training on, rare classes weigh more in the loss (LDAM-DRW: 0.8); by
     default never."""
@@ -113,7 +115,7 @@ class TrainConfig:
     clip_grad: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Clip the norm of the gradient to this; by default not at all."""
     warmup_epochs: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """Epochs over which the learning rates rise from 0; by default the model's."""
+    """Epochs over which the learning rates rise from 0; by default the model's, or an eighth of fewer epochs."""
     schedule: Schedule | None = None
     """How the learning rates fall: a half cosine to 0, or to a hundredth at 80 % of training and again at 90 %; by
     default the model's."""
@@ -125,7 +127,7 @@ class TrainConfig:
     bn_momentum: float = 0.1
     """Momentum of batch normalisation's running statistics; 0.01, EfficientNet's own, lags behind short trainings."""
     sync_bn: bool = False
-    """Batch normalisation over the batches of all processes together; CUDA only."""
+    """Batch normalisation over the micro-batches of all processes together; CUDA only."""
     drop_rate: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Dropout before the head; by default the model's."""
     hflip: float = 0.5
@@ -198,6 +200,8 @@ class TrainConfig:
             raise UserError("--dry-run and --profile-input: give one of them")
         if self.label_smoothing and self.loss != "ce":
             raise UserError(f"--label-smoothing goes with --loss ce, not with {self.loss}")
+        if self.ldam_max_margin != _LDAM_MAX_MARGIN and self.loss != "ldam":
+            raise UserError(f"--ldam-max-margin goes with --loss ldam, not with {self.loss}")
         if self.cosine_scale is not None and (self.head or _default_head(self.loss)) == "linear":
             raise UserError("--cosine-scale: a linear head's logits are not scaled; give --head cosine or leave it out")
 
@@ -206,6 +210,11 @@ class TrainConfig:
         defaults = DEFAULTS[self.model]
         head = self.head or _default_head(self.loss)
         chosen = {name: getattr(defaults, name) for name in asdict(defaults) if getattr(self, name) is None}
+        epochs = self.epochs or defaults.epochs
+        if self.warmup_epochs is None:
+            chosen["warmup_epochs"] = min(defaults.warmup_epochs, epochs * _LARGEST_DEFAULT_WARMUP)
+        elif self.warmup_epochs > epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: more than the {epochs} epochs of the training")
         out = self.out or Path("runs") / f"{self.model}-{self.loss}"
         scale = (self.cosine_scale or 30.0) if head == "cosine" else None
         return replace(self, **chosen, out=out, head=head, cosine_scale=scale)

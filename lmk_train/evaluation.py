@@ -231,6 +231,10 @@ def evaluate_model(
             quiet=config.quiet or not world.is_first,
         )
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
+    if not everything.is_finite:
+        raise UserError(
+            f"{config.run}: its probabilities are not finite in {precision}; evaluate it with --amp off, or train anew"
+        )
     source = _source(dataset, classes, config.checkpoint)
     known, unknown = everything.rows(everything.targets >= 0), everything.rows(everything.targets < 0)
     metrics = {**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)}

@@ -1,10 +1,11 @@
 """The training step, the epoch, checkpoints and resuming; the only module that knows every part."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.files import write_bytes
+from lmk_data.files import sha256_file, write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess, augmentation_draws
-from lmk_train.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint, save_checkpoint
+from lmk_train.checkpoint import BEST, FOLDER, LAST, checkpoint_path, load_checkpoint, save_checkpoint
 from lmk_train.config import TrainConfig
 from lmk_train.evaluation import (
     CONFIG,
@@ -38,11 +39,11 @@ from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_
 from lmk_train.options import EvalConfig
 from lmk_train.order import Rows, counter_hash, epoch_length, num_batches, share
 from lmk_train.precision import Precision, resolve_device
-from lmk_train.record import Record, buffers
+from lmk_train.record import EVENTS, METRICS, Record, buffers
 from lmk_train.report import write_run_report
 from lmk_train.stream import Batch, BatchStream, Reader, SplitReader
-from lmk_train.trainer import Progress, Sums, Trainer
-from lmk_train.world import World, joined_world
+from lmk_train.trainer import NONFINITE, Progress, Sums, Trainer
+from lmk_train.world import World, joined_world, under_torchrun
 
 MAY_CHANGE_ON_RESUME = {
     "shards",
@@ -57,7 +58,6 @@ MAY_CHANGE_ON_RESUME = {
     "profile_input",
     "resume",
     "quiet",
-    "weights",
 }
 
 
@@ -95,7 +95,7 @@ def train(
     run = config.out
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        _check_run(run, config)
+        config = check_run(run, config)
         world.wait()
         store = None if features is None else FeatureStore.open(features, dataset, config)
         trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce), store)
@@ -103,8 +103,8 @@ def train(
             if config.resume:
                 _restore(trainer)
             elif world.is_first:
-                _start(trainer)
-            with Record(trainer) as log, _stopping_gently() as stop:
+                _start(trainer, announce)
+            with Record(trainer) as log, _stopping_gently(under_torchrun()) as stop:
                 _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
@@ -113,13 +113,30 @@ def train(
     return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
 
 
-def _check_run(run: Path, config: TrainConfig) -> None:
-    if config.resume:
-        if not checkpoint_path(run, LAST).exists():
-            raise UserError(f"--resume: {run} has no checkpoint to go on from; leave --resume out to start")
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        what = "holds a run" if (run / CONFIG).exists() else "is not empty"
-        raise UserError(f"--out {run}: {what}; go on with --resume or name another folder")
+def check_run(run: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration to train with: where a run ended before its first checkpoint, --resume starts it anew too.
+
+    Raises UserError for a folder that the run can neither start nor go on in.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--out {run}: is not a folder; name another")
+    if _ended_before_a_checkpoint(run):
+        return replace(config, resume=False)
+    can_go_on = checkpoint_path(run, LAST).exists()
+    if config.resume and not can_go_on:
+        raise UserError(f"--resume: {run} has no checkpoint to go on from; leave --resume out to start")
+    if not config.resume and run.exists() and any(run.iterdir()):
+        what = "holds a run; go on with --resume or name another folder" if can_go_on else "is not empty; name another"
+        raise UserError(f"--out {run}: {what}")
+    return config
+
+
+def _ended_before_a_checkpoint(run: Path) -> bool:
+    """Whether a folder holds what a training leaves before its first checkpoint, and nothing else."""
+    if not (run / CONFIG).exists() or b'"shards"' not in (run / CONFIG).read_bytes():
+        return False
+    others = {path.name for path in run.iterdir()} - {CONFIG, METRICS, EVENTS, NONFINITE, FOLDER}
+    return not others and not any((run / FOLDER).glob("*.pt"))
 
 
 def make_trainer(
@@ -145,6 +162,7 @@ def make_trainer(
     if config.batch_size < world.size * config.grad_accum:
         parts = f"{world.size} processes times {config.grad_accum} micro-batches"
         raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
+    _check_batch_normalization(config, dataset.recipe.size, world)
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync-bn: works on CUDA only")
     assert config.weights is not None
@@ -168,6 +186,7 @@ def make_trainer(
     )
     precision = Precision.resolve(config.amp, device)
     train_counts = dataset.classes["train"].to_numpy(np.int64)
+    starts_from_a_file = config.weights not in ("imagenet", "none")
     return Trainer(
         config=config,
         run=run,
@@ -184,7 +203,22 @@ def make_trainer(
         steps_per_epoch=steps_per_epoch,
         averaged=None if config.ema is None else averaged_model(model, config.ema),
         class_weights=None if config.drw_start is None else drw_weights(train_counts),
+        weights_sha256=sha256_file(Path(config.weights)) if starts_from_a_file and not config.resume else None,
     )
+
+
+def _check_batch_normalization(config: TrainConfig, picture_size: int, world: World) -> None:
+    """Refuse micro-batches of one picture of which the backbone's last map has one place: there is nothing to
+    normalise."""
+    assert config.batch_size is not None
+    smallest = config.batch_size // (world.size * config.grad_accum)
+    trains = config.freeze_backbone_epochs < (config.epochs or 0)
+    together = config.sync_bn and world.size > 1
+    if trains and smallest == 1 and not together and picture_size <= ARCHITECTURES[config.model].stride:
+        raise UserError(
+            f"--batch-size {config.batch_size}: leaves micro-batches of one picture, whose {picture_size} pixels "
+            f"{config.model} brings down to one: batch normalisation needs two; give more"
+        )
 
 
 def _preprocess(config: TrainConfig, precision: Precision) -> Preprocess:
@@ -305,11 +339,14 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     line |= {
         f"train_{to}": sums[name] / sums["num_samples"] for name, to in (("loss", "loss"), ("correct", "accuracy"))
     }
+    trainer.require_finite_weights()
     trainer.world.average_buffers(trainer.model)
     if trainer.averaged is not None:
         trainer.world.average_buffers(trainer.evaluated)
     if dataset.num_samples("val"):
         predictions = _validate(trainer)
+        if not predictions.is_finite:
+            raise trainer.not_finite("the validation loss is", progress.step - 1)
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
         line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
         metric = metrics[config.best_by]
@@ -368,13 +405,20 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
     return evaluate_model(trainer.evaluated, trainer.dataset, classes, config, evaluated, device, trainer.world)
 
 
-def _start(trainer: Trainer) -> None:
+def _start(trainer: Trainer, announce: Callable[[str], None]) -> None:
     """Make the run's folder; everything that could be refused has been checked by now."""
+    run = trainer.run
     try:
-        trainer.run.mkdir(parents=True, exist_ok=True)
-        write_bytes(trainer.run / CONFIG, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
+        if (run / CONFIG).exists():
+            announce(f"{run}: the training there ended before its first checkpoint; it starts anew")
+            for name in (METRICS, NONFINITE):
+                (run / name).unlink(missing_ok=True)
+            for name in (EVENTS, FOLDER):
+                shutil.rmtree(run / name, ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
+        write_bytes(run / CONFIG, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
     except OSError as error:
-        raise UserError(f"--out {trainer.run}: cannot be written: {error.strerror}") from error
+        raise UserError(f"--out {run}: cannot be written: {error.strerror}") from error
 
 
 def _restore(trainer: Trainer) -> None:
@@ -382,6 +426,9 @@ def _restore(trainer: Trainer) -> None:
     state = load_checkpoint(trainer.run, LAST)
     earlier, now = state["config"], trainer.config.json()
     changed = [name for name in now if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
+    trainer.weights_sha256 = state.get("weights_sha256")
+    if "weights" in changed and _has_sha256(Path(now["weights"]), trainer.weights_sha256):
+        changed.remove("weights")  # the same file lies elsewhere now
     if changed:
         shown = "; ".join(f"--{name.replace('_', '-')} was {earlier.get(name)}, is {now[name]}" for name in changed)
         raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")
@@ -393,11 +440,16 @@ def _restore(trainer: Trainer) -> None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty where the run did not scale its gradients
+        trainer.scaler.load_state_dict(state["scaler"])
     trainer.epoch_sums.load_skipped(state["epoch_sums"])
     if trainer.world.is_first:
         trainer.epoch_sums.load(state["epoch_sums"])
     trainer.progress = Progress(**state["progress"])
+
+
+def _has_sha256(path: Path, sha256: str | None) -> bool:
+    return sha256 is not None and path.is_file() and sha256_file(path) == sha256
 
 
 def _restore_buffers(trainer: Trainer, saved: list[dict[str, torch.Tensor]]) -> None:
@@ -430,14 +482,18 @@ class _Stop:
 
 
 @contextmanager
-def _stopping_gently() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+def _stopping_gently(under_torchrun: bool) -> Iterator[_Stop]:
+    """Turn SIGINT or SIGTERM into a request; a second Ctrl-C, which only a person gives, interrupts at once.
+
+    A scheduler's SIGTERM may come twice, to the whole job and forwarded by torchrun; so may Ctrl-C under torchrun.
+    """
     stop = _Stop()
     previous: dict[int, Any] = {}
 
     def request(number: int, _: object) -> None:
         stop.requested = True
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT and not under_torchrun:
+            signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, request)

@@ -28,6 +28,12 @@ class Predictions:
     losses: "np.ndarray[Any, np.dtype[np.float32]]"
     adjusted: Ints | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all probabilities, and the losses of known targets, are numbers."""
+        losses = self.losses[self.targets >= 0]
+        return bool(np.isfinite(self.probabilities).all() and np.isfinite(losses).all())
+
     def rows(self, chosen: "np.ndarray[Any, np.dtype[np.bool_]]") -> "Predictions":
         """The chosen samples, bool [N]."""
         return Predictions(

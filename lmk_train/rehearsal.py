@@ -11,7 +11,7 @@ import torch
 from lmk_data.dataset import ShardedDataset
 from lmk_train.augment import augmentation_draws
 from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, make_trainer, micro_batches
+from lmk_train.loop import batch_stream, check_run, make_trainer, micro_batches
 from lmk_train.losses import ldam_margins, log_prior
 from lmk_train.models import ARCHITECTURES, num_parameters
 from lmk_train.precision import resolve_device
@@ -45,14 +45,16 @@ class Rehearsal:
 def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
     """Put a training together and push its first micro-batch through; nothing is written.
 
-    Raises what `train` raises before its first step.
+    Raises what `train` raises before its first step, but does not look into a checkpoint to go on from.
     """
     config = config.resolved()
     assert config.out is not None
+    run = config.out
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
-        trainer.model.freeze(config.freeze_backbone_epochs > 0)
+        config = check_run(run, config)
+        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce))
+        trainer.model.freeze(config.freeze_backbone_epochs >= (config.epochs or 0))
         with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
             batch = next(batches)
             activations, first_loss = _one_pass(trainer, batch)

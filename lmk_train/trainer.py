@@ -1,5 +1,6 @@
 """Everything that a training step touches, and the sums that it adds to."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
+from lmk_data.files import write_bytes
 from lmk_train.config import TrainConfig
 from lmk_train.models import Classifier
 from lmk_train.optim import lr_factor
@@ -20,6 +22,7 @@ from lmk_train.precision import Precision
 from lmk_train.stream import Reader
 from lmk_train.world import World
 
+NONFINITE = "nonfinite.json"
 _NEVER = 2**62
 _KEYS_SHOWN = 8
 
@@ -80,7 +83,7 @@ class Trainer:
 
     `class_weights`, float32 [K] on the host, weigh the samples in the loss from the share `drw_start` of training on.
     `averaged` follows the weights if they are averaged. `open_reader` opens a split to read, `train` is that of the
-    training split.
+    training split. `weights_sha256` is the hash of the file that the backbone started from, None without one.
     """
 
     config: TrainConfig
@@ -98,6 +101,7 @@ class Trainer:
     steps_per_epoch: int
     averaged: AveragedModel | None
     class_weights: torch.Tensor | None
+    weights_sha256: str | None
     progress: Progress = field(default_factory=Progress)
     epoch_sums: Sums = field(init=False)
     first_bad_step: torch.Tensor = field(init=False)
@@ -120,8 +124,29 @@ class Trainer:
         """
         bad = self.world.least(int(self.first_bad_step.item()))
         if bad != _NEVER:
-            raise TrainingError(self._complaint(bad))
+            raise self.not_finite("the loss is", bad)
         return self.epoch_sums.state(self.world)
+
+    def require_finite_weights(self) -> None:
+        """Raise TrainingError unless weights and running statistics of all processes are finite; waits for them."""
+        values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        finite = torch.stack([value.isfinite().all() for value in values]).all()
+        if not self.world.least(int(finite.item())):
+            raise self.not_finite("the weights are", self.progress.step - 1)
+
+    def not_finite(self, what: str, step: int) -> TrainingError:
+        """The error of a training that diverged at a step; nonfinite.json has the pictures of its whole batch."""
+        keys = [str(key) for key in self.train.keys(self.global_batch(step) % len(self.train))]
+        rate, path = self.learning_rate(step), self.run / NONFINITE
+        if self.world.is_first:
+            said = {"step": step, "learning_rate": rate, "keys": keys}
+            write_bytes(path, json.dumps(said, indent=2).encode() + b"\n")
+        more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+        shown = ", ".join(keys[:_KEYS_SHOWN]) + more
+        return TrainingError(
+            f"{what} not finite at step {step} (learning rate {rate:.3g}, pictures {shown}); {path} names them all; "
+            "lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
+        )
 
     def forward(self) -> nn.Module:
         """The model as the step in hand trains it, its gradients averaged over the processes."""
@@ -188,13 +213,3 @@ class Trainer:
         """The backbone's learning rate at a step."""
         assert self.config.lr is not None
         return self.config.lr * self.rate_factor(step)
-
-    def _complaint(self, step: int) -> str:
-        keys = self.train.keys(self.global_batch(step) % len(self.train))
-        shown = ", ".join(keys[:_KEYS_SHOWN]) + (
-            f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
-        )
-        return (
-            f"the loss is not finite at step {step} (learning rate {self.learning_rate(step):.3g}, pictures {shown}); "
-            "lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
-        )

@@ -107,13 +107,18 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun, or what sets its variables, started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started, or this one alone. Gradients go by NCCL on CUDA, all else by gloo.
 
     Raises UserError where torchrun's variables do not make sense.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not under_torchrun():
         yield ALONE
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -1,5 +1,6 @@
 """What only a CUDA device can show: 16-bit training, the pinned ring, fused optimisers, NCCL, compiling."""
 
+import copy
 import json
 import socket
 import subprocess
@@ -10,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
 from lmk_train.cache import Cache
 from lmk_train.config import TrainConfig
-from lmk_train.loop import train
+from lmk_train.loop import batch_stream, make_trainer, micro_batches, train, training_step
 from lmk_train.losses import LDAM, ldam_margins
-from lmk_train.models import CosineHead
+from lmk_train.models import CosineHead, build_model
 from lmk_train.stream import BatchStream, SplitReader
+from lmk_train.world import ALONE
 
 pytestmark = [
     pytest.mark.cuda,
@@ -103,7 +106,7 @@ def test_a_compiled_backbone_trains(dataset_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--sync-bn", "--grad-accum", "2"]])
-def test_one_process_under_torchrun_uses_nccl(dataset_path: Path, tmp_path: Path, more: list[str]) -> None:
+def test_one_process_under_torchrun_trains(dataset_path: Path, tmp_path: Path, more: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,6 +114,51 @@ def test_one_process_under_torchrun_uses_nccl(dataset_path: Path, tmp_path: Path
     words += ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--epochs", "2"]
     done = subprocess.run([sys.executable, *words, "--batch-size", "10", *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_group_of_one_computes_over_nccl_what_the_bare_model_does() -> None:
+    """Its gradients go through NCCL; with one process, the mean is what went in."""
+    bare = build_model("resnet32", 5, head="cosine", scale=30.0, picture_size=32).to(CUDA)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(bare))
+    pictures, labels = torch.randn(8, 3, 32, 32, device=CUDA), torch.randint(0, 5, (8,), device=CUDA)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    distributed.init_process_group("cpu:gloo,cuda:nccl", init_method=address, rank=0, world_size=1)
+    try:
+        together = DistributedDataParallel(converted, device_ids=[0], broadcast_buffers=False)
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            for model in (bare, together):
+                nn.functional.cross_entropy(model(pictures), labels).backward()
+        torch.cuda.synchronize()
+    finally:
+        distributed.destroy_process_group()
+    for (name, ours), theirs in zip(bare.named_parameters(), converted.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-5, rtol=1e-3, msg=lambda said, at=name: f"{at}: {said}"
+        )
+    for ours, theirs in zip(bare.buffers(), converted.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
+def test_steps_between_two_lines_never_wait_for_the_device(dataset_path: Path, tmp_path: Path, amp: str) -> None:
+    chosen = {"model": "resnet32", "loss": "ldam", "clip_grad": 5.0, "drw_start": 0.0, "grad_accum": 2, "epochs": 9}
+    config = TrainConfig(str(dataset_path), tmp_path, device="cuda", amp=amp, batch_size=10, **chosen)  # type: ignore[arg-type]
+    with ShardedDataset.open(dataset_path) as dataset:
+        trainer = make_trainer(config.resolved(), tmp_path, dataset, CUDA, ALONE, lambda _: None)
+        picks = (picks for epoch in range(9) for picks in micro_batches(trainer, epoch, 0))
+        with closing(batch_stream(trainer)(picks)) as batches:
+            for _ in range(8):  # the first steps allocate
+                training_step(trainer, batches)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in range(8):
+                    training_step(trainer, batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        trainer.train.close()
 
 
 def test_layers_are_channels_last_on_the_device(dataset_path: Path) -> None:

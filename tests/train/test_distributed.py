@@ -69,6 +69,17 @@ def test_another_world_goes_on_with_the_same_batches(dataset_path: Path, tmp_pat
     assert all(len(step["picks"]) == 10 for step in whole.values())
 
 
+def test_three_processes_stop_and_go_on_as_one_with_the_same_batches(dataset_path: Path, tmp_path: Path) -> None:
+    """Promise (a): 10 samples are no whole number each, and one of 3 processes has 4 of them."""
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", "--workers", "2") == 0
+    whole = steps(tmp_path / "a")
+    parts = ["--workers", "1", "--grad-accum", "2"]
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=3, stop_after=3) != 0
+    assert (tmp_path / "b.2").exists()
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume") == 0
+    assert steps(tmp_path / "b") == whole
+
+
 @pytest.mark.parametrize("loss", [["--loss", "ldam", "--drw-start", "0.3"], ["--loss", "ce", "--ema", "0.9"]])
 def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_the_batch(
     dataset_path: Path, tmp_path: Path, loss: list[str]

@@ -161,6 +161,14 @@ def test_options_that_make_no_sense_are_refused(run: Path, capsys: pytest.Captur
         )
 
 
+def test_weights_that_are_not_finite_are_said_in_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    best["model"]["head.weight"][0, 0] = torch.nan
+    torch.save(best, run / "checkpoints" / "best.pt")
+    assert eval_main([str(run), *EXACT]) == 1
+    assert "its probabilities are not finite in float32; evaluate it with --amp off" in capsys.readouterr().err
+
+
 def test_landmarks_that_the_model_does_not_know_are_counted_and_kept(
     run: Path, dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,38 @@ def test_balanced_softmax_is_the_papers_formula() -> None:
     assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_is_the_formula(smoothing: float) -> None:
+    """-sum over j of q_j log p_j with q = (1 - s) [j = y] + s / K, in float64 (Szegedy et al., CVPR 2016)."""
+    random = np.random.default_rng(0)
+    logits, targets = random.normal(0, 3, (8, 5)), random.integers(0, 5, 8)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    wanted = np.full((8, 5), smoothing / 5)
+    wanted[np.arange(8), targets] += 1 - smoothing
+    losses = CrossEntropy(smoothing)(torch.from_numpy(logits).float(), torch.from_numpy(targets))
+    assert losses.tolist() == pytest.approx((-(wanted * log_p).sum(axis=1)).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-6, 1e4])
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: type(criterion).__name__)
+def test_logits_near_the_ends_of_sixteen_bits_give_float32s_losses_and_gradients(
+    criterion: nn.Module, size: float, dtype: torch.dtype
+) -> None:
+    """Logits that a 16-bit network hands over, under autocast and as float32 without."""
+    logits = (torch.randn(4, 5, generator=torch.Generator().manual_seed(0)) * size).to(dtype).requires_grad_()
+    exact, targets = logits.detach().float().requires_grad_(), torch.tensor([0, 3, 4, 2])
+    expected = criterion(exact, targets)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = criterion(logits.float(), targets)
+    assert torch.isfinite(losses).all()
+    torch.testing.assert_close(losses, expected)
+    expected.sum().backward()
+    losses.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, exact.grad.to(dtype))  # type: ignore[union-attr]
+
+
 def test_deferred_weights_are_the_papers() -> None:
     """(1 - b) / (1 - b^n) in exact decimal arithmetic, summing to K; an empty class weighs nothing."""
     getcontext().prec = 50

@@ -1,3 +1,5 @@
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -5,10 +7,15 @@ import torch
 from torch.nn import functional
 
 from lmk_data.errors import UserError
+from lmk_train import models
 from lmk_train.models import ARCHITECTURES, CosineHead, build_model, load_weights, num_parameters
 
 
-def test_cosine_head_and_its_gradients_are_those_of_normalised_weights() -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7])
+def test_cosine_head_and_its_gradients_are_those_of_normalised_weights(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_PART_BYTES", rows_at_once * 12 * 8)
     generator = torch.Generator().manual_seed(0)
     head = CosineHead(12, 7, scale=30.0).double()
     features = torch.randn(5, 12, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -26,7 +33,7 @@ def test_cosine_head_and_its_gradients_are_those_of_normalised_weights() -> None
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
 @pytest.mark.parametrize("size", [64, 75, 224])
-def test_streamlined_networks_compute_what_the_library_does(name: str, size: int) -> None:
+def test_streamlined_networks_and_their_gradients_are_the_librarys(name: str, size: int) -> None:
     if name == "efficientnet-b0":
         from efficientnet_pytorch import EfficientNet
     else:
@@ -37,9 +44,17 @@ def test_streamlined_networks_compute_what_the_library_does(name: str, size: int
     state = {f"network.{k}": v for k, v in library.state_dict().items() if not k.startswith("_fc.")}
     model.backbone.load_state_dict(state)
     pictures = torch.randn(2, 3, size, size)
-    with torch.inference_mode():
-        expected = library.extract_features(pictures).mean(dim=(2, 3))
-        torch.testing.assert_close(model.backbone(pictures), expected, atol=1e-6, rtol=1e-5)
+    expected, found = library.extract_features(pictures).mean(dim=(2, 3)), model.backbone(pictures)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    found.backward(upstream)
+    gradients = {f"network.{name}": parameter.grad for name, parameter in library.named_parameters()}
+    for name, parameter in model.backbone.named_parameters():
+        # Gradients are sums of thousands of float32 terms, of either sign and in another order.
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=1e-3 * float(gradients[name].abs().max()), rtol=0
+        )
 
 
 def test_sixteen_bit_training_runs_slow_kernels_in_float32_with_the_same_result() -> None:
@@ -105,3 +120,73 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(
     model = build_model(name, 3, head="linear", scale=None, picture_size=64)
     with pytest.raises(UserError, match=r"cannot be downloaded .* fetch https://.*\.pth .* --weights .*\.pth"):
         load_weights(model, name, "imagenet")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"<html>404</html>", b"PK\x03\x04 cut short", None])
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet-b0"])
+def test_a_damaged_download_is_named(
+    name: str, garbage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None stands for a file of the right kind that lost its end."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    files = {"resnet50": "resnet50-11ad3fa6.pth", "efficientnet-b0": "efficientnet-b0-355c32eb.pth"}
+    cached = tmp_path / "hub" / "checkpoints" / files[name]
+    cached.parent.mkdir(parents=True)
+    model = build_model(name, 3, head="linear", scale=None, picture_size=64)
+    if garbage is None:
+        torch.save(model.state_dict(), cached, _use_new_zipfile_serialization=name == "resnet50")
+        garbage = cached.read_bytes()[:1_000_000]
+    cached.write_bytes(garbage)
+    with pytest.raises(UserError, match=rf"{cached}: not a whole file of weights \(.+\); delete it"):
+        load_weights(model, name, "imagenet")
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"])
+def test_a_download_that_breaks_off_is_said_in_a_line_and_leaves_nothing(
+    reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights-0123abcd.pth"
+        with pytest.raises(UserError, match="the ImageNet weights cannot be downloaded"):
+            models._download(url, check_hash=True)
+        thread.join()
+    assert not list(tmp_path.rglob("weights*"))
+
+
+def test_a_checkpoint_of_averaged_weights_gives_these(tmp_path: Path) -> None:
+    model, average, loaded = (build_model("resnet32", 3, head="linear", scale=None, picture_size=32) for _ in range(3))
+    averaged = {"n_averaged": torch.tensor(1), **{f"module.{k}": v for k, v in average.state_dict().items()}}
+    torch.save({"model": model.state_dict(), "averaged": averaged}, tmp_path / "last.pt")
+    load_weights(loaded, "resnet32", str(tmp_path / "last.pt"))
+    for name, value in loaded.backbone.state_dict().items():
+        assert torch.equal(value, average.backbone.state_dict()[name])
+
+
+def test_state_dicts_of_the_libraries_load(tmp_path: Path) -> None:
+    """Files as torchvision and efficientnet_pytorch publish them: their names, and a head of 1,000 classes."""
+    from efficientnet_pytorch import EfficientNet
+    from torchvision.models import resnet50
+
+    libraries = {"resnet50": resnet50(weights=None), "efficientnet-b0": EfficientNet.from_name("efficientnet-b0")}
+    pictures = torch.randn(2, 3, 224, 224)
+    for name, library in libraries.items():
+        torch.save(library.state_dict(), tmp_path / "library.pth")
+        model = build_model(name, 3, head="linear", scale=None, picture_size=224).eval()
+        said = load_weights(model, name, str(tmp_path / "library.pth"))
+        assert said == f"{tmp_path}/library.pth; the head is new"
+        library.eval()
+        for head in ("fc", "_fc"):
+            if hasattr(library, head):
+                setattr(library, head, torch.nn.Identity())
+        with torch.inference_mode():
+            torch.testing.assert_close(model.backbone(pictures), library(pictures), atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Whole training runs on a small dataset: what is written, that it goes on exactly, and what is refused."""
 
+import copy
 import json
 import math
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +19,27 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
+from lmk_data.format import Recipe
 from lmk_data.subset import Selection, write_view
-from lmk_train import bottleneck, record, trainer
+from lmk_train import bottleneck, precision, record, trainer
+from lmk_train.augment import augmentation_draws
 from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import TrainConfig
 from lmk_train.evaluation import evaluate_run
-from lmk_train.loop import train
+from lmk_train.loop import batch_stream, make_trainer, micro_batches, train, training_step
+from lmk_train.losses import drw_weights
 from lmk_train.models import build_model, load_weights, num_parameters
-from lmk_train.optim import lr_factor
+from lmk_train.optim import lr_factor, make_optimizer
 from lmk_train.options import EvalConfig
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.rehearsal import rehearse
 from lmk_train.stream import Batch, SplitReader
 from lmk_train.trainer import Trainer
+from lmk_train.world import ALONE
 
 Config = Callable[..., TrainConfig]
 
@@ -56,6 +64,15 @@ def config(dataset_path: Path, tmp_path: Path) -> Config:
         return TrainConfig(**{**chosen, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+@contextmanager
+def put_together(config: TrainConfig, dataset: ShardedDataset, run: Path) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
+    """A trainer before its first step, and its micro-batches."""
+    trainer = make_trainer(config.resolved(), run, dataset, torch.device("cpu"), ALONE, lambda _: None)
+    with closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
+        yield trainer, batches
+    trainer.train.close()
 
 
 def lines(run: Path, kind: str) -> list[dict[str, float]]:
@@ -162,6 +179,33 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
     steps = [line["step"] for line in lines(tmp_path / "parts", "train")]
     assert steps == sorted(set(steps)), "lines after the checkpoint were cut"
+
+
+def test_sigterm_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path) -> None:
+    """As from a scheduler that signals every process of a job, and again from torchrun."""
+    from lmk_train import loop
+
+    step = loop.training_step
+
+    def interrupting(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        step(trainer, batches)
+        if trainer.progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", interrupting)
+        words = ["--model", "resnet32", "--epochs", "2", "--batch-size", "10", "--device", "cpu", "--quiet"]
+        assert train_main(["--shards", config().shards, "--out", str(tmp_path / "run"), *words]) == 130
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert saved["progress"]["step"] == 2
+
+
+def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
+    for dtype in (None, torch.float16, torch.bfloat16):
+        monkeypatch.setattr(precision, "_automatic", lambda _, dtype=dtype: dtype)
+        train(config(model="resnet32", amp="auto", lr=0.01, head_lr=0.01, epochs=1, resume=dtype is not None))
 
 
 def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
@@ -275,6 +319,108 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_rate_and_the_pictures
     assert len(named) == 4
     assert set(named) <= set(dataset.index("train")["key"])
     assert not (tmp_path / "run" / "checkpoints").exists(), "nothing that is not finite is kept"
+    assert f"{tmp_path}/run/nonfinite.json names them all" in str(caught.value)
+    assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["keys"] == named
+
+
+DIVERGING = {"model": "resnet32", "loss": "ce", "optimizer": "sgd", "lr": 1e30, "head_lr": 1e30, "warmup_epochs": 0.0}
+
+
+def test_nonfinite_json_has_the_pictures_that_the_line_has_no_room_for(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not finite at step \d+ .* and 2 more\)"):
+        train(config(**DIVERGING))
+    assert len(set(json.loads((tmp_path / "run" / "nonfinite.json").read_text())["keys"])) == 10
+
+
+@pytest.mark.parametrize(("rate", "what"), [(1e30, "the validation loss is"), (1e60, "the weights are")])
+def test_an_epochs_last_update_that_diverges_is_found_by_validation(
+    config: Config, dataset: ShardedDataset, tmp_path: Path, rate: float, what: str
+) -> None:
+    """With one step an epoch no loss of the epoch shows it."""
+    changes = {**DIVERGING, "lr": rate, "head_lr": rate, "batch_size": dataset.num_samples("train")}
+    with pytest.raises(TrainingError, match=f"{what} not finite at step 0 "):
+        train(config(**changes))
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save is due after every step; the third one's update is not finite though its loss was."""
+    from lmk_train import loop
+
+    step = loop.training_step
+
+    def breaking(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        step(trainer, batches)
+        if trainer.progress.step == 3:
+            next(trainer.model.backbone.parameters()).data[0, 0, 0, 0] = torch.nan
+
+    monkeypatch.setattr(loop, "training_step", breaking)
+    with pytest.raises(TrainingError, match="the weights are not finite at step 2 "):
+        train(config(model="resnet32", checkpoint_minutes=1e-8))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert last["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in last["model"].values())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    from lmk_train import loop
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(model="resnet32"))
+    run, said = tmp_path / "run", list[str]()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
+    (run / "tensorboard" / "events.of.before").touch()
+    assert rehearse(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
+    train(config(model="resnet32", resume=resume), said.append)
+    assert f"{run}: the training there ended before its first checkpoint; it starts anew" in said
+    assert [line["step"] for line in lines(run, "train")] == [4, 8]
+    assert not (run / "tensorboard" / "events.of.before").exists()
+    assert json.loads((run / "config.json").read_text())["resume"] is False
+
+
+def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.write_text("a file")
+    with pytest.raises(UserError, match="run: is not a folder"):
+        train(config())
+    run.unlink()
+    run.mkdir()
+    (run / "config.json").write_text('{"architectures": ["another tool\'s"]}')
+    for refused in (train, lambda config: rehearse(config, lambda _: None)):
+        with pytest.raises(UserError, match="run: is not empty; name another"):
+            refused(config())
+    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+        train(config(resume=True))
+    (run / "config.json").unlink()
+    train(config(model="resnet32", epochs=1))
+    (run / "checkpoints" / "last.pt").unlink()
+    with pytest.raises(UserError, match="run: is not empty; name another"):
+        train(config(model="resnet32", epochs=1))
+    assert (run / "checkpoints" / "best.pt").exists()
+
+
+def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, tmp_path: Path) -> None:
+    first, other = (build_model("resnet32", 3, head="linear", scale=None, picture_size=64) for _ in range(2))
+    torch.save(first.state_dict(), tmp_path / "first.pt")
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    chosen = {"model": "resnet32", "epochs": 1}
+    train(config(**chosen, weights=str(tmp_path / "first.pt")))
+    for changed in (str(tmp_path / "other.pt"), "none", str(tmp_path / "absent.pt")):
+        with pytest.raises(UserError, match=rf"--resume: --weights was .*first\.pt, is {changed}; give"):
+            train(config(**chosen, weights=changed, resume=True))
+    (tmp_path / "first.pt").rename(tmp_path / "moved.pt")
+    for path in ("first.pt", "moved.pt"):
+        train(config(**chosen, weights=str(tmp_path / path), resume=True))
 
 
 def test_a_frozen_backbone_stays_as_it_is_until_it_thaws(config: Config, tmp_path: Path) -> None:
@@ -336,6 +482,13 @@ def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_counts_what_the_largest_step_takes(config: Config) -> None:
+    """A backbone that thaws is trained in the end; one that never does has no gradients."""
+    frozen = [rehearse(config(freeze_backbone_epochs=epochs), lambda _: None) for epochs in (0, 1, 2)]
+    assert frozen[1].weights_bytes == frozen[0].weights_bytes > frozen[2].weights_bytes
+    assert frozen[1].activations_bytes == frozen[0].activations_bytes > frozen[2].activations_bytes
+
+
 def test_updates_that_overflow_in_float16_are_skipped_and_counted(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +500,99 @@ def test_updates_that_overflow_in_float16_are_skipped_and_counted(
     assert last["skipped_updates"] >= 3
     assert last["grad_scale"] == 2.0 ** (40 - last["skipped_updates"])
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("grad_accum", [1, 3])
+def test_a_weighted_loss_is_the_sum_of_w_l_over_the_sum_of_w(
+    config: Config, dataset: ShardedDataset, tmp_path: Path, grad_accum: int
+) -> None:
+    """The gradient of one step's head against float64 over the whole batch at once."""
+    chosen = {"loss": "ce", "head": "linear", "drw_start": 0.0, "freeze_backbone_epochs": 2, "drop_rate": 0.0}
+    with put_together(config(weights="imagenet", grad_accum=grad_accum, **chosen), dataset, tmp_path) as (
+        trainer,
+        batches,
+    ):
+        head = copy.deepcopy(trainer.model.head).double()
+        training_step(trainer, batches)
+        picks = trainer.global_batch(0)
+        pixels = np.empty((len(picks), *trainer.train.shape), np.uint8)
+        trainer.train.decode(picks, pixels)
+        with torch.no_grad():
+            draws = augmentation_draws(picks, trainer.config.seed, 0)
+            features = trainer.model.backbone(trainer.preprocess(torch.from_numpy(pixels), draws)).double()
+        labels = torch.from_numpy(trainer.train.labels[picks])
+        w = drw_weights(dataset.classes["train"].to_numpy()).double()[labels]
+        assert len(w.unique()) > 1, "the samples do not all weigh the same"
+        losses = torch.nn.functional.cross_entropy(head(features), labels, reduction="none")
+        ((w * losses).sum() / w.sum()).backward()
+        for ours, exact in zip(trainer.model.head.parameters(), head.parameters(), strict=True):
+            assert ours.grad is not None
+            assert exact.grad is not None
+            torch.testing.assert_close(ours.grad.double(), exact.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(
+    config: Config, dataset: ShardedDataset, tmp_path: Path
+) -> None:
+    """One float16 step, its gradients scaled by 65,536, moves the head as a float32 step does."""
+    chosen = {"freeze_backbone_epochs": 2, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 1.0}
+    chosen |= {"weights": "imagenet", "weight_decay": 0.0, "clip_grad": 0.01}
+    moves = []
+    for amp in ("off", "fp16"):
+        with put_together(config(amp=amp, **chosen), dataset, tmp_path) as (trainer, batches):
+            assert trainer.scaler.get_scale() == (65536 if amp == "fp16" else 1)
+            before = trainer.model.head.weight.detach().clone()
+            training_step(trainer, batches)
+            moves.append(trainer.model.head.weight.detach() - before)
+    rate = 1.9 * trainer.rate_factor(0)  # Nesterov's first step is 1 + 0.9 gradients long
+    assert [float(move.norm()) for move in moves] == pytest.approx([0.01 * rate] * 2, rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(moves[0].flatten(), moves[1].flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_and_biases_do_not_decay_and_the_head_has_its_own_rate(name: str) -> None:
+    model = build_model("resnet50", 3, head="linear", scale=None, picture_size=64)
+    optimizer = make_optimizer(model, name, lr=0.1, head_lr=0.2, weight_decay=0.3)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)
+    expected = {}
+    for module_name, module in model.named_modules():
+        plain = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            decay = 0.0 if plain or parameter_name == "bias" else 0.3
+            expected[id(parameter)] = (0.2 if module_name.startswith("head") else 0.1, decay)
+    assert found == expected
+    assert set(expected.values()) == {(rate, decay) for rate in (0.1, 0.2) for decay in (0.0, 0.3)}
+
+
+def test_the_earlier_of_two_epochs_as_good_is_the_best(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmk_train import loop
+
+    scores = iter([0.5, 0.75, 0.75, 0.25])
+    summarize = loop.summarize
+    monkeypatch.setattr(loop, "summarize", lambda *given: {**summarize(*given), "macro_f1": next(scores)})
+    result = train(config(model="resnet32", epochs=4), evaluate_test=False)
+    assert (result.best_epoch, result.best_metric) == (2, 0.75)
+
+
+def test_tensorboard_shows_no_step_twice_after_a_resume(config: Config, tmp_path: Path) -> None:
+    """What was written after the checkpoint is purged, as it is cut from metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    chosen = {"model": "resnet32", "epochs": 3}
+    train(config(**chosen))
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    state["progress"]["step"] = 4
+    state["epoch_sums"] = dict.fromkeys(state["epoch_sums"], 0)
+    torch.save(state, run / "checkpoints" / "last.pt")
+    train(config(**chosen, resume=True))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12]
+    assert [event.step for event in events.Scalars("epoch/val_macro_f1")] == [4, 8, 12]
 
 
 @pytest.mark.slow
@@ -398,6 +644,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Pa
     [
         (["--cosine-scale", "20", "--loss", "ce"], "a linear head's logits are not scaled"),
         (["--label-smoothing", "0.1"], "--label-smoothing goes with --loss ce"),
+        (["--ldam-max-margin", "0.3", "--loss", "ce"], "--ldam-max-margin goes with --loss ldam, not with ce"),
+        (["--warmup-epochs", "3", "--epochs", "2"], "--warmup-epochs 3: more than the 2 epochs of the training"),
         (["--sync-bn", "--device", "cpu"], "--sync-bn: works on CUDA only"),
         (["--drw-start", "1"], "--drw-start 1.0: must be from 0, below 1"),
         (["--ema", "1"], "--ema 1.0: must be between 0 and 1"),
@@ -420,6 +668,26 @@ def test_mistakes_are_one_line_and_exit_1(
     assert said in error
     assert error.count("\n") == 1
     assert not run.exists()
+
+
+def test_one_picture_of_one_place_is_nothing_to_normalise(
+    config: Config, options: Callable[..., BuildOptions], tmp_path: Path
+) -> None:
+    """32 pixels are one place of the last map; a frozen backbone does not normalise by the batch."""
+    build(options(recipe=Recipe(size=32)))
+    small = config(shards=str(tmp_path / "shards"), batch_size=3, grad_accum=2, epochs=1)
+    with pytest.raises(UserError, match="--batch-size 3: leaves micro-batches of one picture, whose 32 pixels"):
+        train(small)
+    assert not (tmp_path / "run").exists()
+    train(replace(small, freeze_backbone_epochs=1))
+    train(config(out=tmp_path / "larger", batch_size=3, grad_accum=2, epochs=1))
+
+
+def test_the_default_warm_up_is_at_most_an_eighth_of_the_training() -> None:
+    found = [TrainConfig("shards", epochs=epochs).resolved().warmup_epochs for epochs in (None, 16, 2)]
+    assert found == [1.0, 1.0, 0.25]
+    paper = [TrainConfig("shards", model="resnet32", epochs=epochs).resolved().warmup_epochs for epochs in (None, 8)]
+    assert paper == [5.0, 1.0]
 
 
 def test_evaluation_refuses_what_does_not_fit(
