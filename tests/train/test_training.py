@@ -211,7 +211,7 @@ def test_each_line_says_what_the_time_went_into(config: Config, tmp_path: Path) 
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, name, slow)
-            run = tmp_path / name
+            run = tmp_path / f"{name}-{seconds}"
             train(config(out=run, model="resnet32", weights=None, workers=1, epochs=1, checkpoint_minutes=1e-6))
         return timed_lines(run)
 
@@ -463,10 +463,9 @@ def test_what_a_profile_says(reader: float, model: float, both: float, said: str
     assert bottleneck.InputProfile(0, reader, model, both).verdict().endswith(said)
 
 
-def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_not_rounded_to_tf32() -> None:
     """Whatever was chosen before, by a variable of the environment too."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     resolve_device("cpu")
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
