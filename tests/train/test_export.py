@@ -43,8 +43,8 @@ def full_size(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def trained(dataset_path: Path, run: Path, model: str, **changes: object) -> Path:
-    """A run of one epoch, with running statistics of its last batches: else the pictures would hardly matter."""
-    chosen: dict[str, object] = {"epochs": 1, "batch_size": 10, "device": "cpu", "amp": "off", "bn_momentum": 0.5}
+    """A run of one epoch, with running statistics of its last batch alone: else the pictures would hardly matter."""
+    chosen: dict[str, object] = {"epochs": 1, "batch_size": 10, "device": "cpu", "amp": "off", "bn_momentum": 1.0}
     train(TrainConfig(str(dataset_path), run, model, quiet=True, **{**chosen, **changes}))  # type: ignore[arg-type]
     return run
 
