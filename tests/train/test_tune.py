@@ -390,9 +390,7 @@ def interrupted(arguments: list[str], until: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_search_with_stopped_trials_is_the_same_however_often_it_was_interrupted(
-    dataset_path: Path, tmp_path: Path
-) -> None:
+def test_a_search_is_the_same_however_often_it_was_interrupted(dataset_path: Path, tmp_path: Path) -> None:
     found = []
     for name, stops in (("at-once", ()), ("in-parts", ("005/metrics.jsonl", "007/metrics.jsonl"))):
         folder = tmp_path / name
@@ -404,7 +402,7 @@ def test_a_search_with_stopped_trials_is_the_same_however_often_it_was_interrupt
         assert tune_main(arguments) == 0
         space = SearchSpace({}, SPACE.base)
         found.append(Experiment.load(folder / "search" / "experiment.json", space, "loss", 0, 8).trials())
-    assert STOPPED in [trial.state for trial in found[0]]
+    assert len(found[0]) == 9
     assert found[0] == found[1]
 
 
