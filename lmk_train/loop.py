@@ -35,7 +35,7 @@ from lmk_train.features import FeatureStore, as_they_are
 from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 from lmk_train.metrics import LOWER_IS_BETTER, Predictions, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, load_weights, num_parameters, set_bn_momentum
-from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_lr
+from lmk_train.optim import averaged_model, clip_gradients, make_optimizer, set_lr, update_average
 from lmk_train.options import EvalConfig
 from lmk_train.order import Rows, counter_hash, epoch_length, num_batches, share
 from lmk_train.precision import Precision, resolve_device
@@ -201,7 +201,7 @@ def make_trainer(
         open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
-        averaged=None if config.ema is None else averaged_model(model, config.ema),
+        averaged=None if config.ema is None else averaged_model(model),
         class_weights=None if config.drw_start is None else drw_weights(train_counts),
         weights_sha256=sha256_file(Path(config.weights)) if starts_from_a_file and not config.resume else None,
     )
@@ -307,7 +307,8 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     if trainer.averaged is not None:
-        trainer.averaged.update_parameters(trainer.model)
+        assert trainer.config.ema is not None
+        update_average(trainer.averaged, trainer.model, trainer.config.ema)
     trainer.progress.step += 1
 
 

@@ -1,6 +1,8 @@
 """Parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import nn
@@ -8,8 +10,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from lmk_train.config import Schedule
 from lmk_train.models import Classifier
-
-_Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 _MOMENTUM = 0.9
 _STEPS_DOWN, _STEP_FACTOR = (0.8, 0.9), 0.01  # epochs 160 and 180 of 200 (Cao et al. 2019)
@@ -50,18 +50,26 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def averaged_model(model: Classifier, decay: float) -> AveragedModel:
-    """A copy of the model that follows its weights and buffers: after t updates by min(decay, (1 + t) / (10 + t))."""
+def averaged_model(model: Classifier) -> AveragedModel:
+    """A copy of the model, for `update_average` to have follow it."""
+    return AveragedModel(model, use_buffers=True)
 
-    def follow(averaged: _Tensors, current: _Tensors, _: torch.Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            updates = int(result.n_averaged)  # on the host: the one that is passed lies on the device
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + updates) / (10 + updates)))
-        else:
-            torch._foreach_copy_(averaged, current)
 
-    result = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    return result
+@torch.no_grad()
+def update_average(averaged: AveragedModel, model: Classifier, decay: float) -> None:
+    """Have the copy follow the model's weights and buffers: after t updates by min(decay, (1 + t) / (10 + t)).
+
+    `AveragedModel.update_parameters` copies its count to the device, and waits for it.
+    """
+    updates = int(averaged.n_averaged)  # on the host
+    share = 1 - min(decay, (1 + updates) / (10 + updates)) if updates else 1.0
+    pairs = list(zip(_tensors(averaged.module), _tensors(model), strict=True))
+    moving = [pair for pair in pairs if pair[0].is_floating_point()]
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    torch._foreach_lerp_([own for own, _ in moving], [current for _, current in moving], share)
+    if counts:
+        torch._foreach_copy_([own for own, _ in counts], [current for _, current in counts])
+    averaged.n_averaged += 1
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
@@ -71,3 +79,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    return chain(module.parameters(), module.buffers())

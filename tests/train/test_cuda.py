@@ -144,7 +144,15 @@ def test_a_group_of_one_computes_over_nccl_what_the_bare_model_does() -> None:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
 def test_steps_between_two_lines_never_wait_for_the_device(dataset_path: Path, tmp_path: Path, amp: str) -> None:
-    chosen = {"model": "resnet32", "loss": "ldam", "clip_grad": 5.0, "drw_start": 0.0, "grad_accum": 2, "epochs": 9}
+    chosen = {
+        "model": "resnet32",
+        "loss": "ldam",
+        "clip_grad": 5.0,
+        "drw_start": 0.0,
+        "grad_accum": 2,
+        "epochs": 9,
+        "ema": 0.9,
+    }
     config = TrainConfig(str(dataset_path), tmp_path, device="cuda", amp=amp, batch_size=10, **chosen)  # type: ignore[arg-type]
     with ShardedDataset.open(dataset_path) as dataset:
         trainer = make_trainer(config.resolved(), tmp_path, dataset, CUDA, ALONE, lambda _: None)
