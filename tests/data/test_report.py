@@ -166,8 +166,8 @@ def test_page_opens_in_a_browser(
     classes = dataset.classes
     names = classes["name"].astype(str).tolist()
     assert seen["names"] == names
-    assert seen["ascending"] == sorted(names)
-    assert seen["descending"] == sorted(names, reverse=True)
+    assert seen["ascending"] == sorted(names, key=int), "ids are sorted as numbers"
+    assert seen["descending"] == sorted(names, key=int, reverse=True)
     wanted = str(classes["landmark_id"][2])
     assert seen["found"] == [names[2]], f"searched for {wanted}"
     screenshot = tmp_path / "report.png"
