@@ -44,6 +44,7 @@ _PAIRS_COMPARED = 65_536
 _PICTURES_KEPT = 2 * _PAIRS_COMPARED  # at 32x32: 400 MB
 _REJECTED_KEPT = 4_000_000
 _PICTURES_A_TASK, _PAIRS_A_TASK = 128, 256
+_BAR_AFTER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def find_duplicates(
     group = pd.factorize(samples["source_sha256"])[0].astype(np.int64)
     if kind == "near":
         with (
-            progress_bar(0, "near duplicates", "pictures", quiet=quiet) as bar,
+            progress_bar(0, "near duplicates", "pictures", quiet=quiet, delay_seconds=_BAR_AFTER_SECONDS) as bar,
             ThreadPoolExecutor(local_engine(workers).workers) as pool,
         ):
             group = _joined_by_likeness(samples, group, _SmallPictures(dataset, samples, pool, bar))

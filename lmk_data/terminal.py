@@ -45,14 +45,15 @@ def notice(text: str) -> None:
 
 
 def progress_bar(
-    total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0
+    total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0, delay_seconds: float = 0
 ) -> "tqdm[Any]":
     """A tqdm bar over `total` units of work (None: nobody knows), plain lines when stderr is not a terminal, nothing
-    when quiet.
+    when quiet, nor where the work is over within `delay_seconds`.
 
     The caller calls `update` and closes it, or uses it as a context.
     """
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial, "disable": quiet}
+    options["delay"] = delay_seconds
     if sys.stderr.isatty():
         return tqdm(dynamic_ncols=True, smoothing=0.1, unit_scale=(total or 0) >= 100_000, **options)
     form = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
