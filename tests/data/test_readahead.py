@@ -71,7 +71,7 @@ def test_a_source_that_is_fast_after_all_is_read_as_it_is_used_again() -> None:
         next(reading)
     source.seconds = 0.0
     for _ in reading:
-        time.sleep(0.001)  # the consumer's work
+        time.sleep(0.005)  # the consumer's work
     assert not readahead._Source.is_slow
     assert source.most <= readahead._FEW_AHEAD
 
