@@ -141,11 +141,14 @@ def test_training_twice_gives_the_same_weights(config: Config, tmp_path: Path) -
     ("more", "signal_number"),
     [
         ("--model resnet32 --epochs 8 --amp off --drw-start 0.4", signal.SIGINT),
-        ("--model efficientnet-lite0 --weights none --epochs 2 --amp fp16", signal.SIGTERM),
-        (
-            # Short: a processor without 16-bit instructions takes seconds for a step of these.
+        # A processor without 16-bit instructions takes seconds for a step of these.
+        pytest.param(
+            "--model efficientnet-lite0 --weights none --epochs 2 --amp fp16", signal.SIGTERM, marks=pytest.mark.slow
+        ),
+        pytest.param(
             "--model resnet32 --epochs 3 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1",
             signal.SIGKILL,
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -294,7 +297,7 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
     train(config(epochs=1, resume=True, shards=str(moved)))
 
 
-@pytest.mark.parametrize("model", ["resnet50", "efficientnet-b0"])
+@pytest.mark.parametrize("model", [pytest.param("resnet50", marks=pytest.mark.slow), "efficientnet-b0"])
 @pytest.mark.parametrize("loss", ["ce", "ldam"])
 def test_every_model_learns_from_scratch(config: Config, tmp_path: Path, model: str, loss: str) -> None:
     train(config(model=model, loss=loss, epochs=4, warmup_epochs=0.0, amp="auto"))
