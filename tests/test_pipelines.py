@@ -80,7 +80,7 @@ def test_the_table_of_runs(dataset_path: Path, tmp_path: Path, monkeypatch: pyte
 
 def recipe(module: str, *arguments: object, code: int = 0) -> str:
     """Run a recipe to its end; what it said, on stdout or, if it is to fail, on stderr."""
-    done = subprocess.run(_command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(_command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
     return done.stderr if code else done.stdout
 
@@ -203,7 +203,7 @@ def test_a_recipe_that_is_stopped_saves_its_training_and_goes_on(tmp_path: Path)
     assert "lmk-train: interrupted; give the same command with --resume to go on at step " in said
     assert said.splitlines()[-1] == "recipe: interrupted; run it again to go on"
     assert last.exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert again.returncode == 0, again.stderr
     assert "--resume" in again.stdout
     assert (run / "trained").exists()
