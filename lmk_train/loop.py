@@ -165,18 +165,7 @@ def make_trainer(
     _check_batch_normalization(config, dataset.recipe.size, world)
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync-bn: works on CUDA only")
-    assert config.weights is not None
-    torch.manual_seed(config.seed)
-    model = model_of(config, dataset.num_classes, dataset.recipe.size)
-    if not config.resume:
-        said = load_weights(model, config.model, config.weights)
-        announce(_headline(config, dataset, model, said))
-    if config.sync_bn and world.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    set_bn_momentum(model, config.bn_momentum)
-    model.to(device).to(memory_format=torch.channels_last).train()
-    if config.compile:
-        model.backbone.compile()
+    model = _make_model(config, dataset, device, world, announce)
     assert config.optimizer is not None
     assert config.lr is not None
     assert config.head_lr is not None
@@ -186,6 +175,7 @@ def make_trainer(
     )
     precision = Precision.resolve(config.amp, device)
     train_counts = dataset.classes["train"].to_numpy(np.int64)
+    assert config.weights is not None
     starts_from_a_file = config.weights not in ("imagenet", "none")
     return Trainer(
         config=config,
@@ -205,6 +195,25 @@ def make_trainer(
         class_weights=None if config.drw_start is None else drw_weights(train_counts),
         weights_sha256=sha256_file(Path(config.weights)) if starts_from_a_file and not config.resume else None,
     )
+
+
+def _make_model(
+    config: TrainConfig, dataset: ShardedDataset, device: torch.device, world: World, announce: Callable[[str], None]
+) -> Classifier:
+    """The model on its device, with the weights that it starts from unless a checkpoint brings them."""
+    assert config.weights is not None
+    torch.manual_seed(config.seed)
+    model = model_of(config, dataset.num_classes, dataset.recipe.size)
+    if not config.resume:
+        said = load_weights(model, config.model, config.weights)
+        announce(_headline(config, dataset, model, said))
+    if config.sync_bn and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    set_bn_momentum(model, config.bn_momentum)
+    model.to(device).to(memory_format=torch.channels_last).train()
+    if config.compile:
+        model.backbone.compile()
+    return model
 
 
 def _check_batch_normalization(config: TrainConfig, picture_size: int, world: World) -> None:
