@@ -145,8 +145,9 @@ def test_the_pairs_of_the_monuments(shared: Path, tmp_path: Path) -> None:
 
 
 def test_the_report_says_what_comes_twice(
-    collection_with_copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    collection_with_copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lmk_data.duplicates._BAR_AFTER_SECONDS", 0.0)
     with built(collection_with_copies, split=(0.5, 0.5, 0.0)) as dataset:
         near = find_duplicates(dataset, "near", workers=1)
         num_val = dataset.num_samples("val")
