@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := train,lite,dask,s3,export,tune,interop,dev
+# One test on each core, of which each computes with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check docs clean distclean
@@ -24,10 +26,10 @@ demo: setup ## Sample -> build -> report -> train -> evaluate, offline, in minut
 	$(BIN)/python -m pipelines.demo
 
 test: setup ## The tests that run in minutes.
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: setup ## Every test, also the slow ones: browser, training to an accuracy, faults.
-	$(BIN)/python -m pytest --durations=20
+	$(PYTEST) --durations=30
 
 check: setup ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff format --check .

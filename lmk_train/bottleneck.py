@@ -9,8 +9,9 @@ from itertools import count, repeat
 import torch
 
 from lmk_data.dataset import ShardedDataset
+from lmk_train.assembly import make_trainer
 from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, make_trainer, micro_batches, training_step
+from lmk_train.loop import batch_stream, micro_batches, training_step
 from lmk_train.order import Rows
 from lmk_train.precision import resolve_device
 from lmk_train.stream import Batch

@@ -20,7 +20,7 @@ from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
 from lmk_train.config import TrainConfig
 from lmk_train.losses import log_prior
-from lmk_train.metrics import TOP_K, ClassCounts, Ints, Predictions, confusion, summarize
+from lmk_train.metrics import TOP_K, ClassCounts, Ints, Predictions, confusion, is_defined, summarize
 from lmk_train.models import ARCHITECTURES, Classifier, build_model
 from lmk_train.options import EvalConfig
 from lmk_train.order import batch_picks, num_batches
@@ -318,6 +318,13 @@ def check_classes(dataset: ShardedDataset, classes: list[int | str]) -> None:
             f"{dataset.location}: its {dataset.num_classes} classes are not the {len(classes)} of the run; "
             "give the dataset of the run with --shards"
         )
+
+
+def check_metric(option: str, name: str, dataset: ShardedDataset) -> None:
+    """Raise UserError, which begins with the option, for a metric of classes of which the validation split has none."""
+    counts = dataset.classes
+    if not is_defined(name, counts["train"].to_numpy(np.int64), counts["val"].to_numpy(np.int64)):
+        raise UserError(f"{option}: the validation split has no class that it is about; give another")
 
 
 def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> None:

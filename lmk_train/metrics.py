@@ -77,6 +77,17 @@ class ClassCounts:
         return _ratio(2 * self.correct, self.support + self.predicted)
 
 
+def is_defined(name: str, train_counts: Ints, support: Ints) -> bool:
+    """Whether a metric is about any class that a split has: training images and samples of each class, int64 [K]."""
+    counts = train_counts[support > 0]
+    about = {
+        "many_accuracy": counts > MANY_ABOVE,
+        "medium_accuracy": (counts >= FEW_BELOW) & (counts <= MANY_ABOVE),
+        "few_accuracy": counts < FEW_BELOW,
+    }
+    return bool(about[name].any()) if name in about else len(counts) > 0
+
+
 def spelled(name: str) -> str:
     """The name of a metric or an option as a person reads it: macro_f1 is macro F1."""
     return name.replace("_f1", "_F1").replace("_", " ")

@@ -21,6 +21,7 @@ _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 _CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _NOT_WEIGHTS = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError)  # of torch.load
+_PART_BYTES = 8 << 20  # measured: the cosine head passes five times over a part, which should be in the cache then
 _HEAD_PREFIXES = ("fc.", "_fc.", "classifier.", "head.")
 
 StateDict = dict[str, torch.Tensor]
@@ -81,22 +82,24 @@ class CosineHead(nn.Module):
         if torch.is_grad_enabled():
             logits = _CosineLogits.apply(directions, self.weight, self.scale)
         else:  # plain operations, which can be exported
-            logits = _cosine_logits(directions, self.weight, self.scale)[0]
+            logits = (directions @ self.weight.T).mul_(self.scale / self.weight.norm(dim=1).clamp_min(1e-12))
         return logits
 
 
-def _cosine_logits(features: torch.Tensor, weight: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B, K] and the factors of their columns [K]."""
-    factors = scale / weight.norm(dim=1).clamp_min(1e-12)
-    return (features @ weight.T).mul_(factors), factors
-
-
 class _CosineLogits(torch.autograd.Function):
-    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead."""
+    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead.
+
+    Weights and their gradient are worked on in parts, so that on the CPU what passes over one finds it in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        logits, factors = _cosine_logits(features, weight, scale)
+        logits, norms = features.new_empty(len(features), len(weight)), weight.new_empty(len(weight))
+        for rows in _parts(weight):
+            torch.mm(features, weight[rows].T, out=logits[:, rows])
+            torch.linalg.vector_norm(weight[rows], dim=1, out=norms[rows])
+        factors = scale / norms.clamp_min_(1e-12)
+        logits.mul_(factors)
         ctx.save_for_backward(features, weight, factors, logits)
         ctx.scale = scale
         return logits
@@ -105,13 +108,23 @@ class _CosineLogits(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         features, weight, factors, logits = ctx.saved_tensors
         scaled = gradient * factors
-        to_features = scaled @ weight if ctx.needs_input_grad[0] else None
-        to_weight = None
-        if ctx.needs_input_grad[1]:
-            # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
-            along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
-            to_weight = (scaled.T @ features).addcmul_(weight, along[:, None], value=-1)  # K x D is large: in place
+        to_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
+        along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
+        for rows in _parts(weight):
+            if to_features is not None:
+                to_features.addmm_(scaled[:, rows], weight[rows])
+            if to_weight is not None:
+                torch.mul(weight[rows], along[rows, None], out=to_weight[rows])
+                to_weight[rows].addmm_(scaled[:, rows].T, features, beta=-1)
         return to_features, to_weight, None
+
+
+def _parts(weight: torch.Tensor) -> list[slice]:
+    """Rows of a weight to work on at once."""
+    rows = max(1, _PART_BYTES // weight[0].nbytes) if weight.device.type == "cpu" else len(weight)
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]
 
 
 @dataclass(frozen=True)

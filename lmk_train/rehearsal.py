@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from lmk_data.dataset import ShardedDataset
+from lmk_train.assembly import make_trainer
 from lmk_train.augment import augmentation_draws
 from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, check_run, make_trainer, micro_batches
+from lmk_train.loop import batch_stream, micro_batches
 from lmk_train.losses import ldam_margins, log_prior
 from lmk_train.models import ARCHITECTURES, num_parameters
 from lmk_train.precision import resolve_device
+from lmk_train.resume import check_run
 from lmk_train.stream import Batch
 from lmk_train.trainer import Trainer
 from lmk_train.world import joined_world

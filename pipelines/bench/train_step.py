@@ -21,8 +21,9 @@ from torch import nn
 from torchvision.models import efficientnet_b0
 
 from lmk_data.dataset import ShardedDataset
+from lmk_train.assembly import make_criterion, make_trainer
 from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, make_criterion, make_trainer, micro_batches, training_step
+from lmk_train.loop import batch_stream, micro_batches, training_step
 from lmk_train.models import CosineHead, build_model, set_bn_momentum
 from lmk_train.precision import Precision, resolve_device
 from lmk_train.stream import Batch

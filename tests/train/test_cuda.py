@@ -15,10 +15,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lmk_data.dataset import ShardedDataset
+from lmk_train.assembly import make_trainer
 from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
 from lmk_train.cache import Cache
 from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, make_trainer, micro_batches, train, training_step
+from lmk_train.loop import batch_stream, micro_batches, train, training_step
 from lmk_train.losses import LDAM, ldam_margins
 from lmk_train.models import CosineHead, build_model
 from lmk_train.stream import BatchStream, SplitReader

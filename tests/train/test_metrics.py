@@ -11,6 +11,7 @@ from lmk_train.metrics import (
     calibration_error,
     confusion,
     global_average_precision,
+    is_defined,
     summarize,
 )
 
@@ -68,6 +69,17 @@ def test_bands_are_by_training_images() -> None:
     )
     found = summarize(predictions, np.array([101, 100, 20, 19]))
     assert (found["many_accuracy"], found["medium_accuracy"], found["few_accuracy"]) == (1.0, 0.25, 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.sampled_from([5, 19, 20, 50, 100, 101, 400]), min_size=6, max_size=6), seed=st.integers(0, 99)
+)
+def test_a_metric_is_said_to_be_defined_where_an_evaluation_has_it(counts: list[int], seed: int) -> None:
+    predictions, train_counts = random_predictions(4, len(counts), seed), np.array(counts)
+    support = np.bincount(predictions.targets, minlength=len(counts))
+    for name, value in summarize(predictions, train_counts).items():
+        assert is_defined(name, train_counts, support) == (value is not None)
 
 
 def test_gap_and_calibration_by_hand() -> None:

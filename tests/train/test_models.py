@@ -11,7 +11,11 @@ from lmk_train import models
 from lmk_train.models import ARCHITECTURES, CosineHead, build_model, load_weights, num_parameters
 
 
-def test_cosine_head_and_its_gradients_are_those_of_normalised_weights() -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7])
+def test_cosine_head_and_its_gradients_are_those_of_normalised_weights(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_PART_BYTES", rows_at_once * 12 * 8)
     generator = torch.Generator().manual_seed(0)
     head = CosineHead(12, 7, scale=30.0).double()
     features = torch.randn(5, 12, dtype=torch.float64, generator=generator, requires_grad=True)

@@ -26,12 +26,13 @@ from lmk_data.errors import TrainingError, UserError
 from lmk_data.format import Recipe
 from lmk_data.subset import Selection, write_view
 from lmk_train import bottleneck, precision, record, trainer
+from lmk_train.assembly import make_trainer
 from lmk_train.augment import augmentation_draws
 from lmk_train.checkpoint import weights_to_evaluate
 from lmk_train.cli import eval_main, train_main
 from lmk_train.config import TrainConfig
 from lmk_train.evaluation import evaluate_run
-from lmk_train.loop import batch_stream, make_trainer, micro_batches, train, training_step
+from lmk_train.loop import batch_stream, micro_batches, train, training_step
 from lmk_train.losses import drw_weights
 from lmk_train.models import build_model, load_weights, num_parameters
 from lmk_train.optim import lr_factor, make_optimizer
@@ -275,6 +276,12 @@ def test_each_line_says_what_the_time_went_into(config: Config, tmp_path: Path) 
     assert slowed(record, "save_checkpoint", save)["images_per_second"] > 40 / 1000
 
 
+def test_a_metric_of_no_class_is_refused_before_anything_is_written(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--best-by many_accuracy: the validation split has no class that it is"):
+        train(config(best_by="many_accuracy"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint to go on from"):
         train(config(resume=True))
@@ -392,6 +399,26 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
     assert [line["step"] for line in lines(run, "train")] == [4, 8]
     assert not (run / "tensorboard" / "events.of.before").exists()
     assert json.loads((run / "config.json").read_text())["resume"] is False
+
+
+def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmk_train import loop
+
+    step, refused = loop.training_step, []
+
+    def beside_others(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        for resume in (False, True):  # before the first checkpoint both would start anew
+            with pytest.raises(UserError, match="run: another training is at work there") as error:
+                train(config(model="resnet32", seed=1, resume=resume))
+            refused.append(error)
+        step(trainer, batches)
+
+    monkeypatch.setattr(loop, "training_step", beside_others)
+    train(config(model="resnet32", seed=2))
+    assert len(refused) == 16
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+    monkeypatch.undo()
+    train(config(model="resnet32", seed=2, resume=True))
 
 
 def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from lmk_train.loop import train
 from lmk_train.options import TuneConfig
 from lmk_train.search_report import _fit, write_search_report
 from lmk_train.search_space import Choice, Point, Range, SearchSpace
-from lmk_train.tune import _check_failures, _Child, _look_after, _run_trials, _Search, _slots
+from lmk_train.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
@@ -122,7 +122,7 @@ def test_trials_of_an_epoch_or_two_are_never_poor(tmp_path: Path, epochs: int) -
     assert not experiment.is_poor(number)
 
 
-def a_search(folder: Path, values: list[float]) -> tuple[_Search, Trial]:
+def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
     """Five trials that are done, and the run of a sixth whose epochs had these losses."""
     experiment = Experiment.new(folder / "experiment.json", SPACE, "loss", "random", 0, 4)
     for loss in (0.1, 0.2, 0.3, 0.4, 0.5):
@@ -132,7 +132,7 @@ def a_search(folder: Path, values: list[float]) -> tuple[_Search, Trial]:
         experiment.end(number, DONE)
     trial = experiment.ask()
     assert trial is not None
-    search = _Search(TuneConfig("shards", objective="loss"), folder, SPACE, experiment, None, 6, 0, lambda _: None, 0)
+    search = Search(TuneConfig("shards", objective="loss"), folder, SPACE, experiment, None, 6, 0, lambda _: None, 0)
     run = search.run_of(trial.number)
     run.mkdir(parents=True)
     lines = [json.dumps({"kind": "epoch", "val_loss": value}) + "\n" for value in values]
@@ -163,7 +163,7 @@ def test_what_becomes_of_a_trial_depends_on_its_epochs_not_on_when_they_are_seen
 def test_a_search_killed_before_it_stopped_a_poor_trial_stops_it_when_it_goes_on(tmp_path: Path) -> None:
     search, trial = a_search(tmp_path, [0.9])
     search.experiment.tell(trial.number, 1, 0.9)
-    _run_trials(search)
+    run_trials(search)
     assert search.experiment.trials()[-1].state == STOPPED
 
 
@@ -391,18 +391,23 @@ def interrupted(arguments: list[str], until: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_is_the_same_however_often_it_was_interrupted(dataset_path: Path, tmp_path: Path) -> None:
+    """Its last two trials aim at something else, so they are stopped after the same epoch, wherever it was killed."""
+    text = "[search]\nlabel_smoothing = [0.0, 0.01, 0.02, 0.03, 0.04, 0.8, 0.9]\n"
+    text += "[fixed]\nhead_lr = 1e-2\nbatch_size = 10\n"
+    more = ["--strategy", "grid", "--loss", "ce", "--objective", "loss", "--epochs", "8", "--quiet"]
     found = []
-    for name, stops in (("at-once", ()), ("in-parts", ("005/metrics.jsonl", "007/metrics.jsonl"))):
+    for name, stops in (("at-once", ()), ("in-parts", ("004/metrics.jsonl", "005/metrics.jsonl"))):
         folder = tmp_path / name
         folder.mkdir()
-        arguments = searching(dataset_path, folder, "--trials", "9", "--objective", "loss", "--epochs", "8", "--quiet")
+        arguments = searching(dataset_path, folder, *more, space=text)
         for stop in stops:
             interrupted(arguments, folder / "search" / "trials" / stop)
             arguments = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
         assert tune_main(arguments) == 0
         space = SearchSpace({}, SPACE.base)
         found.append(Experiment.load(folder / "search" / "experiment.json", space, "loss", 0, 8).trials())
-    assert len(found[0]) == 9
+    assert [trial.state for trial in found[0]] == [DONE] * 5 + [STOPPED] * 2
+    assert [len(trial.values) < 8 for trial in found[0]] == [False] * 5 + [True] * 2
     assert found[0] == found[1]
 
 
