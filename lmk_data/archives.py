@@ -75,7 +75,7 @@ def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
         if len(data) < _LOCAL_HEADER.size or data[:4] != _LOCAL_MAGIC:
             raise OSError(f"no member at offset {place.offset:,} any more; the archive has changed")
         start = _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(data)[-2:])  # the name, and extra fields
-        if start + num_bytes > bytes_to_read(place):
+        if start + num_bytes > len(data) == bytes_to_read(place):
             return int(start + num_bytes)
     payload = data[start : start + num_bytes]
     if len(payload) != num_bytes:

@@ -18,7 +18,7 @@ from lmk_data.claim import begin, claim, holding
 from lmk_data.cluster import check_workers, connect
 from lmk_data.engine import Engine, local_engine
 from lmk_data.errors import BuildError, UserError
-from lmk_data.format import SPLITS, Manifest, Recipe, recipe_json
+from lmk_data.format import CLASSES, DROPPED_CLASSES, SPLITS, Manifest, Recipe, recipe_json
 from lmk_data.images import locate, shown
 from lmk_data.labels import CLASS_FOLDERS, LabelTable, read_categories, read_class_folders, read_labels
 from lmk_data.members import MEMBER_COLUMNS, read_members
@@ -86,7 +86,7 @@ class BuildResult:
 def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
     """Read the labels and make the plan, without looking for an image unless the labels are class folders."""
     if options.labels == CLASS_FOLDERS:
-        labels = _read_labels(options, open_stores(options.images), None)[0]
+        labels = _read_labels(options, open_stores(options.images, open_folder(options.out)), None)[0]
     else:
         labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
     return labels, _plan_of(labels.frame, options)
@@ -101,14 +101,14 @@ def build(options: BuildOptions) -> BuildResult:
     started = time.monotonic()
     out = open_folder(options.out)
     with holding(out):
-        stores = open_stores(options.images)
+        stores = open_stores(options.images, out)
         labels, located, num_ignored = _read_labels(options, stores, out)
         plan = _plan_of(located, options)
         _check_any_found(plan, stores)
         inputs = _inputs(labels, plan, options)
         fingerprint = plan_fingerprint(**inputs)
         finished = claim(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
-        if finished is not None and _is_wanted(finished, options):
+        if finished is not None and _is_wanted(finished, options) and _has_names_of(out, plan):
             manifest, built, is_complete, workers = finished, 0, True, 0
         else:
             with _engine(options, out, plan, stores) as engine:
@@ -189,22 +189,22 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
 
 def _inputs(labels: LabelTable, plan: Plan, options: BuildOptions) -> dict[str, Any]:
     """What the fingerprint covers, as the manifest states it."""
-    source = {
-        "labels": labels.name,
-        "labels_sha256": labels.sha256,
-        "layout": labels.layout,
-        "num_images": labels.num_images,
-        "num_classes": labels.num_classes,
-        "conflicting": labels.conflicting,
-        "duplicate_rows": labels.duplicate_rows,
-    }
-    return {"source": source, "plan": plan.json(), "recipe": recipe_json(options.recipe, encoder())}
+    return {"source": labels.source, "plan": plan.json(), "recipe": recipe_json(options.recipe, encoder())}
 
 
 def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
     """Whether a published dataset is what these options ask for, to the words on its card."""
     same_words = (manifest["title"], manifest["license"]) == (options.title, options.license)
     return same_words and not (options.retry_rejected and manifest["counts"]["rejected"])
+
+
+def _has_names_of(out: Folder, plan: Plan) -> bool:
+    """Whether a published dataset calls its classes what the plan does."""
+    for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
+        published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
+        if published.to_pylist() != classes["name"].to_list():
+            return False
+    return True
 
 
 def _write_plan(out: Folder, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmk_data.errors import DatasetError, UserError
@@ -140,8 +141,17 @@ class ShardedDataset:
         return self._split(split)["shards"]
 
     def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """The label index of one split as an Arrow table, one row per sample in shard order."""
-        return self._read_parquet(self._split(split)["index"], columns)
+        """The label index of one split as an Arrow table, one row per sample in shard order.
+
+        Raises DatasetError if it names a shard that the manifest does not.
+        """
+        table = self._read_parquet(self._split(split)["index"], columns)
+        if "shard" in table.column_names:
+            unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
+            if unknown:
+                named = min(map(str, unknown))
+                raise DatasetError(f"{self.location}: the {split} index names {named!r}, which the manifest does not")
+        return table
 
     def index(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:
         """The label index of one split as a DataFrame."""

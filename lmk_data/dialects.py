@@ -369,7 +369,7 @@ def _check_out(folder: LocalFolder, expected: set[str]) -> None:
     """Nothing is there but what this export writes."""
     if not os.path.isdir(folder.root):
         return
-    for name in folder.walk():
+    for name, _ in folder.walk():
         if name not in expected:
             raise UserError(f"{folder.root}: holds {name}, which is not of this export; choose a new or empty folder")
 

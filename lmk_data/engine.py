@@ -12,7 +12,7 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lmk_data.errors import BuildError
+from lmk_data.errors import BuildError, UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -87,5 +87,10 @@ def _quiet_cleaning() -> Iterator[None]:
 
 
 def local_engine(workers: int | None) -> LocalEngine:
-    """An engine of as many worker processes as asked for, or one for each core that this process may use."""
+    """An engine of as many worker processes as asked for, or one for each core that this process may use.
+
+    Raises UserError for less than one.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
     return LocalEngine(workers or int(joblib.cpu_count()))

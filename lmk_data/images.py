@@ -88,6 +88,14 @@ def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Locate
     return Located(listed, len(members) - len(inside))
 
 
+def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
+    """Ids without the extension of an image file; those that would then be the same as another one keep it."""
+    stripped = strip_extension(ids)
+    ambiguous = pd.DataFrame({"id": ids, "stripped": stripped}).drop_duplicates()["stripped"]
+    ambiguous = ambiguous[ambiguous.duplicated()]
+    return stripped.where(~stripped.isin(ambiguous), ids) if len(ambiguous) else stripped
+
+
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
     """Ids without the extension of an image file, where they carry one."""
     return ids.str.replace(rf"\.(?:{'|'.join(_EXTENSIONS)})$", "", case=False, regex=True)

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lmk_data.errors import StorageError, UserError
-from lmk_data.images import list_class_folders, strip_extension
+from lmk_data.images import list_class_folders, without_extensions
 from lmk_data.storage import is_url, read_file, storage_failure
 from lmk_data.stores import Store
 
@@ -28,7 +29,7 @@ class LabelTable:
     `frame` has one row per unique id: `id` (str), `landmark_id` (int64, or str unless every one is a canonical
     integer), and for class folders `store` and `source`. `num_images` and `num_classes` count what the table
     lists, `conflicting` the ids that left it because they carry two labels, `duplicate_rows` the rows that
-    repeat an earlier one.
+    repeat an earlier one; `columns` those of id and label in a table of somebody's own.
     """
 
     frame: pd.DataFrame
@@ -39,6 +40,16 @@ class LabelTable:
     num_classes: int
     conflicting: int
     duplicate_rows: int
+    columns: tuple[str, str] | None = None
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the manifest states of the table, and the fingerprint covers."""
+        stated = {"labels": self.name, "labels_sha256": self.sha256, "layout": self.layout}
+        if self.columns is not None:
+            stated |= dict(zip(("id_column", "label_column"), self.columns, strict=True))
+        names = ("num_images", "num_classes", "conflicting", "duplicate_rows")
+        return {**stated, **{name: getattr(self, name) for name in names}}
 
 
 def read_labels(path: str, *, id_column: str | None = None, label_column: str | None = None) -> LabelTable:
@@ -52,19 +63,23 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     table = _read_strings(data, path)
     layout, id_column, label_column = _layout(table.column_names, path, id_column, label_column)
     ids, labels = table[id_column], table[label_column]
-    if ids.null_count or labels.null_count:
-        column = ids if ids.null_count else labels
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
-        raise UserError(
-            f"{path}: data row {row} has no {id_column if ids.null_count else label_column}; fill or drop it"
-        )
+    for name, column in ((id_column, ids), (label_column, labels)):
+        may_be_empty = layout == "gldv2-clean" and column is ids  # a class without images
+        lacking = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
+        if pc.any(lacking).as_py():
+            row = int(np.flatnonzero(lacking.to_numpy())[0]) + 1
+            raise UserError(f"{path}: data row {row} has no {name}; fill or drop it")
     if layout == "gldv2-clean":
         ids, labels = _split_lists(ids, labels)
     frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": _typed(labels).to_pandas()})
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image")
-    frame["id"] = strip_extension(frame["id"])
-    return _deduplicated(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
+    frame["id"] = without_extensions(frame["id"])
+    table = _deduplicated(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
+    if table.frame.empty:
+        hint = "is the right column named by --id-column and --label-column?"
+        raise UserError(f"{path}: every id carries several labels; {hint}")
+    return replace(table, columns=(id_column, label_column)) if layout == "custom" else table
 
 
 def read_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> tuple[LabelTable, int]:
@@ -123,11 +138,13 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
     try:
         if data[:4] == b"PAR1":
             table = pq.read_table(pa.BufferReader(data))
+            _refuse_repeated(table.column_names, path)
             return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
         compression = "gzip" if data[:2] == b"\x1f\x8b" else None
         parse = pa.csv.ParseOptions(newlines_in_values=True)
         with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
             header = pa.csv.open_csv(stream, parse_options=parse).schema.names
+        _refuse_repeated(header, path)
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
         with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
             return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
@@ -135,7 +152,15 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
         raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
 
 
+def _refuse_repeated(columns: list[str], path: str) -> None:
+    repeated = [name for number, name in enumerate(columns) if name in columns[:number]]
+    if repeated:
+        raise UserError(f"{path}: has several columns {repeated[0]}; name them differently")
+
+
 def _is_flat(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        return _is_flat(kind.value_type)
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

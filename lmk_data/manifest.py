@@ -1,6 +1,7 @@
 """dataset.json: read it, and refuse what this version cannot read or nobody should trust."""
 
 import json
+import re
 from typing import Any, cast
 
 from lmk_data.errors import DatasetError
@@ -24,6 +25,7 @@ _SHAPE: dict[str, Any] = {
 _SPLIT_SHAPE: dict[str, Any] = {"num_samples": int, "num_bytes": int, "index": str, "shards": list}
 _SHARD_SHAPE: dict[str, Any] = {"name": str, "num_samples": int, "num_bytes": int}
 _FILE_SHAPE: dict[str, Any] = {"sha256": str, "num_bytes": int}
+_SHA256 = re.compile("[0-9a-f]{64}")
 _VIEW_SHAPE: dict[str, Any] = {"path": str, "content_sha256": str, "selection": list, "removed": dict}
 
 
@@ -63,6 +65,9 @@ def _check_shape(location: str, manifest: dict[str, Any]) -> None:
         _expect(manifest, _SHAPE, "")
         if "view_of" in manifest:
             _expect(manifest["view_of"], _VIEW_SHAPE, "view_of.")
+        for stated in (manifest, manifest.get("view_of", manifest)):
+            if not _SHA256.fullmatch(stated["content_sha256"]):  # caches are named after it
+                raise ValueError(f"content_sha256 is {stated['content_sha256'][:80]!r}")
         names = [manifest["classes"]["path"], *manifest["files"]]
         for name, entry in manifest["files"].items():
             _expect(entry, _FILE_SHAPE, f"files.{name}.")

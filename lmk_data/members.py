@@ -49,9 +49,10 @@ def read_members(
 
 
 def _folder_members(store: FolderStore) -> pd.DataFrame:
-    names = sorted(readable_name(name) for name in store.folder.walk())
-    members = pd.DataFrame({"source": pd.Series(names, dtype=object)})
-    return members.assign(offset=np.int64(-1), num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
+    found = sorted((readable_name(name), num_bytes) for name, num_bytes in store.members())
+    members = pd.DataFrame({"source": pd.Series([name for name, _ in found], dtype=object)})
+    sizes = np.array([num_bytes for _, num_bytes in found], dtype=np.int64)
+    return members.assign(offset=np.int64(-1), num_bytes=sizes, method=np.int8(RAW), crc32=np.uint32(0))
 
 
 @dataclass(frozen=True, slots=True)

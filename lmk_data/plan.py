@@ -98,8 +98,11 @@ def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
     class's largest split.
     """
     weights, total = _split_weights(split)
-    products = num_images[:, None] * np.array(weights, dtype=np.int64)
-    counts, remainders = products // total, products % total
+    # Ratios of many digits, such as 1 - 0.72 - 0.18, need Python's own integers.
+    kind = np.int64 if int(num_images.max(initial=0)) * total < 2**63 else object
+    products = num_images.astype(kind)[:, None] * np.array(weights, dtype=kind)
+    counts: Ints = (products // total).astype(np.int64)
+    remainders = products % total
     order = np.argsort(-remainders, axis=1, kind="stable")
     left = num_images - counts.sum(axis=1)
     for rank in range(len(SPLITS)):

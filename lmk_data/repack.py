@@ -19,7 +19,7 @@ from lmk_data.readahead import read_ahead
 from lmk_data.resume import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.shard import PLAN_TABLE, Receipt, write_shard
 from lmk_data.storage import Folder, open_folder
-from lmk_data.subset import Selection, Subset, select, subset_counts
+from lmk_data.subset import Selection, Subset, check_apart, select, subset_counts
 
 
 def write_copy(
@@ -37,8 +37,9 @@ def write_copy(
     the storage fails.
     """
     folder = open_folder(out)
+    check_apart(folder, dataset)
     with holding(folder):
-        subset = select(dataset, selection, workers=workers, quiet=quiet)
+        subset = select(dataset, selection, by_size=True, workers=workers, quiet=quiet)
         num_samples = sum(table.num_rows for table in subset.rows.values())
         base = dataset.manifest
         subset_of = {

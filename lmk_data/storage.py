@@ -62,8 +62,11 @@ class Folder(Protocol):
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly in a folder."""
 
-    def walk(self) -> Iterator[str]:
-        """Names of all regular files below, in no order: links are followed, hidden files and folders left out."""
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Names of all regular files below, and their sizes in bytes where a listing says them, else -1; in no order.
+
+        Links are followed, hidden files and folders left out.
+        """
 
     def atomic(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A binary file that becomes `name`, whole and durable, when the block ends, or vanishes when it raises."""
@@ -124,7 +127,7 @@ class LocalFolder:
         except FileNotFoundError:
             return []
 
-    def walk(self) -> Iterator[str]:
+    def walk(self) -> Iterator[tuple[str, int]]:
         seen = {os.path.realpath(self.root)}  # links may form a circle: each real folder is visited once
         pending = [""]
         while pending:
@@ -139,7 +142,7 @@ class LocalFolder:
                             seen.add(real)
                             pending.append(f"{prefix}{entry.name}/")
                     elif entry.is_file():
-                        yield prefix + entry.name
+                        yield prefix + entry.name, -1
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
@@ -209,15 +212,15 @@ class RemoteFolder:
     def folders(self, folder: str = "") -> list[str]:
         return sorted(_join(folder, name) for name, entry in self._list(folder) if entry["type"] == "directory")
 
-    def walk(self) -> Iterator[str]:
+    def walk(self) -> Iterator[tuple[str, int]]:
         fs, path = self._file("")
         fs.invalidate_cache()
-        found = _asked(lambda: fs.find(path), self.root)
+        found = _asked(lambda: fs.find(path, detail=True), self.root)
         start = len(path.lstrip("/")) + 1
-        for name in found:
+        for name, entry in found.items():
             relative = str(name).lstrip("/")[start:]
             if relative and not any(part.startswith(".") for part in relative.split("/")):
-                yield relative
+                yield relative, -1 if entry.get("size") is None else int(entry["size"])
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
@@ -267,6 +270,18 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     url = text.rstrip("/")
     _file_system(url)
     return RemoteFolder(url)
+
+
+def path_within(inner: Folder, outer: Folder) -> str | None:
+    """The path of a folder in another one, links followed: empty if they are the same, None if it is not in it."""
+    if isinstance(inner, LocalFolder) and isinstance(outer, LocalFolder):
+        below, above = os.path.realpath(inner.root), os.path.realpath(outer.root)
+    else:
+        below, above = inner.root, outer.root
+    if below == above:
+        return ""
+    prefix = above.rstrip("/") + "/"
+    return below.removeprefix(prefix) if below.startswith(prefix) else None
 
 
 def read_file(path: str) -> bytes:

@@ -3,14 +3,23 @@
 import errno
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lmk_data.archives import MAX_IMAGE_BYTES, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
 from lmk_data.errors import UserError
 from lmk_data.format import Rejection
-from lmk_data.storage import Folder, LocalFolder, expand_glob, is_url, open_folder, retrying, split_location
+from lmk_data.storage import (
+    Folder,
+    LocalFolder,
+    expand_glob,
+    is_url,
+    open_folder,
+    path_within,
+    retrying,
+    split_location,
+)
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
@@ -36,16 +45,24 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """A folder of image files."""
+    """A folder of image files; what lies in `left_out`, a path in it, is none of them."""
 
     folder: Folder
+    left_out: str = ""
 
     @property
     def location(self) -> str:
         return self.folder.root
 
     def read(self, source: str, place: Place) -> bytes | Rejection:
+        if place.num_bytes > MAX_IMAGE_BYTES:
+            return _too_large(place.num_bytes)
         return retrying(lambda: self._read_once(source), self.folder.location(source))
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """The path and the size in bytes (-1 where a listing does not say) of every file, in no order."""
+        outside = f"{self.left_out}/" if self.left_out else "\0"
+        return (member for member in self.folder.walk() if not member[0].startswith(outside))
 
     def _read_once(self, source: str) -> bytes | Rejection:
         try:
@@ -88,7 +105,7 @@ class ArchiveStore:
 
     def read(self, source: str, place: Place) -> bytes | Rejection:
         if place.num_bytes > MAX_IMAGE_BYTES:
-            return Rejection("too-large", f"the file has {place.num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")
+            return _too_large(place.num_bytes)
         return retrying(lambda: self._read_once(place), f"{self.location}/{source}")
 
     def _read_once(self, place: Place) -> bytes | Rejection:
@@ -100,15 +117,16 @@ class ArchiveStore:
         return content
 
 
-def open_stores(paths: Sequence[str]) -> list[Store]:
+def open_stores(paths: Sequence[str], out: Folder | None = None) -> list[Store]:
     """Open each path given as `--images`: a folder, a tar, a zip, a glob of these, or an fsspec URL of one.
 
-    A folder that holds tars and no folders counts as these tars. Raises UserError for what is none of these.
+    A folder that holds tars and no folders counts as these tars; hidden folders, and `out`, which is written to, are
+    not looked at. Raises UserError for what is none of these.
     """
     stores: list[Store] = []
     for path in paths:
         for found in _expanded(path):
-            stores += _open(found)
+            stores += _open(found, out)
     return stores
 
 
@@ -121,7 +139,7 @@ def _expanded(path: str) -> list[str]:
     return found
 
 
-def _open(path: str) -> list[Store]:
+def _open(path: str, out: Folder | None) -> list[Store]:
     """The stores at one path: one, or the tars of a folder of tars."""
     folder = open_folder(path)
     if isinstance(folder, LocalFolder):
@@ -132,9 +150,10 @@ def _open(path: str) -> list[Store]:
     elif path.endswith((".tar", ".zip")):
         return [_open_archive(path)]
     tars = sorted(name for name in retrying(folder.sizes, folder.root) if name.endswith(".tar"))
-    if tars and not folder.folders():
+    left_out = (path_within(out, folder) or "") if out is not None else ""
+    if tars and not any(name != left_out and not name.startswith(".") for name in folder.folders()):
         return [_open_archive(folder.location(name)) for name in tars]
-    return [FolderStore(folder)]
+    return [FolderStore(folder, left_out)]
 
 
 def _open_archive(path: str) -> ArchiveStore:
@@ -154,6 +173,8 @@ def _open_archive(path: str) -> ArchiveStore:
 def _read_bounded(path: str) -> bytes | Rejection:
     with open(path, "rb", buffering=0) as file:
         num_bytes = os.fstat(file.fileno()).st_size
-        if num_bytes > MAX_IMAGE_BYTES:
-            return Rejection("too-large", f"the file has {num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")
-        return file.readall()
+        return _too_large(num_bytes) if num_bytes > MAX_IMAGE_BYTES else file.readall()
+
+
+def _too_large(num_bytes: int) -> Rejection:
+    return Rejection("too-large", f"the file has {num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")

@@ -35,7 +35,7 @@ from lmk_data.format import (
     write_file,
 )
 from lmk_data.publish import write_manifest
-from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, is_url, open_folder, read_file
+from lmk_data.storage import BUILD_FOLDER, Folder, LocalFolder, is_url, open_folder, path_within, read_file
 
 _SHOWN_UNKNOWN = 5
 
@@ -104,10 +104,18 @@ def read_class_list(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def select(dataset: ShardedDataset, selection: Selection, *, workers: int | None = None, quiet: bool = True) -> Subset:
+def select(
+    dataset: ShardedDataset,
+    selection: Selection,
+    *,
+    by_size: bool = False,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Subset:
     """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing.
 
-    A class of which no image is left is left out too. `workers` threads compare pictures for near duplicates.
+    A class of which no image is left is left out too. Labels are in the order that they had or, `by_size`, that of a
+    dataset of its own. `workers` threads compare pictures for near duplicates.
     """
     root = _root_classes(dataset)
     classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
@@ -125,7 +133,7 @@ def select(dataset: ShardedDataset, selection: Selection, *, workers: int | None
             rows[split] = table.filter(pa.array(chosen))
     if "train" not in rows:
         raise UserError(f"{dataset.location}: this selection leaves no training image")
-    kept, rows = _relabelled(dataset.classes, rows)
+    kept, rows = _relabelled(dataset.classes, rows, by_size=by_size)
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
     earlier = dataset.manifest["view_of"] if dataset.is_view else {"selection": [], "removed": {}}
@@ -150,6 +158,7 @@ def write_view(
     Raises UserError for a selection that makes no sense or an `out` that holds something else.
     """
     folder = open_folder(out)
+    check_apart(folder, dataset)
     if not selection.json():
         raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
     with holding(folder):
@@ -190,6 +199,13 @@ def write_view(
     return manifest
 
 
+def check_apart(out: Folder, dataset: ShardedDataset) -> None:
+    """Refuse to write over, or around, the dataset that is read; UserError."""
+    for base in (dataset.folder, dataset.shards_folder):
+        if path_within(base, out) is not None:
+            raise UserError(f"--out {out.root}: holds {base.root}, which this reads; name another folder")
+
+
 def view_fingerprint(manifest: Any) -> str:
     """The fingerprint of a view, of its manifest: everything that it states beside what its files say."""
     names = ("source", "plan", "recipe", "view_of", "title", "license")
@@ -209,7 +225,7 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
     if selection.min_samples is not None:
         kept = kept[kept["root_listed"] >= selection.min_samples]
     if selection.top is not None:
-        kept = kept.head(selection.top)
+        kept = kept.sort_values("root_listed", ascending=False, kind="stable").head(selection.top).sort_index()
     if kept.empty:
         largest = int(classes["root_listed"].max())
         raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images")
@@ -227,8 +243,11 @@ def _superfluous(
     return {str(split): part["row"].to_numpy() for split, part in superfluous.groupby("split")}
 
 
-def _relabelled(classes: pd.DataFrame, rows: dict[str, pa.Table]) -> tuple[pd.DataFrame, dict[str, pa.Table]]:
-    """The classes that these rows are of, with their counts, and the rows; labels are dense, in the order they had."""
+def _relabelled(
+    classes: pd.DataFrame, rows: dict[str, pa.Table], *, by_size: bool
+) -> tuple[pd.DataFrame, dict[str, pa.Table]]:
+    """The classes that these rows are of, with their counts, and the rows; labels are dense, in the order they had or
+    by descending size, ties by landmark id."""
     kept = classes[["label", "landmark_id", "name"]]
     counts = {
         split: np.bincount(rows[split]["label"].to_numpy(), minlength=len(classes)).astype(np.int32)
@@ -237,7 +256,10 @@ def _relabelled(classes: pd.DataFrame, rows: dict[str, pa.Table]) -> tuple[pd.Da
         for split in SPLITS
     }
     kept = kept.assign(listed=sum(counts.values()), **counts, rejected=np.int32(0))
-    kept = kept[kept["listed"] > 0].reset_index(drop=True)
+    kept = kept[kept["listed"] > 0]
+    if by_size:
+        kept = kept.sort_values(["listed", "landmark_id"], ascending=[False, True])
+    kept = kept.reset_index(drop=True)
     new_label = np.full(len(classes), -1, dtype=np.int32)
     new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
     for split, table in rows.items():

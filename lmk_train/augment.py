@@ -134,7 +134,8 @@ class Preprocess:
         num, height, width, _ = pixels.shape
         matrices = self._matrices(num, draws).to(pixels.device, non_blocking=True)
         shape = (num, 3, height, width)
-        if self._out.shape != shape:
+        # What was made for an evaluation, in inference mode, cannot be trained on, and is not reused for that.
+        if self._out.shape != shape or self._out.is_inference() != torch.is_inference_mode_enabled():
             self._out = torch.empty(shape, dtype=self._dtype, device=pixels.device, memory_format=torch.channels_last)
         out = self._out
         normalized = torch.empty(3, height * width, device=pixels.device)

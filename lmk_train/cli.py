@@ -65,7 +65,10 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
                 raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")
-        command(parsed)
+        from lmk_train.precision import running_out_in_a_line
+
+        with running_out_in_a_line():
+            command(parsed)
 
     return run_command(program, run)
 
@@ -118,14 +121,14 @@ def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation import evaluate_run, picked_tau, trained_on
+    from lmk_train.evaluation import evaluate_run, picked_tau
     from lmk_train.report import write_run_report
 
     evaluations = evaluate_run(config)
     asked = evaluations[-1]
     if asked.rank:
         return
-    with ShardedDataset.open(config.shards or trained_on(config.run)) as dataset:
+    with ShardedDataset.open(asked.source["shards"]) as dataset:
         report = write_run_report(config.run, dataset, asked.split)
     if config.quiet:
         return

@@ -1,5 +1,6 @@
 """`TrainConfig`: one frozen dataclass that is the command line, the recipe and the saved run; validated when made."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -178,7 +179,7 @@ class TrainConfig:
         least = self.random_resized_crop
         require(least is None or 0 < least <= 1, "--random-resized-crop", least, "above 0, at most 1")
         require(0 <= self.random_erasing <= 1, "--random-erasing", self.random_erasing, "from 0 to 1")
-        require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
+        require(0 < self.cache_gb < math.inf, "--cache-gb", self.cache_gb, "above 0 and finite")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2^63 - 1")
         require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
         start = self.drw_start

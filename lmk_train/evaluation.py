@@ -196,11 +196,6 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
         return evaluations
 
 
-def trained_on(run: Path) -> str:
-    """The dataset that a run was trained on, as it was named then."""
-    return TrainConfig.from_json(json.loads((run / CONFIG).read_text())).shards
-
-
 def evaluate_model(
     model: Classifier,
     dataset: ShardedDataset,

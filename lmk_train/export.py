@@ -88,7 +88,7 @@ def export_run(config: ExportConfig) -> Export:
             "content_sha256": state["content_sha256"],
         }
     )
-    pixels, source = _pictures(config.shards or trained.shards, size)
+    pixels, source = _pictures(config.shards or trained.shards, size, asked_for=config.shards is not None)
     make = _onnx_bytes if config.to == "onnx" else _torch_bytes
     with torch.no_grad(), _quietly():
         data = make(module, torch.from_numpy(pixels[:2]), description)
@@ -155,10 +155,12 @@ def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> 
     return float((np.abs(logarithms - wanted) / np.maximum(1, np.abs(wanted))).max())
 
 
-def _pictures(shards: str, size: int) -> tuple[Pixels, str]:
-    """Stored pictures to compare on, and where they are from; noise where the dataset is gone."""
+def _pictures(shards: str, size: int, *, asked_for: bool) -> tuple[Pixels, str]:
+    """Stored pictures to compare on, and where they are from; noise where they are not asked for and cannot be read."""
     try:
         with ShardedDataset.open(shards) as dataset:
+            if dataset.recipe.size != size:
+                raise UserError(f"{shards}: its pictures have {dataset.recipe.size} pixels, those of the run {size}")
             split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))
             rows = np.arange(min(_PICTURES, dataset.num_samples(split)))
             with (
@@ -167,9 +169,11 @@ def _pictures(shards: str, size: int) -> tuple[Pixels, str]:
             ):
                 pixels = next(batches).pixels.numpy().copy()
             return np.resize(pixels, (_PICTURES, *pixels.shape[1:])), f"{split} pictures of {dataset.location}"
-    except LmkError:
+    except LmkError as error:
+        if asked_for:
+            raise
         noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, size, size, 3), dtype=np.uint8)
-        return noise, f"noise, since {shards} cannot be read"
+        return noise, f"noise, since the dataset of the run is not there any more ({error})"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from lmk_train.order import Rows, counter_hash, share
 from lmk_train.precision import resolve_device
 from lmk_train.record import Record
 from lmk_train.report import write_run_report
-from lmk_train.resume import check_run, one_training_at_a_time, restore_run, start_run
+from lmk_train.resume import check_run, is_run, one_training_at_a_time, restore_run, start_run
 from lmk_train.stopping import Stop, stopping_gently
 from lmk_train.stream import Batch, BatchStream
 from lmk_train.trainer import Sums, Trainer
@@ -76,7 +76,7 @@ def train(
         ShardedDataset.open(config.shards) as dataset,
         one_training_at_a_time(run) as hold,
     ):
-        if world.is_first:
+        if world.is_first and is_run(run):
             hold()
         config = check_run(run, config)
         world.wait()

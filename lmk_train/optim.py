@@ -40,7 +40,11 @@ def make_optimizer(
                 decay = weight_decay if decays else 0.0
                 groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
     if name == "sgd":
-        return torch.optim.SGD(groups, momentum=_MOMENTUM, nesterov=True, fused=True)
+        sgd = torch.optim.SGD(groups, momentum=_MOMENTUM, nesterov=True, fused=True)
+        for parameter in (p for group in sgd.param_groups for p in group["params"]):
+            # The same as torch's own first step, which leaves the buffer uninitialised where an overflow skips it.
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(groups, fused=True)
 
 

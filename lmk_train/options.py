@@ -1,5 +1,6 @@
 """The command lines of `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`, as frozen dataclasses."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,7 +49,7 @@ class EvalConfig:
         for name in ("batch_size", "workers"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
-        require(self.cache_gb > 0, "--cache-gb", self.cache_gb, "above 0")
+        require(0 < self.cache_gb < math.inf, "--cache-gb", self.cache_gb, "above 0 and finite")
 
     @property
     def shard_cache(self) -> Cache:

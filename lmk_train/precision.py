@@ -1,11 +1,12 @@
 """Where to compute and in which precision: one device-neutral answer for training, evaluation and prediction."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from lmk_data.errors import UserError
+from lmk_data.errors import TrainingError, UserError
 from lmk_train.world import local_rank
 
 _AMPERE = (8, 0)
@@ -54,6 +55,18 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"process {number} of this machine has no CUDA device; it has {torch.cuda.device_count()}")
     torch.cuda.set_device(number)
     return torch.device(name, number)
+
+
+@contextmanager
+def running_out_in_a_line() -> Iterator[None]:
+    """Turn a device's running out of memory into a TrainingError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory ({str(error).splitlines()[0]}); a smaller --batch-size needs less, in training also "
+            "--grad-accum 2, whose updates are the same"
+        ) from error
 
 
 def _automatic(device: torch.device) -> torch.dtype | None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,16 @@ def _page(run: Path, split: str) -> Path:
     return run / FOLDER / ("index.html" if split == "test" else f"{split}.html")
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError):  # the last one may be cut short
+            yield json.loads(line)
+
+
 def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
     config = json.loads((run / "config.json").read_text())
     judged = _read(run, split)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = list(_lines(run / "metrics.jsonl"))
     sections = [
         page.Section("In short", _summary(run, judged)),
         page.Section("Training", _curves(lines)),

@@ -13,12 +13,13 @@ import torch
 
 from lmk_data.errors import UserError
 from lmk_data.files import sha256_file, write_bytes
-from lmk_train.checkpoint import FOLDER, LAST, checkpoint_path, load_checkpoint
+from lmk_train.checkpoint import BEST, FOLDER, LAST, checkpoint_path, load_checkpoint
 from lmk_train.config import TrainConfig
 from lmk_train.evaluation import CONFIG, check_classes
 from lmk_train.record import EVENTS, METRICS, buffers
 from lmk_train.trainer import NONFINITE, Progress, Trainer
 
+_LOCK = ".lock"
 MAY_CHANGE_ON_RESUME = {
     "shards",
     "out",
@@ -37,16 +38,16 @@ MAY_CHANGE_ON_RESUME = {
 
 @contextmanager
 def one_training_at_a_time(run: Path) -> Iterator[Callable[[], None]]:
-    """A function that holds a run's folder, once that is there, until this context ends.
+    """A function that holds a run's folder until this context ends, and raises UserError where another training does.
 
-    It raises UserError where another training holds it.
+    It holds a file in it, since a folder behind NFS is held on one machine only.
     """
     held: list[int] = []
 
     def hold() -> None:
-        if held or not run.is_dir():
+        if held:
             return
-        descriptor = os.open(run, os.O_RDONLY)
+        descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         held.append(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,6 +59,11 @@ def one_training_at_a_time(run: Path) -> Iterator[Callable[[], None]]:
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def is_run(run: Path) -> bool:
+    """Whether a folder holds a training's configuration."""
+    return (run / CONFIG).is_file() and b'"shards"' in (run / CONFIG).read_bytes()
 
 
 def check_run(run: Path, config: TrainConfig) -> TrainConfig:
@@ -72,18 +78,26 @@ def check_run(run: Path, config: TrainConfig) -> TrainConfig:
     can_go_on = checkpoint_path(run, LAST).exists()
     if config.resume and not can_go_on:
         raise UserError(f"--resume: {run} has no checkpoint to go on from; leave --resume out to start")
-    if not config.resume and run.exists() and any(run.iterdir()):
+    if not config.resume and run.exists() and _names(run):
         what = "holds a run; go on with --resume or name another folder" if can_go_on else "is not empty; name another"
         raise UserError(f"--out {run}: {what}")
     return config
 
 
 def _ended_before_a_checkpoint(run: Path) -> bool:
-    """Whether a folder holds what a training leaves before its first checkpoint, and nothing else."""
-    if not (run / CONFIG).exists() or b'"shards"' not in (run / CONFIG).read_bytes():
+    """Whether a folder holds what a training leaves before its first checkpoint, and nothing else.
+
+    The best weights of its first epoch are written before that, so they may be there.
+    """
+    if not is_run(run) or _names(run) - {CONFIG, METRICS, EVENTS, NONFINITE, FOLDER}:
         return False
-    others = {path.name for path in run.iterdir()} - {CONFIG, METRICS, EVENTS, NONFINITE, FOLDER}
-    return not others and not any((run / FOLDER).glob("*.pt"))
+    checkpoints = {path.name for path in (run / FOLDER).glob("*.pt")}
+    lines = (run / METRICS).read_text(errors="replace") if (run / METRICS).exists() else ""
+    return not checkpoints or (checkpoints == {BEST} and lines.count('"kind": "epoch"') <= 1)
+
+
+def _names(run: Path) -> set[str]:
+    return {path.name for path in run.iterdir()} - {_LOCK}
 
 
 def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[str], None]) -> None:

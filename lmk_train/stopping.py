@@ -16,7 +16,8 @@ class Stop:
     def agreed(self, world: World, save_is_due: bool) -> bool:
         """Whether to save at this step: one process asked to stop stops all; the first says when a save is due."""
         asked = world.most(2 if self.requested else int(save_is_due and world.is_first))
-        self.requested = asked == 2
+        if asked == 2:  # never back to False: a signal may come while the others are asked
+            self.requested = True
         return asked > 0
 
     def heed(self, step: int) -> None:

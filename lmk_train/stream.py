@@ -95,11 +95,6 @@ class SplitReader:
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
         self._checksums = table["jpg_crc32"].to_numpy()
-        unknown = set(self.shard_names) - {shard["name"] for shard in dataset.shards(split)}
-        if unknown:
-            raise DatasetError(
-                f"{dataset.location}: the {split} index names {min(unknown)!r}, which the manifest does not"
-            )
         if len(self.labels) and not 0 <= pc.min(table["label"]).as_py() <= int(self.labels.max()) < dataset.num_classes:
             raise DatasetError(
                 f"{dataset.location}: a label of the {split} index is outside 0..{dataset.num_classes - 1}"

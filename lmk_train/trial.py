@@ -17,6 +17,7 @@ from lmk_data.terminal import run_command
 from lmk_train.checkpoint import LAST, checkpoint_path
 from lmk_train.config import TrainConfig
 from lmk_train.loop import train
+from lmk_train.precision import running_out_in_a_line
 
 
 def main(spec: Path) -> int:
@@ -31,7 +32,8 @@ def main(spec: Path) -> int:
         if config.out.exists() and not going_on:
             shutil.rmtree(config.out)  # it was interrupted before its first checkpoint
         features = None if said["features"] is None else Path(said["features"])
-        train(replace(config, resume=going_on), print, features=features, evaluate_test=False)
+        with running_out_in_a_line():
+            train(replace(config, resume=going_on), print, features=features, evaluate_test=False)
 
     return run_command("trial", run)
 

@@ -1,7 +1,6 @@
 """The steps of a recipe as a user would type them; what is done is not done again, and with other settings refused."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +42,6 @@ def train(dataset: Path, out: Path, *arguments: object) -> Path:
     asked, marker = _spelled(dataset, arguments), out / "trained"
     if not _is_done(marker, asked):
         going_on = ("--resume",) if (out / "checkpoints" / "last.pt").exists() else ()
-        if not going_on and out.exists():
-            shutil.rmtree(out)  # it was interrupted before its first checkpoint
         run("lmk-train", "--shards", dataset, "--out", out, *arguments, *going_on)
         marker.write_text(asked)
     return out

@@ -50,9 +50,7 @@ def make_dataset(labels_path: str, out: Path, near: float) -> None:
             with open(path, "wb") as file:
                 file.write(b"".join(pictures))
                 file.truncate(shards[-1].num_bytes)
-    source = {"labels": labels.name, "labels_sha256": labels.sha256, "layout": labels.layout}
-    counted = {name: getattr(labels, name) for name in ("num_images", "num_classes", "conflicting", "duplicate_rows")}
-    publish(open_folder(out), _publication(plan, {**source, **counted}), shards)
+    publish(open_folder(out), _publication(plan, labels.source), shards)
 
 
 def _publication(plan: Plan, source: dict[str, object]) -> Publication:

@@ -142,6 +142,37 @@ def test_title_and_licence_change_without_building(options: Options, tmp_path: P
     assert "license: cc-by-4.0\ntask" in (tmp_path / "shards" / "README.md").read_text()
 
 
+def test_names_of_classes_change_without_building(options: Options, tmp_path: Path) -> None:
+    build(options())
+    (tmp_path / "names.csv").write_text("landmark_id,category\n138982,Category:Old_Gate\n99,Small\n")
+    for _ in range(2):
+        result = build(options(categories=str(tmp_path / "names.csv")))
+    assert result.already_complete
+    with ShardedDataset.open(tmp_path / "shards") as dataset:
+        assert dataset.classes.set_index("landmark_id")["name"][138982] == "Old Gate"
+        assert dataset.dropped_classes().set_index("landmark_id")["name"][99] == "Small"
+
+
+def test_another_label_column_is_another_build(options: Options, collection: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(collection / "train.csv")
+    table.assign(other=table["landmark_id"].to_numpy()[::-1]).to_csv(tmp_path / "two.csv", index=False)
+    build(options(labels=str(tmp_path / "two.csv"), label_column="landmark_id"))
+    with pytest.raises(UserError, match=r"source\.label_column: landmark_id -> other"):
+        build(options(labels=str(tmp_path / "two.csv"), label_column="other"))
+
+
+def test_a_build_into_a_folder_below_its_images_is_the_same_again(
+    options: Options, collection: Path, tmp_path: Path
+) -> None:
+    for number, picture in enumerate(p for p in (collection / "train").rglob("*.jpg") if p.stat().st_size > 100):
+        folder = tmp_path / "images" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder)
+    chosen = {"images": [str(tmp_path / "images")], "labels": "classes", "out": tmp_path / "images" / "shards"}
+    assert build(options(**chosen)).manifest["classes"]["num_classes"] == 3
+    assert build(options(**chosen)).already_complete
+
+
 def test_another_build_in_the_same_folder_is_refused_with_the_difference(options: Options, tmp_path: Path) -> None:
     build(options())
     before = hashes(tmp_path / "shards")

@@ -6,11 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmk_data import dataset as dataset_module
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.report import write_report
+from lmk_data.storage import open_folder
 
 
 def test_every_way_of_reading_gives_the_same_samples(dataset: ShardedDataset) -> None:
@@ -51,6 +55,19 @@ def test_a_dataset_behind_a_url_reads_the_same(dataset_path: Path, dataset: Shar
         ShardedDataset.open("memory://bucket/shards")
 
 
+def test_an_index_that_leads_out_of_the_dataset_is_refused(dataset_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(dataset_path, out)
+    (tmp_path / "secret").write_bytes(bytes(1 << 20))
+    table = pq.read_table(out / "index" / "val.parquet")
+    shard = pa.array(["../secret"] * len(table)).dictionary_encode()
+    pq.write_table(table.set_column(table.column_names.index("shard"), "shard", shard), out / "index" / "val.parquet")
+    with ShardedDataset.open(out) as dataset, pytest.raises(DatasetError, match=r"val index names '\.\./secret'"):
+        dataset.read("val", 0)
+    with ShardedDataset.open(out) as dataset, pytest.raises(DatasetError, match="which the manifest does not"):
+        write_report(dataset, open_folder(tmp_path / "report"))
+
+
 def test_what_is_not_whole_is_refused(dataset_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(dataset_path, out)
@@ -69,6 +86,11 @@ def test_what_is_not_whole_is_refused(dataset_path: Path, tmp_path: Path) -> Non
     ):
         (out / "dataset.json").write_text(json.dumps(content))
         with pytest.raises(DatasetError, match=said):
+            ShardedDataset.open(out)
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    for name in ("../..", "/tmp/x", "A" * 64):  # caches are named after it
+        (out / "dataset.json").write_text(json.dumps({**manifest, "content_sha256": name}))
+        with pytest.raises(DatasetError, match=r"damaged manifest \(content_sha256 is"):
             ShardedDataset.open(out)
     (out / "dataset.json").write_text(json.dumps(manifest))
     shard = out / "shards" / "train" / "train-000001.tar"

@@ -145,6 +145,39 @@ def test_members_are_read_where_other_tools_find_them(
     assert [read(stores, row) for _, row in scanned.iterrows()] == list(members.values())
 
 
+def test_a_member_of_a_zip_whose_header_is_long(tmp_path: Path) -> None:
+    member = zipfile.ZipInfo(f"{'deep/' * 200}a.jpg")
+    member.extra = b"\xfe\xca" + (3000).to_bytes(2, "little") + bytes(3000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, content("a"))
+        archive.writestr("after.jpg", content("b") * 9)
+    stores = open_stores([str(tmp_path / "a.zip")])
+    scanned = read_members(stores, cache=None)
+    assert [read(stores, row) for _, row in scanned.iterrows()] == [content("a"), content("b") * 9]
+
+
+def test_what_is_written_to_is_no_source(tmp_path: Path) -> None:
+    write_tar(tmp_path / "images_0.tar", {"a.jpg": content("a")})
+    touch(tmp_path, ".git/x.jpg", "out/shards/b.jpg")
+    (store,) = open_stores([str(tmp_path)], LocalFolder(str(tmp_path / "out")))
+    assert store.location.endswith("images_0.tar")
+    touch(tmp_path, "class/c.jpg", "outer/d.jpg")
+    stores = open_stores([str(tmp_path)], LocalFolder(str(tmp_path / "out")))
+    assert read_members(stores, cache=None)["source"].tolist() == ["class/c.jpg", "images_0.tar", "outer/d.jpg"]
+
+
+def test_a_huge_file_behind_a_url_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/huge/c/small.jpg": b"small", "/huge/c/video.jpg": bytes(5000)})
+    monkeypatch.setattr("lmk_data.stores.MAX_IMAGE_BYTES", 4000)
+    stores = open_stores(["memory://huge"])
+    small, video = (read(stores, row) for _, row in read_members(stores, cache=None).iterrows())
+    fs.rm("/huge", recursive=True)
+    assert small == b"small"
+    assert isinstance(video, Rejection)
+    assert video.reason == "too-large"
+
+
 def test_links_in_a_tar(tmp_path: Path) -> None:
     """Hard links are the same file again, as `tar` writes files that share their data; symbolic ones lead anywhere."""
     touch(tmp_path, "a1.jpg")

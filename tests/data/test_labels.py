@@ -37,6 +37,24 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     assert read_labels(str(tmp_path / "labels.parquet")).frame["landmark_id"].tolist() == [7, 12]
 
 
+def test_categories_of_pandas_are_labels(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["aa", "bb"], "landmark_id": pd.Categorical(["tower", "gate"])})
+    frame.to_parquet(tmp_path / "labels.parquet")
+    assert read_labels(str(tmp_path / "labels.parquet")).frame["landmark_id"].tolist() == ["tower", "gate"]
+
+
+def test_ids_that_only_their_extensions_tell_apart_keep_them(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\n1.jpg,7\n1.png,8\n2.jpg,7\n2.jpg,7\n"))
+    assert labels.frame.set_index("id")["landmark_id"].to_dict() == {"1.jpg": 7, "1.png": 8, "2": 7}
+    assert (labels.num_images, labels.conflicting, labels.duplicate_rows) == (3, 0, 1)
+
+
+def test_which_columns_were_chosen_is_part_of_what_a_table_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "name,smiling,tall\na,0,1\nb,1,0\n")
+    one, other = (read_labels(path, id_column="name", label_column=column).source for column in ("smiling", "tall"))
+    assert {name for name in one if one[name] != other[name]} == {"label_column"}
+
+
 def test_repeated_rows_count_once_and_contradictions_leave(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\na,1\na,1\nb,1\nb,2\nc,2\n"))
     assert labels.frame["id"].tolist() == ["a", "c"]
@@ -58,6 +76,10 @@ def test_labels_are_integers_only_if_nothing_is_lost(tmp_path: Path, values: lis
         ("id,landmark_id\n", "lists no image"),
         ("", "not a readable table"),
         ("id,landmark_id\na,1\nb,2,3\n", "not a readable table"),
+        ("id,landmark_id\na,1\nb,\n", "data row 2 has no landmark_id; fill or drop it"),
+        ("id,landmark_id\n,1\nb,2\n", "data row 1 has no id; fill or drop it"),
+        ("id,landmark_id,id\na,1,2\n", "has several columns id; name them differently"),
+        ("id,landmark_id\na,1\na,2\n", "every id carries several labels; is the right column named"),
     ],
 )
 def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:

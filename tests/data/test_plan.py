@@ -4,7 +4,7 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
@@ -40,6 +40,19 @@ def test_split_is_by_largest_remainder_with_ties_to_the_earlier_split() -> None:
     cut = split_counts(np.array([2, 3, 5, 6, 7, 100, 6272]), (0.72, 0.18, 0.1))
     assert cut.tolist() == [[2, 0, 0], [2, 1, 0], [4, 1, 0], [4, 1, 1], [5, 1, 1], [72, 18, 10], [4516, 1129, 627]]
     assert split_counts(np.array([1, 3]), (0.5, 0.5, 0.0)).tolist() == [[1, 0, 0], [2, 1, 0]]
+
+
+@given(sizes=st.lists(st.integers(1, 7000), min_size=1, max_size=9), cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@example(sizes=[6272, 1000, 6], cuts=(0.72, 0.9))
+def test_ratios_that_were_computed_split_as_exactly(sizes: list[int], cuts: tuple[float, float]) -> None:
+    low, high = sorted(cuts)
+    split = (low, high - low, 1 - low - (high - low))
+    if min(split) < 0:
+        return
+    counts, exact = split_counts(np.array(sizes), split), np.array(sizes)[:, None] * np.array(split)
+    assert (counts.sum(axis=1) == sizes).all()
+    assert (np.abs(counts - exact) < 3).all()
+    assert (counts[np.array(sizes) > 1000] >= np.floor(exact[np.array(sizes) > 1000]) - 1).all()
 
 
 @given(sizes=SIZES, min_samples=st.integers(1, 10), top=st.none() | st.integers(1, 10), seed=st.integers(0, 9))

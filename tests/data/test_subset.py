@@ -22,6 +22,8 @@ from lmk_data.report import write_report
 from lmk_data.storage import open_folder
 from lmk_data.subset import Selection, read_class_list, write_view
 from lmk_data.verify import verify
+from tests.conftest import draw
+from tests.data.test_build import hashes
 
 Options = Callable[..., BuildOptions]
 
@@ -149,6 +151,36 @@ def test_a_copy_is_a_dataset_of_its_own(dataset_path: Path, tmp_path: Path) -> N
             stated = json.loads(sample["json"])
             assert copied.classes["landmark_id"][int(sample["cls"])] == stated["landmark_id"]
             assert stated["label"] == int(sample["cls"]) < 2
+
+
+def test_a_copys_classes_are_in_order_of_their_size(tmp_path: Path, options: Options) -> None:
+    """Of nine pictures of one class, which are all the same, one is left; of six others, all."""
+    for label, number in (("a", 9), ("b", 6)):
+        for i in range(number):
+            draw(tmp_path / "images" / label / f"{i}.jpg", ord(label), i if label == "b" else 0)
+    build(options(images=[str(tmp_path / "images")], labels="classes"))
+    with ShardedDataset.open(tmp_path / "shards") as dataset:
+        write_copy(dataset, Selection(drop_duplicates="exact"), str(tmp_path / "copy"), workers=1, quiet=True)
+    with ShardedDataset.open(tmp_path / "copy") as copy:
+        assert copy.classes[["landmark_id", "listed"]].to_numpy().tolist() == [["b", 6], ["a", 1]]
+        assert all(copy.classes["landmark_id"][sample.label] == sample.landmark_id for sample in copy)
+        write_view(copy, Selection(top=1), str(tmp_path / "largest"))
+    assert not verify(str(tmp_path / "copy"), quiet=True).problems
+    with ShardedDataset.open(tmp_path / "largest") as largest:
+        assert largest.classes["landmark_id"].tolist() == ["b"]
+
+
+def test_a_subset_never_replaces_what_it_is_of(dataset_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_path, tmp_path / "base")
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    with ShardedDataset.open(tmp_path / "base") as base:
+        write_view(base, Selection(top=3), str(tmp_path / "view"))
+    before = hashes(tmp_path / "base")
+    for source, out in (("base", "base"), ("view", "base"), ("view", "view"), ("base", "link")):
+        for more in ((), ("--copy",)):
+            words = ["subset", str(tmp_path / source), "--out", str(tmp_path / out), "--top", "2", "--overwrite", *more]
+            assert main(words) == 1
+    assert hashes(tmp_path / "base") == before
 
 
 def test_a_copy_that_was_cut_short_goes_on(dataset_path: Path, tmp_path: Path) -> None:

@@ -153,12 +153,31 @@ def test_a_split_without_a_known_landmark_is_refused_before_anything_is_written(
 
 
 def test_options_that_make_no_sense_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--batch-size", "0"], ["--batch-size", "-1"], ["--workers", "-1"], ["--cache-gb", "-3"]):
+    sizes = (["--cache-gb", "-3"], ["--cache-gb", "inf"])
+    for words in (["--batch-size", "0"], ["--batch-size", "-1"], ["--workers", "-1"], *sizes):
         assert eval_main([str(run), *words]) == 1
         assert (
             f"{words[0]} {float(words[1]) if words[0] == '--cache-gb' else words[1]}: must be"
             in capsys.readouterr().err
         )
+
+
+def test_a_run_that_went_on_where_its_dataset_is_now_is_evaluated_there(
+    run: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    """config.json still says where it began; a line of its record was cut short."""
+    moved = tmp_path / "moved"
+    shutil.copytree(dataset_path, moved)
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    best["config"]["shards"] = str(moved)
+    torch.save(best, run / "checkpoints" / "best.pt")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "shards": str(tmp_path / "gone")}))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    (run / "report" / "index.html").unlink()
+    assert eval_main([str(run), "--quiet", *EXACT]) == 0
+    assert (run / "report" / "index.html").exists()
 
 
 def test_weights_that_are_not_finite_are_said_in_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

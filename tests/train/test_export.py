@@ -177,9 +177,17 @@ def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
 
 
 def test_a_run_without_its_dataset_is_checked_on_noise_and_says_so(
-    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset_path: Path, full_size: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "elsewhere.pt2"
-    assert export_main([str(small_run), "--to", "torch", "--shards", str(tmp_path / "gone"), "--out", str(out)]) == 0
-    assert "noise, since" in capsys.readouterr().out
-    assert out.exists()
+    gone, out = tmp_path / "gone", tmp_path / "elsewhere.pt2"
+    shutil.copytree(dataset_path, gone)
+    run = trained(gone, tmp_path / "run", "resnet32", weights=None)
+    shutil.rmtree(gone)
+    command = [str(run), "--to", "torch", "--out", str(out)]
+    assert export_main(command) == 0
+    assert "noise, since the dataset of the run is not there any more" in capsys.readouterr().out
+    out.unlink()
+    for shards, said in ((gone, "no such file"), (full_size, "its pictures have 224 pixels, those of the run 64")):
+        assert export_main([*command, "--shards", str(shards)]) == 1
+        assert said in capsys.readouterr().err
+    assert not out.exists()

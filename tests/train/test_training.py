@@ -24,6 +24,7 @@ from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
 from lmk_data.format import Recipe
+from lmk_data.plan import PlanRule
 from lmk_data.subset import Selection, write_view
 from lmk_train import bottleneck, precision, record, trainer
 from lmk_train.assembly import make_trainer
@@ -41,7 +42,7 @@ from lmk_train.precision import Precision, resolve_device
 from lmk_train.rehearsal import rehearse
 from lmk_train.stream import Batch, SplitReader
 from lmk_train.trainer import Trainer
-from lmk_train.world import ALONE
+from lmk_train.world import ALONE, World
 
 Config = Callable[..., TrainConfig]
 
@@ -421,6 +422,55 @@ def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path, monk
     train(config(model="resnet32", seed=2, resume=True))
 
 
+def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmk_train import record
+
+    def no_space(run: Path, name: str, state: dict[str, object]) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "save_checkpoint", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            train(config(model="resnet32"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
+    train(config(model="resnet32", resume=True))
+    assert [line["epoch"] for line in lines(tmp_path / "run", "epoch")] == [1, 2]
+
+
+def test_a_signal_while_the_processes_agree_is_heeded() -> None:
+    from lmk_train.stopping import Stop
+
+    class Asking(World):
+        def most(self, value: int) -> int:
+            stop.requested = True  # the handler runs as soon as the call returns
+            return value
+
+    stop = Stop()
+    assert not stop.agreed(Asking(), False)
+    with pytest.raises(KeyboardInterrupt):
+        stop.heed(3)
+
+
+def test_running_out_of_memory_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
+) -> None:
+    from lmk_train import loop
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nand more")
+
+    monkeypatch.setattr(loop, "training_step", out_of_memory)
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--batch-size", "9"]
+    assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "lmk-train: error: out of memory (CUDA out of memory. Tried to allocate 8.00 GiB.); a smaller"
+    )
+    assert error.count("\n") == 1
+
+
 def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.write_text("a file")
@@ -522,12 +572,43 @@ def test_a_dry_run_counts_what_the_largest_step_takes(config: Config) -> None:
     assert frozen[1].activations_bytes == frozen[0].activations_bytes > frozen[2].activations_bytes
 
 
+def test_micro_batches_as_large_as_the_last_of_validation(config: Config, options: Callable[..., BuildOptions]) -> None:
+    """What validation preprocessed, in inference mode, is not written over for training."""
+    out = build(options(rule=PlanRule(split=(0.5, 0.3, 0.2), samples_per_shard=8)))
+    rest = out.manifest["splits"]["val"]["num_samples"] % 12
+    assert rest == 6
+    train(config(shards=str(options().out), model="resnet32", batch_size=12, grad_accum=2))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_update_that_overflows_leaves_no_trace(name: str) -> None:
+    def updated(overflows: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = build_model("resnet32", 3, head="linear", scale=None, picture_size=32)
+        optimizer = make_optimizer(model, name, lr=0.1, head_lr=0.1, weight_decay=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0, backoff_factor=1.0 - 2**-20)
+        dirty = [torch.full_like(parameter, torch.nan) for parameter in model.parameters()]
+        del dirty  # what is allocated next is most often this memory
+        for step in range(overflows + 2):
+            loss = sum((p * p).sum() for p in model.parameters()) * (torch.inf if step < overflows else 1.0)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return model.state_dict()
+
+    expected, found = updated(0), updated(3)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_updates_that_overflow_in_float16_are_skipped_and_counted(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """A scale that is far too large overflows until it has been halved often enough."""
     monkeypatch.setattr(Precision, "grad_scaler", lambda _: torch.amp.GradScaler("cpu", init_scale=2.0**40))
-    train(config(amp="fp16", epochs=1))
+    train(config(amp="fp16", epochs=1, optimizer=optimizer))
     last = lines(tmp_path / "run", "train")[-1]
     assert last["step"] == 4
     assert last["skipped_updates"] >= 3
