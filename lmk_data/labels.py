@@ -77,8 +77,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     frame["id"] = without_extensions(frame["id"])
     table = _deduplicated(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
     if table.frame.empty:
-        hint = "is the right column named by --id-column and --label-column?"
-        raise UserError(f"{path}: every id carries several labels; {hint}")
+        raise UserError(f"{path}: every id carries several labels; are --id-column and --label-column right?")
     return replace(table, columns=(id_column, label_column)) if layout == "custom" else table
 
 

@@ -79,7 +79,7 @@ def test_labels_are_integers_only_if_nothing_is_lost(tmp_path: Path, values: lis
         ("id,landmark_id\na,1\nb,\n", "data row 2 has no landmark_id; fill or drop it"),
         ("id,landmark_id\n,1\nb,2\n", "data row 1 has no id; fill or drop it"),
         ("id,landmark_id,id\na,1,2\n", "has several columns id; name them differently"),
-        ("id,landmark_id\na,1\na,2\n", "every id carries several labels; is the right column named"),
+        ("id,landmark_id\na,1\na,2\n", "every id carries several labels; are --id-column"),
     ],
 )
 def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:
