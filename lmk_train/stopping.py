@@ -11,18 +11,20 @@ from lmk_train.world import World
 class Stop:
     """Set by the first Ctrl-C or SIGTERM; the step in hand is finished and saved."""
 
-    requested = False
+    requested = _agreed = False
 
     def agreed(self, world: World, save_is_due: bool) -> bool:
         """Whether to save at this step: one process asked to stop stops all; the first says when a save is due."""
         asked = world.most(2 if self.requested else int(save_is_due and world.is_first))
-        if asked == 2:  # never back to False: a signal may come while the others are asked
-            self.requested = True
+        self._agreed = asked == 2
         return asked > 0
 
     def heed(self, step: int) -> None:
-        """Interrupt if that was requested; everything up to `step` is saved."""
-        if self.requested:
+        """Interrupt if the processes agreed on that; everything up to `step` is saved.
+
+        A signal that came while they were asked is heeded the next time.
+        """
+        if self._agreed:
             raise KeyboardInterrupt(f"give the same command with --resume to go on at step {step}")
 
 

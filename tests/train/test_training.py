@@ -449,8 +449,10 @@ def test_a_signal_while_the_processes_agree_is_heeded() -> None:
 
     stop = Stop()
     assert not stop.agreed(Asking(), False)
-    with pytest.raises(KeyboardInterrupt):
-        stop.heed(3)
+    stop.heed(3)  # the others know nothing of it yet
+    assert stop.agreed(Asking(), False)
+    with pytest.raises(KeyboardInterrupt, match="at step 4"):
+        stop.heed(4)
 
 
 def test_running_out_of_memory_is_a_line(
