@@ -42,7 +42,8 @@ REJECT_REASONS = (
 )
 DROP_REASONS = ("below-min-samples", "outside-top")
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+KEY_PATTERN = r"(?!__)[A-Za-z0-9_-]{1,80}"  # Hugging Face datasets leaves out members that begin with __
+_KEY = re.compile(KEY_PATTERN)
 _ROW_GROUP_ROWS = 131_072
 
 
@@ -165,7 +166,7 @@ def make_key(name: str) -> str:
     if _KEY.fullmatch(name):
         return name
     stem = name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:60]
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:60]
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return f"{slug or 'image'}-{digest}"
 

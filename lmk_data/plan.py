@@ -11,7 +11,7 @@ import pandas as pd
 import pandas.util
 
 from lmk_data.errors import UserError
-from lmk_data.format import DROP_REASONS, FORMAT_VERSION, SPLITS, fingerprint_of, is_safe_key, make_key
+from lmk_data.format import DROP_REASONS, FORMAT_VERSION, KEY_PATTERN, SPLITS, fingerprint_of, is_safe_key, make_key
 
 _MIN_SHARD_SAMPLES, _MAX_SHARD_SAMPLES, _SHARDS_WANTED = 256, 4096, 256
 _GUARANTEED_CLASS_SIZE = 6
@@ -169,7 +169,7 @@ def _choose_classes(
 def _keys(ids: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
     """Unique WebDataset keys for unique ids."""
     keys = ids.to_numpy(dtype=object, copy=True)
-    odd = np.flatnonzero(~ids.str.fullmatch(r"[A-Za-z0-9_-]{1,80}").to_numpy(dtype=bool))
+    odd = np.flatnonzero(~ids.str.fullmatch(KEY_PATTERN).to_numpy(dtype=bool))
     keys[odd] = [make_key(i) for i in keys[odd]]
     if len(odd) and len(set(keys)) != len(keys):
         raise UserError("two ids give the same sample key; rename one of the files")

@@ -185,16 +185,23 @@ def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFr
     return table
 
 
+def _in_a_line(text: str) -> str:
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
 def card(manifest: Manifest, classes: pd.DataFrame) -> bytes:
     """The dataset card: Hugging Face `configs`, how to read it, licence, counts."""
     loader = jinja2.PackageLoader("lmk_data")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    # YAML's escapes are not JSON's: two surrogates are no character there.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     first_split, first = next(iter(manifest["splits"].items()))
     text = environment.get_template("card.md").render(
         manifest=manifest,
         plan=manifest["plan"],
         recipe=manifest["recipe"],
-        title=" ".join(manifest["title"].split()) or "Image shards",
+        title=_in_a_line(manifest["title"]) or "Image shards",
+        license=_in_a_line(manifest["license"]),
         hub_license=licence if (licence := manifest["license"].lower()) in _HUB_LICENSES.split() else "other",
         largest=int(classes["listed"].max()),
         smallest=int(classes["listed"].min()),

@@ -328,7 +328,8 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
     What an earlier evaluation left of the split goes, its sweep over tau too.
     """
     predictions, split = evaluation.predictions, evaluation.split
-    remove_durably(run / f"tau-{split}.json")
+    for name in (f"eval-{split}.json", f"tau-{split}.json"):  # the first is written last, and says that all is there
+        remove_durably(run / name)
     counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], len(classes.ids))
     tables = [_prediction_table(part) for part in (predictions, evaluation.unknown)]
     _write_table(pa.concat_tables(tables), run / f"predictions-{split}.parquet")

@@ -68,6 +68,7 @@ class Predictor:
         self, run: str | os.PathLike[str], *, checkpoint: str = "best", device: str = "auto", amp: str = "auto"
     ) -> None:
         """Load the model onto the device. Raises UserError if there is no such checkpoint or device."""
+        self._run = os.fspath(run)
         state = load_checkpoint(Path(run), BEST if checkpoint == "best" else LAST)
         trained = TrainConfig.from_json(state["config"])
         self._ids, self._names = state["classes"], state["names"]
@@ -121,6 +122,8 @@ class Predictor:
             with self._precision.autocast():
                 logits = self._model(self._preprocess(batch, None))
             best = logits.softmax(dim=1).topk(min(top, len(self._ids)), dim=1)
+            if not best.values.isfinite().all():
+                raise UserError(f"{self._run}: its probabilities are not finite in {self._precision}; give --amp off")
             rows = (
                 self._guesses(labels, values)
                 for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)

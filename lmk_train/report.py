@@ -90,7 +90,7 @@ def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
         subtitle += f" of another dataset than it was trained on: {judged.source['shards']}"
     path = _page(run, split)
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, page.render_page(run.name, subtitle, sections).encode())
+    write_bytes(path, page.render_page(run.resolve().name, subtitle, sections).encode())
     return path
 
 

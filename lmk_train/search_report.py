@@ -77,7 +77,7 @@ def write_search_report(
     subtitle = f"{len(trials)} trials on {space.base.shards}, judged by {spelled(objective)} of the validation split"
     path = out / FOLDER / "index.html"
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, page.render_page(out.name, subtitle, sections).encode())
+    write_bytes(path, page.render_page(out.resolve().name, subtitle, sections).encode())
     return path
 
 

@@ -55,6 +55,8 @@ def read_run(run: Path, name: str, split: str) -> Row:
     model.load_state_dict(weights_to_evaluate(state))
     predictions = pd.read_parquet(run / f"predictions-{split}.parquet", columns=["key", "target", "label_1"])
     metrics = json.loads(path.read_text())
+    if metrics["checkpoint"] != "best":
+        raise UserError(f"{path}: of the last weights; run `lmk-eval {run} --split {split}` for the best ones")
     return Row(
         name=name,
         metrics=metrics,
@@ -119,7 +121,7 @@ def _speed(model: torch.nn.Module, size: int) -> float:
 def comparison(runs: list[Path], split: str, resamples: int) -> str:
     """The tables of these runs as Markdown. Raises UserError for a run that was not evaluated on the split."""
     require(resamples >= 1, "--resamples", resamples, "at least 1")
-    names = [run.name for run in runs]
+    names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     rows = [read_run(run, name, split) for run, name in zip(runs, names, strict=True)]

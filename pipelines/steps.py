@@ -48,9 +48,9 @@ def train(dataset: Path, out: Path, *arguments: object) -> Path:
 
 
 def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[str, Any]:
-    """The metrics of a run on a split of its own dataset, or of another one.
+    """The metrics of a run's best weights on a split of its own dataset, or of another one.
 
-    Raises UserError if they are there, but of another dataset.
+    Raises UserError if they are there, but of other weights or another dataset.
     """
     path, marker = run_folder / f"eval-{split}.json", run_folder / f"evaluated-{split}"
     asked = "" if dataset is None else _spelled(dataset)
@@ -58,6 +58,10 @@ def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[
         run("lmk-eval", run_folder, "--split", split, *(("--shards", dataset) if dataset else ()))
         marker.write_text(asked)
     metrics: dict[str, Any] = json.loads(path.read_text())
+    wanted = metrics["trained_on"] if dataset is None else _content(dataset)
+    if metrics["checkpoint"] != "best" or metrics["dataset"] != wanted:
+        of = f"of the {metrics['checkpoint']} weights on dataset {metrics['dataset'][:12]}"
+        raise UserError(f"{path}: {of}, asked for the best on {wanted[:12]}; delete it to evaluate again")
     return metrics
 
 
@@ -72,5 +76,8 @@ def _is_done(marker: Path, asked: str) -> bool:
 
 
 def _spelled(dataset: Path, arguments: tuple[object, ...] = ()) -> str:
-    content = json.loads((dataset / "dataset.json").read_text())["content_sha256"]
-    return " ".join([*map(str, arguments), f"on {content[:12]}"])
+    return " ".join([*map(str, arguments), f"on {_content(dataset)[:12]}"])
+
+
+def _content(dataset: Path) -> str:
+    return str(json.loads((dataset / "dataset.json").read_text())["content_sha256"])

@@ -22,6 +22,7 @@ from lmk_train.loop import train
 from lmk_train.options import EvalConfig
 from pipelines.cifar10_lt import benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
+from pipelines.steps import evaluate
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
 from pipelines.table3_full import TABLE as TABLE3
@@ -125,6 +126,19 @@ def class_folders(folder: Path, sizes: dict[str, int], suffix: str = "png") -> P
         for i in range(size):
             draw(folder / name / f"{i:04d}.{suffix}", number, i, (32, 32))
     return folder
+
+
+def test_figures_of_other_weights_or_pictures_do_not_enter_a_table(tmp_path: Path) -> None:
+    said = {"accuracy": 0.5, "trained_on": "a" * 64, "dataset": "a" * 64, "checkpoint": "best"}
+    path = tmp_path / "eval-test.json"
+    path.write_text(json.dumps(said))
+    assert evaluate(tmp_path, "test") == said
+    for other in ({"dataset": "b" * 64}, {"checkpoint": "last"}):
+        path.write_text(json.dumps({**said, **other}))
+        with pytest.raises(
+            UserError, match=r"eval-test\.json: of the (best|last) weights on dataset .*, asked for the best on"
+        ):
+            evaluate(tmp_path, "test")
 
 
 def test_the_tail_falls_exponentially(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lmk_data.format import canonical_json, content_sha256_of, is_safe_key, make
 def test_every_name_gets_a_safe_key(name: str) -> None:
     key = make_key(name)
     assert is_safe_key(key)
+    assert not key.startswith("__"), "Hugging Face datasets leaves those out"
     assert key == name or key.endswith(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16])
 
 
@@ -18,6 +19,8 @@ def test_keys_stay_readable() -> None:
     assert make_key("Eiffel Tower/été 1.jpg").startswith("Eiffel-Tower-t-1-")
     assert make_key("a.b") != make_key("a-b")
     assert make_key("日本.jpg").startswith("image-")
+    assert make_key("__misc/a b.jpg").startswith("misc-a-b-")
+    assert make_key("_one") == "_one"
 
 
 def test_canonical_json_is_canonical() -> None:

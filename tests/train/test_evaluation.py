@@ -180,6 +180,23 @@ def test_a_run_that_went_on_where_its_dataset_is_now_is_evaluated_there(
     assert (run / "report" / "index.html").exists()
 
 
+def test_an_evaluation_that_is_cut_short_leaves_no_figures_of_the_one_before(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lmk_train.evaluation._write_table", no_space)
+    assert eval_main([str(run), "--checkpoint", "last", "--quiet", *EXACT]) == 1
+    assert not (run / "eval-test.json").exists()
+
+
+def test_a_run_is_called_by_its_folder_from_within_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    assert eval_main([".", "--quiet", *EXACT]) == 0
+    assert f"<h1>{run.name}" in (run / "report" / "index.html").read_text()
+
+
 def test_weights_that_are_not_finite_are_said_in_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     best["model"]["head.weight"][0, 0] = torch.nan

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
@@ -141,6 +142,20 @@ def test_help_names_the_run(main: Callable[[list[str]], int], capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "RUN" in said
     assert "PATH" not in said
+
+
+def test_probabilities_that_are_no_numbers_are_not_printed(
+    run: Path, photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["head.weight"][0, 0] = torch.nan
+    torch.save(state, path)
+    assert predict_main([str(tmp_path / "run"), next(iter(photos.values())), "--json", *EXACT]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "its probabilities are not finite in float32; give --amp off" in said.err
 
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
