@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
 import threading
 import time
@@ -20,6 +21,7 @@ from lmk_data.errors import DatasetError, LmkError, UserError
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
 
+_OF_A_DATASET = re.compile("[0-9a-f]{32}")  # folders that this module makes
 _OPEN_FILES = 256
 _FETCHERS = 4
 _ADVISED_AT_ONCE = 128 << 10  # the kernel reads no more for one advice than it would ahead on its own
@@ -80,9 +82,9 @@ class ShardFiles:
             return False
         with self._fetching_again:
             if name not in self._fetched_again:
-                self._fetched_again.add(name)
                 self._fetcher.path(name).unlink(missing_ok=True)
                 with self._lock:
+                    self._fetched_again.add(name)
                     self._open.pop(name, None)
         return True
 
@@ -93,8 +95,11 @@ class ShardFiles:
             if (shard := self._open.get(name)) is not None:
                 self._open.move_to_end(name)
                 return shard
+            was_damaged = name in self._fetched_again
         shard = self._open_file(name)
         with self._lock:
+            if was_damaged != (name in self._fetched_again):
+                return shard  # perhaps the damaged file, of which another thread has let go meanwhile
             self._open[name] = shard
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
@@ -236,9 +241,13 @@ class _Fetcher:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the shards that were used longest ago until one of `num_bytes` fits; open files stay readable."""
+        """Remove the shards that were used longest ago until one of `num_bytes` fits; open files stay readable.
+
+        What else lies in the folder is somebody else's.
+        """
         total, removable = 0, []
-        for path in chain(self._root.rglob("*.tar"), self._root.rglob("*.tmp")):
+        datasets = [folder for folder in self._root.iterdir() if _OF_A_DATASET.fullmatch(folder.name)]
+        for path in chain.from_iterable(folder.rglob(kind) for folder in datasets for kind in ("*.tar", "*.tmp")):
             with suppress(FileNotFoundError):
                 found = path.stat()
                 total += found.st_size

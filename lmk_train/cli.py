@@ -62,6 +62,8 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
     def run() -> None:
         parsed: Any = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
+        if "WORLD_SIZE" in os.environ:  # torch, not imported yet, would warn in each process of how world.py uses DDP
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
                 raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")

@@ -13,7 +13,7 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.files import sync_folder, write_bytes
+from lmk_data.files import sha256_file, sync_folder, write_bytes
 from lmk_data.terminal import progress_bar
 from lmk_train.augment import Augmentation, Preprocess
 from lmk_train.config import TrainConfig
@@ -160,9 +160,12 @@ def as_they_are(features: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
 
 
 def _description(dataset: ShardedDataset, config: TrainConfig) -> dict[str, str | None]:
+    assert config.weights is not None
+    path = Path(config.weights)
     return {
         "content_sha256": dataset.manifest["content_sha256"],
         "model": config.model,
         "weights": config.weights,
+        "weights_sha256": sha256_file(path) if path.is_file() else None,
         "amp": config.amp,
     }

@@ -97,7 +97,14 @@ def _ended_before_a_checkpoint(run: Path) -> bool:
 
 
 def _names(run: Path) -> set[str]:
-    return {path.name for path in run.iterdir()} - {_LOCK}
+    """What a folder holds, beside the lock and files that a kill left unfinished."""
+    return {path.name for path in run.iterdir() if path.suffix != ".tmp"} - {_LOCK}
+
+
+def _sweep(run: Path) -> None:
+    """Remove files that a kill left unfinished; this process holds the folder."""
+    for left in (*run.glob("*.tmp"), *(run / FOLDER).glob("*.tmp")):
+        left.unlink(missing_ok=True)
 
 
 def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[str], None]) -> None:
@@ -107,6 +114,7 @@ def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[st
         run.mkdir(parents=True, exist_ok=True)
         hold()
         check_run(run, trainer.config)  # another training may have been there meanwhile
+        _sweep(run)
         if (run / CONFIG).exists():
             announce(f"{run}: the training there ended before its first checkpoint; it starts anew")
             for name in (METRICS, NONFINITE):
@@ -120,6 +128,8 @@ def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[st
 
 def restore_run(trainer: Trainer) -> None:
     """Go on where the last checkpoint stands; refuse what would make it another training."""
+    if trainer.world.is_first:
+        _sweep(trainer.run)
     state = load_checkpoint(trainer.run, LAST)
     earlier, now = state["config"], trainer.config.json()
     changed = [name for name in now if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]

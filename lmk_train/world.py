@@ -53,7 +53,11 @@ class World:
         with warnings.catch_warnings():
             # What is to replace it copies the first process's running statistics to all others here.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+            # Without looking for unused parameters, the first step would rearrange the buckets: sums of three and more
+            # processes would then round otherwise after a resume, which begins with the first arrangement again.
+            return DistributedDataParallel(
+                model, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+            )
 
     def add(self, *values: float) -> list[float]:
         """Sums over the processes."""

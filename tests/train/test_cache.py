@@ -130,6 +130,19 @@ def test_the_cache_stays_within_its_size_while_two_processes_fetch_at_once(
         files.close()
 
 
+def test_what_others_keep_in_the_folder_of_the_cache_stays(remote: ShardedDataset, tmp_path: Path) -> None:
+    kept = [tmp_path / "cache" / name for name in ("a.tar", "photos/b.tar", "c.tmp")]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
+    files = ShardFiles(remote, Cache(tmp_path / "cache", 1))
+    for shard in remote.shards("train")[:2]:
+        files.open(shard["name"])
+    files.close()
+    assert all(path.exists() for path in kept)
+
+
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
     first, second = (shard["name"] for shard in remote.shards("train")[:2])
     files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))

@@ -124,18 +124,21 @@ def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, 
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("world", "more"),
+    [(2, ["--ema", "0.9", "--freeze-backbone-epochs", "1"]), (3, [])],
+    ids=["averaged weights, and a backbone that thaws after the stop", "the order of a sum of three matters"],
+)
 def test_one_process_asked_to_stop_stops_all_and_they_go_on_to_the_same_bits(
-    dataset_path: Path, tmp_path: Path
+    dataset_path: Path, tmp_path: Path, world: int, more: list[str]
 ) -> None:
-    """With averaged weights, and a backbone that thaws after the stop."""
-    more = ["--ema", "0.9", "--freeze-backbone-epochs", "1"]
-    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, world=2) == 0
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, world=world) == 0
     # torchrun reports any other exit code than 0 as 1; what counts is the checkpoint.
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *more, world=2, stop_after=3) != 0
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *more, world=world, stop_after=3) != 0
     saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)
     assert saved["progress"]["step"] == 3
-    assert len(saved["buffers"]) == 2
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume", *more, world=2) == 0
+    assert len(saved["buffers"]) == world
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume", *more, world=world) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
