@@ -125,7 +125,7 @@ class ShardedDataset:
     @cached_property
     def classes(self) -> pd.DataFrame:
         """classes.parquet: one row per class in order of its label."""
-        return _frame(self._read_parquet(CLASSES))
+        return _frame(self.read_table(CLASSES))
 
     def __len__(self) -> int:
         """Samples in all splits together."""
@@ -140,12 +140,21 @@ class ShardedDataset:
         """The manifest's shards of one split."""
         return self._split(split)["shards"]
 
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One of the dataset's Parquet files as it is, unchecked; DatasetError if it cannot be read."""
+        try:
+            with self.folder.open(name) as file:
+                return pq.read_table(file, columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
+
     def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
         """The label index of one split as an Arrow table, one row per sample in shard order.
 
         Raises DatasetError if it names a shard that the manifest does not.
         """
-        table = self._read_parquet(self._split(split)["index"], columns)
+        table = self.read_table(self._split(split)["index"], columns)
         if "shard" in table.column_names:
             unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
             if unknown:
@@ -161,13 +170,13 @@ class ShardedDataset:
         """rejects.parquet: every planned image that was not written, with its reason; a view has none."""
         if self.is_view:
             return _frame(rejects_schema(pa.string()).empty_table())
-        return _frame(self._read_parquet(REJECTS))
+        return _frame(self.read_table(REJECTS))
 
     def dropped_classes(self) -> pd.DataFrame:
         """dropped_classes.parquet: the classes that the rule left out; a view has none."""
         if self.is_view:
             return _frame(dropped_classes_schema(pa.string()).empty_table())
-        return _frame(self._read_parquet(DROPPED_CLASSES))
+        return _frame(self.read_table(DROPPED_CLASSES))
 
     def shard_path(self, name: str) -> Path:
         """Where a shard lies on this machine; UserError for a dataset behind a URL."""
@@ -291,14 +300,6 @@ class ShardedDataset:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return descriptor
-
-    def _read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        try:
-            with self.folder.open(name) as file:
-                return pq.read_table(file, columns=columns)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
 
     def _check_base(self) -> None:
         """A view's base is the very dataset that it was made of."""

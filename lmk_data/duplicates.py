@@ -137,15 +137,32 @@ def near_pairs(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> Iterator[tup
                     yield a[close], b[close]
 
 
+def small_picture(jpeg: bytes) -> Pictures:
+    """A stored picture as it is compared, uint8 [32, 32, 3]; ValueError if it cannot be decoded."""
+    least = 3 * _CONFIRM_SIZE // 2  # of 224 pixels a quarter, for which the decoder has vector code
+    rgb = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=least, min_width=least, min_factor=1)
+    size = (_CONFIRM_SIZE, _CONFIRM_SIZE)
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
+
+
 def look_alike(a: Pictures, b: Pictures) -> Bools:
     """Which pairs of small pictures (uint8 [..., 32, 32, 3]) show the same: correlated, and of the same mean colour."""
-    x, y = a.astype(np.float32), b.astype(np.float32)
-    x_mean, y_mean = (z.mean(axis=(-3, -2), keepdims=True) for z in (x, y))
-    same_colour = np.abs(x_mean - y_mean).max(axis=(-3, -2, -1)) <= _LARGEST_DIFFERENCE
-    x, y = x - x_mean, y - y_mean
-    scale = np.sqrt((x * x).sum(axis=(-3, -2, -1)) * (y * y).sum(axis=(-3, -2, -1)))
-    alike: Bools = same_colour & (scale > 0) & ((x * y).sum(axis=(-3, -2, -1)) >= _LEAST_CORRELATION * scale)
+    x, y = _channels(a), _channels(b)
+    x_mean, y_mean = x.mean(axis=-1, keepdims=True), y.mean(axis=-1, keepdims=True)
+    same_colour = np.abs(x_mean - y_mean).max(axis=(-2, -1)) <= _LARGEST_DIFFERENCE
+    x -= x_mean
+    y -= y_mean
+    products = (np.einsum("...cp,...cp->...", *pair) for pair in ((x, x), (y, y), (x, y)))
+    x_square, y_square, covariance = products
+    scale = np.sqrt(x_square * y_square)
+    alike: Bools = same_colour & (scale > 0) & (covariance >= _LEAST_CORRELATION * scale)
     return alike
+
+
+def _channels(pictures: Pictures) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Pictures [..., 32, 32, 3] as float32 [..., 3, 1024]: sums over adjacent numbers are ten times faster."""
+    pixels = pictures.reshape(*pictures.shape[:-3], -1, pictures.shape[-1])
+    return pixels.swapaxes(-1, -2).astype(np.float32, order="C")
 
 
 def _block_mask(block: int) -> int:
@@ -283,14 +300,11 @@ class _SmallPictures:
     def _shrink(self, places: list[tuple[str, int, int]]) -> Pictures:
         """Stored pictures (shard, offset, bytes) as uint8 [N, 32, 32, 3]."""
         small = np.empty((len(places), _CONFIRM_SIZE, _CONFIRM_SIZE, 3), dtype=np.uint8)
-        least = 2 * _CONFIRM_SIZE
         for i, (shard, offset, num_bytes) in enumerate(places):
             data = self._dataset.read_bytes(shard, offset, num_bytes)
             try:
-                rgb = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least, min_factor=1)
+                small[i] = small_picture(data)
             except ValueError as error:
                 where = f"{self._dataset.shards_folder.location(shard)}: the picture at {offset:,}"
                 raise DatasetError(f"{where} cannot be read ({error}); run `lmk-shard verify`") from error
-            resized = Image.fromarray(rgb).resize((_CONFIRM_SIZE, _CONFIRM_SIZE), Image.Resampling.BOX)
-            small[i] = np.asarray(resized)
         return small

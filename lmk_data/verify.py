@@ -62,6 +62,8 @@ def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet:
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:
         problems += _check_strays(folder, manifest)
+    if set(manifest["files"]) != _expected_files(manifest):
+        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # nothing that says what belongs to it
     damaged = {problem.location for problem in problems}
     if damaged.isdisjoint(map(folder.location, _tables_of_samples(manifest))):
         problems += _check_indexes(dataset)
@@ -185,7 +187,7 @@ def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
     keys = []
     for split in dataset.splits:
         location = dataset.folder.location(index_name(split))
-        index = dataset.index_table(split)
+        index = dataset.read_table(index_name(split))
         landmark_id = index.schema.field("landmark_id").type if "landmark_id" in index.column_names else pa.null()
         if index.schema.remove_metadata() != index_schema(landmark_id):
             yield Problem(location, "does not have the columns of the format")
@@ -242,7 +244,7 @@ def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
     decode_every = 0 if quick else max(1, len(dataset) // _DECODED_PICTURES)
     number = 0
     for split in dataset.splits:
-        index = dataset.index_table(split)
+        index = dataset.read_table(index_name(split))
         bounds = np.searchsorted(_shard_of_row(dataset, split, index), np.arange(len(dataset.shards(split)) + 1))
         index = index.drop_columns(["shard"])
         for i, shard in enumerate(dataset.shards(split)):

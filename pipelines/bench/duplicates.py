@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.duplicates import MAX_DISTANCE, look_alike, near_pairs
+from lmk_data.duplicates import MAX_DISTANCE, look_alike, near_pairs, small_picture
 from lmk_data.format import Recipe, Resized
 from lmk_data.resize import resize_image
 
@@ -35,12 +35,11 @@ def _cropped(image: Image.Image, share: float) -> Image.Image:
 
 
 def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"] | None:
-    """The hash of a stored picture, and the picture at 32x32."""
+    """The hash of a stored picture, and the picture as it is compared."""
     result = resize_image(data, Recipe())
     if not isinstance(result, Resized):
         return None
-    with Image.open(io.BytesIO(result.jpeg)) as image:
-        return result.dhash, np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+    return result.dhash, small_picture(result.jpeg)
 
 
 def alike(a: tuple[int, object], b: tuple[int, object]) -> tuple[bool, bool]:

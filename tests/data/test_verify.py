@@ -11,6 +11,7 @@ import pytest
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.format import canonical_json
 from lmk_data.subset import Selection, write_view
 from lmk_data.verify import Problem, verify
 
@@ -70,8 +71,7 @@ def test_a_flipped_bit_is_named_wherever_it_is(copy: Path) -> None:
 
 def test_a_flipped_bit_of_the_manifest_is_noticed(copy: Path) -> None:
     rng, path = random.Random(8), copy / "dataset.json"
-    for _ in range(40):
-        position = rng.randrange(path.stat().st_size)
+    for position in range(rng.randrange(23), path.stat().st_size, 23):
         before = flip(path, position, rng.randrange(8))
         try:
             found = problems(copy)
@@ -81,6 +81,15 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(copy: Path) -> None:
             assert found, (position, before[max(0, position - 40) : position + 20])
         path.write_bytes(before)
     assert not problems(copy)
+
+
+def test_a_shard_that_splits_name_otherwise_is_the_manifests_fault(copy: Path) -> None:
+    path = copy / "dataset.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["splits"]["train"]["shards"][1]["name"] = "shards/train/train-000009.tar"
+    path.write_bytes(canonical_json(manifest) + b"\n")
+    (problem,) = problems(copy)
+    assert (problem.location, problem.what) == (str(path), "files are not those that splits and classes name")
 
 
 def test_what_else_can_be_wrong(copy: Path) -> None:
