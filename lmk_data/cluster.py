@@ -81,7 +81,7 @@ def connect(address: str) -> Iterator[DaskEngine]:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
-    with _silent("distributed.client"), client:
+    with _silent("distributed", "distributed.client"), client:
         try:
             client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
         except TimeoutError as error:
@@ -149,15 +149,16 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
-def _silent(logger: str) -> Iterator[None]:
+def _silent(*loggers: str) -> Iterator[None]:
     """Keep from stderr what a library logs of a failure that our one line is about."""
-    talker = logging.getLogger(logger)
-    level = talker.level
-    talker.setLevel(logging.CRITICAL)
+    levels = {logger: logging.getLogger(logger).level for logger in loggers}
+    for logger in loggers:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        talker.setLevel(level)
+        for logger, level in levels.items():
+            logging.getLogger(logger).setLevel(level)
 
 
 def _answers(client: "Client", probe: Probe) -> dict[str, Any]:

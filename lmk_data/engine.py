@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,13 +48,8 @@ class LocalEngine:
             n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
         )
         try:
-            # Ctrl-C reaches the whole process group; workers inherit the mask, and the main process ends them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                with _quiet_cleaning():
-                    results = parallel(joblib.delayed(function)(task) for task in tasks)
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            with _interruptions_held(), _quiet_cleaning():
+                results = parallel(joblib.delayed(function)(task) for task in tasks)
             assert isinstance(results, Generator)
             try:
                 for result in results:  # noqa: UP028 - `yield from` would close it beyond the filter below
@@ -68,6 +64,29 @@ class LocalEngine:
             ) from error
         finally:
             get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: it goes to the whole process group, and the main process ends them.
+
+    A signal that comes meanwhile is heeded at the end, as what has half started cannot be ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit, as handlers they do not
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,9 +132,7 @@ class Experiment:
             torch.manual_seed(int(fresh[0]))
             np.random.seed(int(fresh[1]))
             try:
-                with warnings.catch_warnings():
-                    # Its models say how they cope with points that lie close together (jitter, restarts): no news here.
-                    warnings.simplefilter("ignore")
+                with quiet_models():
                     ((number, point),) = self._client.get_next_trials(max_trials=1).items()
             except AxError as error:
                 if "exhaust" in str(error).lower() or "duplicate" in str(error).lower():
@@ -198,6 +197,14 @@ class Experiment:
         with tempfile.TemporaryDirectory() as folder:
             self._client.save_to_json_file(f"{folder}/experiment.json")
             write_bytes(self._path, Path(folder, "experiment.json").read_bytes())
+
+
+@contextmanager
+def quiet_models() -> Iterator[None]:
+    """Without what Ax's models say of how they cope with points that lie close together (jitter, restarts)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def import_ax() -> None:

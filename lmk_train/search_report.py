@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lmk_data import page
 from lmk_data.files import write_bytes
-from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better
+from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better, quiet_models
 from lmk_train.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.search_space import Choice, Point, Range, SearchSpace
 
@@ -30,6 +30,7 @@ class _Model:
     adapter: Any
     objective: str
 
+    @quiet_models()
     def predict(self, points: list[Point]) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
         """Mean and standard deviation of the objective without noise at each point, float64 [N] both."""
         from ax.core.observation import ObservationFeatures
@@ -45,6 +46,7 @@ class _Model:
         found = ax_parameter_sens(self.adapter, order="total", signed=False)[self.objective]
         return {str(name): float(value) for name, value in found.items()}
 
+    @quiet_models()
     def cross_validated(self) -> list[tuple[float, float, float]]:
         """Observed value, predicted mean and standard deviation of each trial by a model that has not seen it."""
         from ax.adapter.cross_validation import cross_validate
@@ -81,6 +83,7 @@ def write_search_report(
     return path
 
 
+@quiet_models()
 def _fit(experiment: Experiment, trials: list[Trial]) -> _Model | None:
     """A model of the objective; None where the trials that finished are too few or all alike."""
     values = [trial.value for trial in trials if trial.state == DONE]

@@ -27,7 +27,7 @@ from lmk_train.models import num_parameters
 from lmk_train.precision import Precision, resolve_device
 
 _METRICS = ("accuracy", "top5_accuracy", "macro_precision", "macro_recall", "macro_f1", "few_accuracy", "gap")
-_BATCH, _SECONDS = 32, 3.0
+_BATCH, SECONDS = 32, 3.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Row:
     predictions: pd.DataFrame
 
 
-def read_run(run: Path, name: str, split: str) -> Row:
-    """A run's files, and the speed of its model here. Raises UserError if it was not evaluated on the split."""
+def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
+    """A run's files, and the speed of its model here over some seconds. Raises UserError without an evaluation."""
     path = run / f"eval-{split}.json"
     if not path.exists():
         raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
@@ -63,7 +63,7 @@ def read_run(run: Path, name: str, split: str) -> Row:
         train_accuracy=_train_accuracy(run, metrics),
         backbone_parameters=num_parameters(model.backbone),
         head_parameters=num_parameters(model.head),
-        images_per_second=_speed(model.eval(), size),
+        images_per_second=_speed(model.eval(), size, seconds),
         predictions=predictions[predictions["target"].notna()].set_index("key").sort_index(),
     )
 
@@ -102,7 +102,7 @@ def _scores(targets: Ints, labels: Ints, num_classes: int) -> tuple[float, float
     return float((targets == labels).mean()), float(counts.f1()[counts.support > 0].mean())
 
 
-def _speed(model: torch.nn.Module, size: int) -> float:
+def _speed(model: torch.nn.Module, size: int, seconds: float) -> float:
     """Images a second of the forward pass, from normalised pictures to logits."""
     device = resolve_device("auto")
     precision = Precision.resolve("auto", device)
@@ -110,7 +110,7 @@ def _speed(model: torch.nn.Module, size: int) -> float:
     pictures = torch.randn(_BATCH, 3, size, size, device=device).to(memory_format=torch.channels_last)
     batches, started = -2, time.perf_counter()
     with torch.inference_mode(), precision.autocast():
-        while time.perf_counter() - started < _SECONDS or batches < 1:
+        while time.perf_counter() - started < seconds or batches < 1:
             model(pictures).sum().item()
             batches += 1
             if not batches:
@@ -118,13 +118,16 @@ def _speed(model: torch.nn.Module, size: int) -> float:
     return batches * _BATCH / (time.perf_counter() - started)
 
 
-def comparison(runs: list[Path], split: str, resamples: int) -> str:
-    """The tables of these runs as Markdown. Raises UserError for a run that was not evaluated on the split."""
+def comparison(runs: list[Path], split: str, resamples: int, seconds: float = SECONDS) -> str:
+    """The tables of these runs as Markdown, each timed for some seconds.
+
+    Raises UserError for a run that was not evaluated on the split.
+    """
     require(resamples >= 1, "--resamples", resamples, "at least 1")
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
-    rows = [read_run(run, name, split) for run, name in zip(runs, names, strict=True)]
+    rows = [read_run(run, name, split, seconds) for run, name in zip(runs, names, strict=True)]
     judged_on_train = split != "train" and any(row.train_accuracy is not None for row in rows)
     header = [*(name.replace("_", " ") for name in _METRICS), *(["training accuracy"] if judged_on_train else [])]
     lines = [

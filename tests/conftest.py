@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,16 +44,29 @@ def chromium() -> str:
     return found
 
 
+def free_port() -> int:
+    """A free port below those that outgoing connections are given, whose sister, 10000 above, is free too."""
+    while True:  # SeaweedFS speaks gRPC on the sister
+        port = random.SystemRandom().randrange(10_100, 22_000)
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
 def draw(path: Path, class_number: int, number: int, size: tuple[int, int] = (96, 72)) -> None:
     """A picture that a small network can tell the class of: stripes of a colour and an angle of its own, and noise."""
-    random = np.random.default_rng([class_number, number])
+    rng = np.random.default_rng([class_number, number])
     hue = (class_number * 67) % 255
     image = Image.new("HSV", size, (hue, 120, 200)).convert("RGB")
     pen = ImageDraw.Draw(image)
-    step, offset = 8 + 3 * class_number, int(random.integers(0, 8))
+    step, offset = 8 + 3 * class_number, int(rng.integers(0, 8))
     for x in range(offset, size[0] + size[1], step):
         pen.line([(x, 0), (x - (class_number % 3) * 30, size[1])], fill=(20, 30 * (class_number % 8), 60), width=3)
-    noisy = np.asarray(image).astype(int) + random.integers(-20, 20, (size[1], size[0], 3))
+    noisy = np.asarray(image).astype(int) + rng.integers(-20, 20, (size[1], size[0], 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
@@ -134,8 +149,11 @@ def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     """webdataset 0.2, the last with wids, in a folder of its own; None where it cannot be installed."""
     folder = tmp_path_factory.mktemp("webdataset-0.2")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*install, "webdataset==0.2.111"], capture_output=True)
-    return folder if done.returncode == 0 else None
+    try:
+        subprocess.run([*install, "webdataset==0.2.111"], capture_output=True, timeout=120, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return folder
 
 
 @pytest.fixture

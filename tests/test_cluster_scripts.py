@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
+from tests.conftest import free_port
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "pipelines" / "cluster"
 pytest.importorskip("distributed", reason="the extra `dask` is not installed")
@@ -35,12 +35,9 @@ def run_script(name: str, folder: Path, **variables: object) -> None:
     for program in programs.iterdir():
         program.chmod(0o755)
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PATH": path, "PORT": str(port), **{k: str(v) for k, v in variables.items()}}
+    environment = {**os.environ, "PATH": path, "PORT": str(free_port()), **{k: str(v) for k, v in variables.items()}}
     command = ["bash", str(SCRIPTS / name)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 

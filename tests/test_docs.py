@@ -104,10 +104,16 @@ def test_snippet(page: str, code: str, dataset_path: Path, tmp_path: Path, old_w
     done = subprocess.run(
         [sys.executable, "-c", code + _CHECK],
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HOME": str(tmp_path),
+            "WIDS_CACHE": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(paths),
+        },
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -274,7 +280,7 @@ def shell(line: str, folder: Path) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(DOCS.parent)}
     command = ["bash", "-o", "pipefail", "-c", line]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
     return done.stdout
 

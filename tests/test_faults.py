@@ -67,7 +67,7 @@ def finish(command: Sequence[str]) -> None:
 
 
 def wait_for(is_so: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not is_so():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         assert time.monotonic() < deadline, "nothing happened"
@@ -129,9 +129,9 @@ def test_interrupted(source: Path, expected: dict[str, str], tmp_path: Path) -> 
         wait_for(lambda before=before: receipts(out) > before, process)  # type: ignore[misc]
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         started = time.monotonic()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=240)
         assert process.returncode == 130
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 30
         assert said.rstrip().endswith("interrupted; run it again to go on")
         assert "Traceback" not in said
     kept = receipts(out)
@@ -149,7 +149,7 @@ def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(workers[0]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "out of memory" in one_line(said)
     assert receipts(out) > 2
@@ -166,7 +166,7 @@ def test_a_source_that_vanishes(source: Path, expected: dict[str, str], tmp_path
     wait_for(lambda: receipts(out) > 1, process)
     (moving / "train").rename(moving / "gone")
     (moving / "train").mkdir()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "is the storage there? run it again to go on" in one_line(said)
     assert not (out / "dataset.json").exists()
@@ -230,10 +230,12 @@ def test_a_second_build_is_refused_while_the_first_is_at_work(
     out = tmp_path / "shards"
     process = start(words(source, out, "--workers", "1"))
     wait_for(lambda: receipts(out) > 0, process)
+    os.killpg(process.pid, signal.SIGSTOP)
     second = subprocess.run(words(source, out), capture_output=True, text=True, check=False)
+    os.killpg(process.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert "another build is at work there" in one_line(second.stderr)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 0
     assert hashes(out) == expected
 
@@ -249,5 +251,5 @@ def test_what_cleans_up_after_killed_workers_is_silent(tmp_path: Path) -> None:
         "    assert sorted(LocalEngine(2).run(same, [1, 2, 3])) == [1, 2, 3]\n"
         "    resource_tracker.register('/left-by-a-killed-worker', 'semlock')\n"
     )
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from lmk_train.cli import train_main
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_monuments_reach_ninety_percent_with_default_settings(shared: Path, tmp_path: Path) -> None:
     monuments = shared / "monuments"
     shards, run = tmp_path / "shards", tmp_path / "run"

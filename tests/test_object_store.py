@@ -18,6 +18,7 @@ import torch
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from tests.conftest import free_port
 from tests.data.test_build import hashes
 from tests.test_faults import expected, one_line, source, start, wait_for, words
 
@@ -27,21 +28,6 @@ pytestmark = pytest.mark.slow
 __all__ = ["expected", "source"]  # fixtures
 
 WEED = shutil.which("weed", path=os.pathsep.join([str(Path(os.sys.executable).parent), os.environ["PATH"]]))  # type: ignore[attr-defined]
-
-
-def free_port() -> int:
-    """A free port whose sister, 10000 above, is free too: there SeaweedFS speaks gRPC."""
-    while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port > 50_000:
-                port -= 20_000
-            try:
-                other.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
 
 
 class Server:
@@ -68,7 +54,7 @@ class Server:
         with open(self._folder / "log", "ab") as log:
             command = [str(WEED), "server", "-ip=127.0.0.1", f"-dir={self._folder / 'data'}", *ports, *sizes]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self._ports["s3"])) == 0:
@@ -79,7 +65,7 @@ class Server:
     def stop(self) -> None:
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(240)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", started.url)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 fsspec.filesystem("s3").mkdir("bucket")
@@ -170,7 +156,7 @@ def test_two_processes_train_on_a_url_and_share_what_they_fetch(
         more = ["--shards", shards, "--out", str(tmp_path / run), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
         command = [sys.executable, *launcher, "-m", "tests.train.recorded_training", str(tmp_path / "log"), "0"]
-        done = subprocess.run([*command, *more, *TINY, "--quiet"], capture_output=True, text=True, timeout=250)
+        done = subprocess.run([*command, *more, *TINY, "--quiet"], capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     far, near = (
         torch.load(tmp_path / run / "checkpoints" / "last.pt", weights_only=True)["model"] for run in ("far", "near")
@@ -195,7 +181,7 @@ def serve() -> Iterator[Callable[[Path], str]]:
         processes.append(
             subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)], stdout=subprocess.DEVNULL)
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -267,7 +253,7 @@ def test_the_server_restarts_during_a_build(
     server.stop()
     time.sleep(1)
     server.start()
-    _, error = process.communicate(timeout=200)
+    _, error = process.communicate(timeout=500)
     if process.returncode:  # it was away for longer than retries last: one line, and going on
         assert "run it again to go on" in one_line(error)
         done = subprocess.run(to(url, words(source, Path("x"))), check=False, capture_output=True, text=True)
@@ -278,7 +264,7 @@ def test_the_server_restarts_during_a_build(
 def failing(command: list[str], **environment: str) -> str:
     """The one line that a command leaves which must end with 1."""
     variables = {**os.environ, **environment}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables, timeout=240)
     assert done.returncode == 1, done.stderr
     return one_line(done.stderr)
 

@@ -33,13 +33,19 @@ root, split = sys.argv[1:]
 
 def run_reader(code: str, root: Path, split: str, home: Path, path: Path | None = None) -> list[list[Any]]:
     """Run another tool in a process of its own, away from the network; returns what it read."""
-    environment = {**os.environ, "HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(path or "")}
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "WIDS_CACHE": str(home / "wids"),
+        "PYTHONPATH": str(path or ""),
+    }
     done = subprocess.run(
         [sys.executable, "-c", _PRELUDE + code, str(root), split],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     read: list[list[Any]] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("READ"))[5:])

@@ -44,6 +44,7 @@ def test_split_is_by_largest_remainder_with_ties_to_the_earlier_split() -> None:
 
 @given(sizes=st.lists(st.integers(1, 7000), min_size=1, max_size=9), cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 @example(sizes=[6272, 1000, 6], cuts=(0.72, 0.9))
+@example(sizes=[1001], cuts=(5e-213, 1e-249))  # each of the two tiny shares gets its one
 def test_ratios_that_were_computed_split_as_exactly(sizes: list[int], cuts: tuple[float, float]) -> None:
     low, high = sorted(cuts)
     split = (low, high - low, 1 - low - (high - low))
@@ -52,7 +53,7 @@ def test_ratios_that_were_computed_split_as_exactly(sizes: list[int], cuts: tupl
     counts, exact = split_counts(np.array(sizes), split), np.array(sizes)[:, None] * np.array(split)
     assert (counts.sum(axis=1) == sizes).all()
     assert (np.abs(counts - exact) < 3).all()
-    assert (counts[np.array(sizes) > 1000] >= np.floor(exact[np.array(sizes) > 1000]) - 1).all()
+    assert (counts[np.array(sizes) > 1000] >= np.floor(exact[np.array(sizes) > 1000]) - 2).all()
 
 
 @given(sizes=SIZES, min_samples=st.integers(1, 10), top=st.none() | st.integers(1, 10), seed=st.integers(0, 9))

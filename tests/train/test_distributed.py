@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +24,10 @@ def train(dataset: Path, run: Path, log: Path, *words: str, world: int = 1, stop
 
 
 def run_module(module: str, *words: str, world: int) -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = (
-        ["-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={port}"] if world > 1 else []
-    )
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={free_port()}"]
+    launcher = launch if world > 1 else []
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", module, *words], capture_output=True, text=True, timeout=280
+        [sys.executable, *launcher, "-m", module, *words], capture_output=True, text=True, timeout=500
     )
     if done.returncode not in (0, 1, 130):
         raise AssertionError(done.stderr[-3000:])
@@ -101,9 +98,7 @@ def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
     workers = []
     for rank in range(2):
@@ -112,12 +107,12 @@ def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, 
         command = [sys.executable, "-m", "lmk_train.cli", *words, "--batch-size", "10", "--epochs", "500"]
         workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     saved = tmp_path / "run" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not saved.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert saved.exists()
     workers[1].kill()
-    _, said = workers[0].communicate(timeout=60)
+    _, said = workers[0].communicate(timeout=240)
     workers[1].communicate()
     assert workers[0].returncode == 1, said
     assert "another process of the training" in said

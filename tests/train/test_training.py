@@ -166,11 +166,11 @@ def test_interrupted_training_goes_on_to_the_same_bits(
         [sys.executable, "-m", "lmk_train.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     saved = tmp_path / "parts" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not saved.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal_number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     if signal_number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL, said
     else:
