@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker as mp_resource_tracker
 from typing import Protocol, TypeVar
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from lmk_data.errors import BuildError, UserError
@@ -48,45 +50,66 @@ class LocalEngine:
             n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
         )
         try:
-            with _interruptions_held(), _quiet_cleaning():
+            with _quiet_cleaning(), _interruptions_held() as came:
                 results = parallel(joblib.delayed(function)(task) for task in tasks)
             assert isinstance(results, Generator)
             try:
+                if came:
+                    signal.raise_signal(came[0])
                 for result in results:  # noqa: UP028 - `yield from` would close it beyond the filter below
                     yield result
             finally:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that tasks were cancelled is what leaving early asks for
+                with _quiet_ending():
                     results.close()
         except TerminatedWorkerError as error:
             raise BuildError(
                 "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
             ) from error
         finally:
-            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+            with _quiet_ending():
+                get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
-def _interruptions_held() -> Iterator[None]:
+def _interruptions_held() -> Iterator[list[int]]:
     """Start processes that Ctrl-C does not reach: it goes to the whole process group, and the main process ends them.
 
-    A signal that comes meanwhile is heeded at the end, as what has half started cannot be ended.
+    Signals that come meanwhile are kept for later, as what has half started cannot be ended.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit, as handlers they do not
     try:
-        yield
+        for tracker in (mp_resource_tracker, resource_tracker):
+            tracker.ensure_running()  # which unblocks signals when it starts a process
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit, as handlers they do not
+        yield came
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+
+
+@contextmanager
+def _quiet_ending() -> Iterator[None]:
+    """End the work without a word on the tasks that are given up, which leaving early asks for: joblib warns of them,
+    and loky's thread, once it has killed the workers, does not find those that it was about to hand out."""
+    before = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        if not (args.exc_type is KeyError and args.thread and args.thread.name == "ExecutorManagerThread"):
+            before(args)
+
+    threading.excepthook = excepthook
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

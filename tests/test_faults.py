@@ -140,6 +140,22 @@ def test_interrupted(source: Path, expected: dict[str, str], tmp_path: Path) -> 
     assert hashes(out) == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_workers_start(tmp_path: Path, number: signal.Signals) -> None:
+    """Workers print nothing of their own, and none is left that the end would wait for."""
+    command = [sys.executable, "-m", "lmk_data.cli", "sample", str(tmp_path), "--images", "900", "--workers", "2"]
+    for step in range(8):
+        process = start(command)
+        assert process.stderr is not None
+        assert any("drawing" in line for line in process.stderr)
+        time.sleep(0.02 * step)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        lines = [line for line in said.splitlines() if line and not line.startswith("drawing: ")]
+        assert lines == ["lmk-shard: interrupted; run it again to go on"]
+
+
 def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
     source: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
