@@ -50,6 +50,7 @@ class Server:
     def start(self) -> None:
         ports = [f"-{name}.port={self._ports[name]}" for name in ("master", "volume", "filer")]
         ports += [f"-s3.port={self._ports['s3']}", "-s3", f"-s3.config={self._folder / 's3.json'}"]
+        ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # two that are always the same
         sizes = ["-master.volumeSizeLimitMB=64", "-volume.max=30"]
         with open(self._folder / "log", "ab") as log:
             command = [str(WEED), "server", "-ip=127.0.0.1", f"-dir={self._folder / 'data'}", *ports, *sizes]
