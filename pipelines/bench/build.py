@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.format import Recipe, Resized
+from lmk_data.dataset.format import Recipe, Resized
 from lmk_data.resize import resize_image
 
 _CLASSES = 200
