@@ -1,10 +1,7 @@
 """Small collections to build and train on, made once for the whole run, and the real pictures where they are."""
 
-import csv
-import hashlib
-import random
+import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,16 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.format import Recipe
 from lmk_data.plan import PlanRule
+from tests.build_process import NUM_IMAGES, SAMPLES_PER_SHARD
+from tests.drawing import make_collection, write_labels
+from tests.published import hashes
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("lmk", deadline=None)
+
+
 settings.load_profile("lmk")
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -42,54 +45,6 @@ def chromium() -> str:
     if found is None:
         pytest.skip("no Chromium is installed")
     return found
-
-
-def free_port() -> int:
-    """A free port below those that outgoing connections are given, whose sister, 10000 above, is free too."""
-    while True:  # SeaweedFS speaks gRPC on the sister
-        port = random.SystemRandom().randrange(10_100, 22_000)
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-
-
-def draw(path: Path, class_number: int, number: int, size: tuple[int, int] = (96, 72)) -> None:
-    """A picture that a small network can tell the class of: stripes of a colour and an angle of its own, and noise."""
-    rng = np.random.default_rng([class_number, number])
-    hue = (class_number * 67) % 255
-    image = Image.new("HSV", size, (hue, 120, 200)).convert("RGB")
-    pen = ImageDraw.Draw(image)
-    step, offset = 8 + 3 * class_number, int(rng.integers(0, 8))
-    for x in range(offset, size[0] + size[1], step):
-        pen.line([(x, 0), (x - (class_number % 3) * 30, size[1])], fill=(20, 30 * (class_number % 8), 60), width=3)
-    noisy = np.asarray(image).astype(int) + rng.integers(-20, 20, (size[1], size[0], 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-
-
-def make_collection(
-    folder: Path, class_sizes: dict[int, int], size: tuple[int, int] = (96, 72)
-) -> list[tuple[str, int]]:
-    """Pictures in the layout of GLR2020 with their train.csv; returns its rows."""
-    rows = []
-    for number, (landmark_id, count) in enumerate(class_sizes.items()):
-        for i in range(count):
-            key = hashlib.sha256(f"{landmark_id}/{i}".encode()).hexdigest()[:16]
-            draw(folder / "train" / key[0] / key[1] / key[2] / f"{key}.jpg", number, i, size)
-            rows.append((key, landmark_id))
-    write_labels(folder / "train.csv", rows)
-    return rows
-
-
-def write_labels(path: Path, rows: list[tuple[str, int]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "landmark_id"])
-        writer.writerows(rows)
 
 
 CLASS_SIZES = {138982: 24, 20409: 15, 83144: 10, 7: 7, 113209: 6, 99: 3, 5: 2}
@@ -159,3 +114,25 @@ def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 @pytest.fixture
 def dataset(dataset_path: Path) -> ShardedDataset:
     return ShardedDataset.open(dataset_path)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 images of 8 classes, large enough that a build takes seconds: one noisy photo under many names."""
+    folder = tmp_path_factory.mktemp("source")
+    pixels = np.random.default_rng(0).integers(0, 255, (450, 600, 3), dtype=np.uint8)
+    (folder / "train").mkdir()
+    Image.fromarray(pixels).save(folder / "train" / "0000.jpg", quality=80)
+    for i in range(1, NUM_IMAGES):
+        os.link(folder / "train" / "0000.jpg", folder / "train" / f"{i:04d}.jpg")
+    write_labels(folder / "train.csv", [(f"{i:04d}", i % 8) for i in range(NUM_IMAGES)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of an uninterrupted build."""
+    out = tmp_path_factory.mktemp("expected") / "shards"
+    rule = PlanRule(samples_per_shard=SAMPLES_PER_SHARD)
+    build(BuildOptions([str(source / "train")], str(source / "train.csv"), out, rule, Recipe(size=96), quiet=True))
+    return hashes(out)

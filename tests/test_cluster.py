@@ -14,13 +14,11 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.cluster import connect
-from tests.data.test_build import hashes
-from tests.test_faults import SAMPLES_PER_SHARD, expected, one_line, receipts, source, start, wait_for, words
+from tests.build_process import SAMPLES_PER_SHARD, one_line, receipts, start, wait_for, words
+from tests.published import hashes
 
 pytest.importorskip("distributed", reason="the extra `dask` is not installed")
 pytestmark = pytest.mark.slow
-
-__all__ = ["expected", "source"]  # fixtures
 
 
 class Cluster:

@@ -11,7 +11,7 @@ import pytest
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
-from tests.conftest import free_port
+from tests.ports import free_port
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "pipelines" / "cluster"
 pytest.importorskip("distributed", reason="the extra `dask` is not installed")

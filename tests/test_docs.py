@@ -46,14 +46,14 @@ ONLY_PARSED = {
     ". .venv": "of the shell",
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
-    "lmk-tune ": "hours; tests/train/test_tune.py has small searches",
+    "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
     "--engine dask": "a cluster; tests/test_cluster.py has one of its own",
     "dask ": "a cluster; tests/test_cluster.py starts its own",
-    "torchrun --nproc-per-node 4": "four devices; tests/train/test_distributed.py has two processes",
+    "torchrun --nproc-per-node 4": "four devices; tests/train/training/test_distributed.py has two processes",
     "torchrun --nnodes 4": "four machines; tests/test_cluster_scripts.py has two nodes",
 }
 NOT_RUN = {

@@ -2,89 +2,23 @@
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
-from tests.conftest import write_labels
-from tests.data.test_build import hashes
+from tests.build_process import finish, one_line, receipts, start, wait_for, words
+from tests.published import hashes
 
 pytestmark = pytest.mark.slow
 
-NUM_IMAGES, SAMPLES_PER_SHARD = 400, 8
+
 NO_TMPFS = "this machine does not let a test mount a file system of its own"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 images of 8 classes, large enough that a build takes seconds: one noisy photo under many names."""
-    folder = tmp_path_factory.mktemp("source")
-    pixels = np.random.default_rng(0).integers(0, 255, (450, 600, 3), dtype=np.uint8)
-    (folder / "train").mkdir()
-    Image.fromarray(pixels).save(folder / "train" / "0000.jpg", quality=80)
-    for i in range(1, NUM_IMAGES):
-        os.link(folder / "train" / "0000.jpg", folder / "train" / f"{i:04d}.jpg")
-    write_labels(folder / "train.csv", [(f"{i:04d}", i % 8) for i in range(NUM_IMAGES)])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The hashes of an uninterrupted build."""
-    out = tmp_path_factory.mktemp("expected") / "shards"
-    rule = PlanRule(samples_per_shard=SAMPLES_PER_SHARD)
-    build(BuildOptions([str(source / "train")], str(source / "train.csv"), out, rule, Recipe(size=96), quiet=True))
-    return hashes(out)
-
-
-def words(source: Path, out: Path, *more: str) -> list[str]:
-    """The command line of that build."""
-    given = ["--images", str(source / "train"), "--labels", str(source / "train.csv"), "--out", str(out)]
-    shape = ["--size", "96", "--samples-per-shard", str(SAMPLES_PER_SHARD)]
-    return [sys.executable, "-m", "lmk_data.cli", "build", *given, *shape, *more]
-
-
-def start(command: Sequence[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def wait_for(is_so: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 240
-    while not is_so():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
-
-
-def receipts(out: Path) -> int:
-    folder = out / ".build" / "receipts"
-    return len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
-
-
-def one_line(error: str) -> str:
-    """The one line that a command that failed leaves on stderr, beside its progress."""
-    lines = [line for line in error.splitlines() if line and not re.match(r"(building|scanning): ", line)]
-    assert len(lines) == 1, error
-    assert lines[0].startswith("lmk-shard: error: ")
-    return lines[0]
 
 
 def only_whole_files(out: Path) -> bool:

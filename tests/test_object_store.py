@@ -18,14 +18,13 @@ import torch
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from tests.conftest import free_port
-from tests.data.test_build import hashes
-from tests.test_faults import expected, one_line, source, start, wait_for, words
+from tests.build_process import one_line, start, wait_for, words
+from tests.ports import free_port
+from tests.published import hashes
 
 pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytestmark = pytest.mark.slow
 
-__all__ = ["expected", "source"]  # fixtures
 
 WEED = shutil.which("weed", path=os.pathsep.join([str(Path(os.sys.executable).parent), os.environ["PATH"]]))  # type: ignore[attr-defined]
 
@@ -155,8 +154,9 @@ def test_two_processes_train_on_a_url_and_share_what_they_fetch(
         url = serve(local)
     for run, shards in (("far", url), ("near", str(local))):
         more = ["--shards", shards, "--out", str(tmp_path / run), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+        log = str(tmp_path / "log")
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-        command = [sys.executable, *launcher, "-m", "tests.train.recorded_training", str(tmp_path / "log"), "0"]
+        command = [sys.executable, *launcher, "-m", "tests.train.training.recorded_training", log, "0"]
         done = subprocess.run([*command, *more, *TINY, "--quiet"], capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     far, near = (

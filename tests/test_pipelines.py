@@ -26,7 +26,7 @@ from pipelines.steps import evaluate
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
 from pipelines.table3_full import TABLE as TABLE3
-from tests.conftest import draw
+from tests.drawing import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,54 @@
+"""The cached table of the members of archives."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lmk_data.archives import Member, scan_archive
+from lmk_data.errors import UserError
+from lmk_data.members import MEMBERS_TABLE, read_members
+from lmk_data.storage import LocalFolder
+from lmk_data.stores import open_stores
+from tests.data.sources.packed import write_tar
+
+
+def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", {"a1.jpg": b"1"})
+    write_tar(tmp_path / "b.tar", {"b1.jpg": b"2"})
+    stores, cache = open_stores([str(tmp_path / "?.tar")]), LocalFolder(str(tmp_path / "out"))
+    first = read_members(stores, cache=cache)
+    scanned: list[str] = []
+
+    def counting(file: io.BufferedReader, kind: str, location: str) -> Iterator[Member]:
+        scanned.append(location)
+        return scan_archive(file, kind, location)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lmk_data.members.scan_archive", counting)
+    pd.testing.assert_frame_equal(read_members(stores, cache=cache), first)
+    assert not scanned
+    write_tar(tmp_path / "b.tar", {"b1.jpg": b"2", "b2.jpg": b"3"})
+    assert read_members(stores, cache=cache)["source"].tolist() == ["a1.jpg", "b1.jpg", "b2.jpg"]
+    assert scanned == [str(tmp_path / "b.tar")]
+    (tmp_path / "out" / MEMBERS_TABLE).write_bytes(b"PAR1 and then nothing")
+    assert len(read_members(stores, cache=cache)) == 3
+
+
+def test_checksums_are_compared_and_only_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "images_000.tar", {"a1.jpg": b"1"})
+    write_tar(tmp_path / "images_001.tar", {"b1.jpg": b"2"})
+    right = hashlib.md5((tmp_path / "images_000.tar").read_bytes()).hexdigest()
+    sums = tmp_path / "sums"
+    sums.mkdir()
+    stores = open_stores([str(tmp_path / "*.tar")])
+    with pytest.raises(UserError, match=r"no checksum of these archives, such as md5\.images_000\.txt"):
+        read_members(stores, cache=None, md5=str(sums))
+    (sums / "md5.images_000.txt").write_text(f"{right}  images_000.tar\n")
+    (sums / "md5.images_001.txt").write_text(f"{right}  images_001.tar\n")
+    assert len(read_members(stores, cache=None, md5=str(sums))) == 2
+    said = capsys.readouterr().err
+    assert "images_001.tar: its md5 is" in said
+    assert "images_000.tar: its md5" not in said

@@ -1,0 +1,76 @@
+"""Folders, archives and URLs as stores of images."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from lmk_data.errors import UserError
+from lmk_data.format import Rejection
+from lmk_data.members import read_members
+from lmk_data.storage import LocalFolder
+from lmk_data.stores import open_stores
+from tests.data.sources.packed import content, found, read, touch, write_tar
+
+
+def test_what_is_written_to_is_no_source(tmp_path: Path) -> None:
+    write_tar(tmp_path / "images_0.tar", {"a.jpg": content("a")})
+    touch(tmp_path, ".git/x.jpg", "out/shards/b.jpg")
+    (store,) = open_stores([str(tmp_path)], LocalFolder(str(tmp_path / "out")))
+    assert store.location.endswith("images_0.tar")
+    touch(tmp_path, "class/c.jpg", "outer/d.jpg")
+    stores = open_stores([str(tmp_path)], LocalFolder(str(tmp_path / "out")))
+    assert read_members(stores, cache=None)["source"].tolist() == ["class/c.jpg", "images_0.tar", "outer/d.jpg"]
+
+
+def test_a_huge_file_behind_a_url_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/huge/c/small.jpg": b"small", "/huge/c/video.jpg": bytes(5000)})
+    monkeypatch.setattr("lmk_data.stores.MAX_IMAGE_BYTES", 4000)
+    stores = open_stores(["memory://huge"])
+    small, video = (read(stores, row) for _, row in read_members(stores, cache=None).iterrows())
+    fs.rm("/huge", recursive=True)
+    assert small == b"small"
+    assert isinstance(video, Rejection)
+    assert video.reason == "too-large"
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(600))
+    (tmp_path / "a.csv").write_text("id,landmark_id\n")
+    for name, said in (("a.tar.gz", "unpack it once"), ("a.csv", "neither"), ("none", "no such"), ("*.zip", "nothing")):
+        with pytest.raises(UserError, match=said):
+            open_stores([str(tmp_path / name)])
+    with pytest.raises(UserError, match="nosuch"):
+        open_stores(["nosuch://bucket/x"])
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web_server(tmp_path: Path) -> Iterator[str]:
+    """A plain web server over tmp_path, which knows no listings of its own kind and no ranges."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_tree_behind_a_web_server(tmp_path: Path, web_server: str) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
+    touch(tmp_path / "train", "a/b/c/abc123.jpg")
+    stores, located = found(["abc123", "abc999"], f"{web_server}/train")
+    assert read(stores, located.frame.iloc[0]) == content("a/b/c/abc123.jpg")
+    missing = read(stores, located.frame.iloc[1])
+    assert isinstance(missing, Rejection)
+    assert missing.reason == "missing"

@@ -1,0 +1,29 @@
+"""Which classes and images a selection keeps."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
+from lmk_data.subset import Selection, read_class_list, write_view
+
+
+def test_a_class_list_in_any_form(dataset_path: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"landmark_id": [7, 20409], "other": ["x", "y"]})
+    (tmp_path / "plain.txt").write_text("7\n\n20409 \n")
+    frame.to_csv(tmp_path / "list.csv", index=False)
+    frame.to_parquet(tmp_path / "list.parquet")
+    for name in ("plain.txt", "list.csv", "list.parquet"):
+        assert read_class_list(str(tmp_path / name)) == ("7", "20409")
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(classes=("7", "20409")), str(tmp_path / "view"))
+        assert ShardedDataset.open(tmp_path / "view").classes["landmark_id"].tolist() == [20409, 7]
+        with pytest.raises(UserError, match=r"1 are not in .*, such as 8"):
+            write_view(dataset, Selection(classes=("7", "8")), str(tmp_path / "other"))
+        with pytest.raises(UserError, match="leaves no class; the largest has 24 images"):
+            write_view(dataset, Selection(min_samples=1000), str(tmp_path / "other"))
+        with pytest.raises(UserError, match="choose something"):
+            write_view(dataset, Selection(), str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()

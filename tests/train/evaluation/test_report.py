@@ -1,0 +1,191 @@
+"""The page of a run."""
+
+import json
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lmk_data.build import BuildOptions, build
+from lmk_data.dataset import ShardedDataset
+from lmk_data.format import Recipe
+from lmk_train.cli import eval_main
+from lmk_train.config import TrainConfig
+from lmk_train.evaluation import (
+    CONFIG,
+    SOURCE,
+    Classes,
+    Evaluation,
+    write_evaluation,
+)
+from lmk_train.metrics import Predictions, summarize
+from lmk_train.report import write_run_report
+from tests.browser import browse
+from tests.drawing import make_collection
+from tests.train.evaluation.pages import sections
+
+EXACT = ["--amp", "off", "--device", "cpu"]
+
+
+ODD_NAMES = ("<script>alert(1)</script>", r"Price $\foo$ place", "故宫")
+
+
+def test_the_report_has_every_part_and_names_are_escaped(run: Path, dataset: ShardedDataset) -> None:
+    html = (run / "report" / "index.html").read_text()
+    parts = re.findall(r"<h2>(.*?)</h2>", html)
+    assert parts == [
+        "In short",
+        "Training",
+        "Classes",
+        "What is taken for what",
+        "Large classes that do badly, small ones that do well",
+        "The most confident mistakes",
+        "Every class",
+        "Configuration",
+    ]
+    assert "default-src 'none'" in html
+    assert dataset.manifest["content_sha256"] in html
+    shown = json.loads((run / "eval-test.json").read_text())
+    assert f"<b>{shown['accuracy']:.1%}</b>" in html
+    assert eval_main([str(run), "--tau", *EXACT, "--quiet"]) == 0
+    found = sections(run / "report" / "index.html")
+    assert found["Post-hoc logit adjustment"].count("<svg ") == 1
+    assert "Accuracy and macro F1 after each epoch" in found["Training"]
+
+
+def made_up_run(dataset: ShardedDataset, run: Path, seed: int = 0) -> "pd.DataFrame":
+    """A run's folder with predictions of the test split that are right for two in three samples; its classes."""
+    run.mkdir()
+    (run / CONFIG).write_text(json.dumps(TrainConfig(dataset.location, run).resolved().json()))
+    shares = {"data_share": 0.25, "copy_share": 0.0, "compute_share": 0.75}
+    lines = [{"kind": "train", "step": step, "images_per_second": 9.0, **shares} for step in (50, 100)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index, random = dataset.index("test"), np.random.default_rng(seed)
+    targets, num_classes = index["label"].to_numpy(np.int64), dataset.num_classes
+    labels = (targets[:, None] + np.arange(min(5, num_classes))) % num_classes
+    labels[::3] = labels[::3, ::-1]
+    probabilities = -np.sort(-random.dirichlet(np.ones(labels.shape[1]), len(targets)).astype(np.float32), axis=1)
+    keys = index["key"].to_numpy(object)
+    predictions = Predictions(keys, targets, labels, probabilities, np.ones(len(targets), np.float32))
+    classes = Classes.of_dataset(dataset)
+    metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
+    nothing = predictions.rows(targets < 0)
+    write_evaluation(run, Evaluation(0, "test", dict.fromkeys(SOURCE, "x"), metrics, predictions, nothing, []), classes)
+    return pd.read_parquet(run / "per-class-test.parquet")
+
+
+@pytest.fixture(scope="module")
+def long_tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 104 classes: three of over 100 training images, one of 40, a hundred of few."""
+    folder = tmp_path_factory.mktemp("long-tail")
+    sizes = {1: 170, 2: 160, 3: 150, 4: 60} | dict.fromkeys(range(100, 200), 6)
+    make_collection(folder, sizes, (40, 30))
+    out = folder / "shards"
+    images, labels = [str(folder / "train")], str(folder / "train.csv")
+    build(BuildOptions(images=images, labels=labels, out=out, recipe=Recipe(size=32), workers=1, quiet=True))
+    return out
+
+
+def test_many_classes_have_pairs_and_no_matrix_and_surprises_are_of_many_and_few_shots(
+    long_tail: Path, tmp_path: Path
+) -> None:
+    with ShardedDataset.open(long_tail) as dataset:
+        classes = made_up_run(dataset, tmp_path / "run")
+        found = sections(write_run_report(tmp_path / "run", dataset, "test"))
+    confused = found["What is taken for what"]
+    assert "<svg " not in confused
+    assert confused.count("taken for") == 10
+    assert confused.count("<img ") >= 10
+    assert found["The most confident mistakes"].count("<img ") == 12
+    surprises = found["Large classes that do badly, small ones that do well"]
+    notes = re.findall(r"<h3>(\w+) <span>(\w+): (\d+) training images, F1 ([\d.]+) on", surprises)
+    large = classes[(classes["train"] > 100) & (classes["support"] > 0)].sort_values("f1")
+    assert len(large) == 3
+    assert [note[0] for note in notes if note[1] == "large"] == large["landmark_id"].astype(str).tolist()
+    small = [float(note[3]) for note in notes if note[1] == "small"]
+    assert len(small) == 5
+    assert small == sorted(small, reverse=True)
+    assert small[0] == pytest.approx(classes.loc[classes["train"] < 20, "f1"].max(), abs=0.005)
+
+
+def test_without_many_and_few_shots_surprises_are_above_and_below_the_median(
+    dataset: ShardedDataset, tmp_path: Path
+) -> None:
+    classes = made_up_run(dataset, tmp_path / "run")
+    assert classes["train"].max() <= 100
+    found = sections(write_run_report(tmp_path / "run", dataset, "test"))
+    notes = re.findall(r"(large|small): (\d+) training images, F1 ([\d.]+) on", "".join(found.values()))
+    large = [(float(f1), -int(train)) for kind, train, f1 in notes if kind == "large"]
+    assert large == sorted(large)
+    assert large
+    assert all(-train > classes["train"].median() for _, train in large)
+    assert found["Training"].count("<svg ") == 1
+    assert (
+        "Throughput of the training; of its time on average: 25.0% data, 0.0% copy, 75.0% compute" in found["Training"]
+    )
+    assert found["What is taken for what"].count("<svg ") == 1
+    assert found["What is taken for what"].count("<img ") > 0
+
+
+def test_any_name_of_a_class_can_be_shown(
+    run: Path, dataset_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Markup, what matplotlib takes for mathematics, and letters that its font lacks."""
+    shutil.copytree(dataset_path, tmp_path / "named")
+    for path in (tmp_path / "named" / "classes.parquet", run / "per-class-test.parquet"):
+        table = pd.read_parquet(path)
+        table["name"] = [*ODD_NAMES, None, None]
+        table.to_parquet(path)
+    with ShardedDataset.open(tmp_path / "named") as dataset:
+        html = write_run_report(run, dataset, "test").read_text()
+    assert "<script>alert" not in html
+    (drawn,) = [svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if "true class" in svg]
+    for name in ODD_NAMES:
+        assert unescape(drawn).count(f">{name[:24]}<") == 2, "on both axes, as text"
+        assert name in unescape(sections(run / "report" / "index.html")["Every class"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_metric_that_is_nought_is_shown(run: Path, dataset: ShardedDataset) -> None:
+    said = json.loads((run / "eval-test.json").read_text())
+    (run / "eval-test.json").write_text(json.dumps({**said, "few_accuracy": 0.0}))
+    html = write_run_report(run, dataset, "test").read_text()
+    assert re.search(r"<td>few accuracy</td><td[^>]*>0\.0</td>", html)
+
+
+_MEASURE = """
+const frame = document.getElementById("f");
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement;
+  const seen = [root.scrollWidth, root.clientWidth, page.querySelectorAll("svg").length];
+  setTimeout(() => (document.title = JSON.stringify(seen)), 500);
+};
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_opens_in_a_browser(run: Path, tmp_path: Path, chromium: str, width: int) -> None:
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe id="f" src="run/report/index.html" width="{width}" height="900"></iframe><script>{_MEASURE}</script>'
+    )
+    done = browse(chromium, tmp_path, "--dump-dom", outer.as_uri())
+    scroll_width, client_width, figures = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
+    assert scroll_width <= client_width <= width
+    assert figures == (run / "report" / "index.html").read_text().count("<svg ") >= 5
+    screenshot = tmp_path / "report.png"
+    browse(
+        chromium,
+        tmp_path,
+        f"--screenshot={screenshot}",
+        "--window-size=800,3000",
+        (run / "report" / "index.html").as_uri(),
+    )
+    with Image.open(screenshot) as picture:
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 100

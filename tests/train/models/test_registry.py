@@ -1,0 +1,51 @@
+"""Networks are those of the libraries."""
+
+import pytest
+import torch
+
+from lmk_train.models import ARCHITECTURES, build_model, num_parameters
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
+@pytest.mark.parametrize("size", [64, 75, 224])
+def test_streamlined_networks_and_their_gradients_are_the_librarys(name: str, size: int) -> None:
+    if name == "efficientnet-b0":
+        from efficientnet_pytorch import EfficientNet
+    else:
+        from efficientnet_lite_pytorch import EfficientNet
+    torch.manual_seed(0)
+    library = EfficientNet.from_name(name, image_size=size).eval()
+    model = build_model(name, 3, head="linear", scale=None, picture_size=size).eval()
+    state = {f"network.{k}": v for k, v in library.state_dict().items() if not k.startswith("_fc.")}
+    model.backbone.load_state_dict(state)
+    pictures = torch.randn(2, 3, size, size)
+    expected, found = library.extract_features(pictures).mean(dim=(2, 3)), model.backbone(pictures)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    found.backward(upstream)
+    gradients = {f"network.{name}": parameter.grad for name, parameter in library.named_parameters()}
+    for name, parameter in model.backbone.named_parameters():
+        # Gradients are sums of thousands of float32 terms, of either sign and in another order.
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=1e-3 * float(gradients[name].abs().max()), rtol=0
+        )
+
+
+def test_sixteen_bit_training_runs_slow_kernels_in_float32_with_the_same_result() -> None:
+    torch.manual_seed(0)
+    model = build_model("efficientnet-lite0", 3, head="cosine", scale=30.0, picture_size=64)
+    pictures = torch.randn(4, 3, 64, 64)
+    exact = model.eval()(pictures)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            logits = model(pictures)
+        assert logits.dtype == torch.float32
+        assert (logits - exact).abs().max() < 1.5, "of a range of 60"
+
+
+def test_parameter_counts() -> None:
+    for name, millions in (("resnet50", 23.5), ("efficientnet-b0", 4.0), ("efficientnet-lite0", 3.4)):
+        model = build_model(name, 1000, head="linear", scale=None, picture_size=224)
+        assert num_parameters(model.backbone) / 1e6 == pytest.approx(millions, abs=0.05)
+        assert num_parameters(model.head) == (ARCHITECTURES[name].num_features + 1) * 1000

@@ -1,0 +1,88 @@
+"""What is in a run's folder, and which folders are refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
+from lmk_train.evaluation import evaluate_run
+from lmk_train.loop import train
+from lmk_train.options import EvalConfig
+from lmk_train.rehearsal import rehearse
+from lmk_train.stream import Batch
+from lmk_train.trainer import Trainer
+from tests.train.run_files import Config, lines
+
+
+def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
+    result = train(config(model="efficientnet-lite0", weights="imagenet", epochs=3))
+    run = tmp_path / "run"
+    assert json.loads((run / "config.json").read_text())["lr"] == 3e-4
+    epochs = lines(run, "epoch")
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert list((run / "tensorboard").glob("events.*"))
+    metrics = json.loads((run / "eval-test.json").read_text())
+    assert result.test is not None
+    assert metrics == {**result.test.metrics, **result.test.source}
+    assert metrics["num_samples"] == dataset.num_samples("test")
+    predictions = pd.read_parquet(run / "predictions-test.parquet")
+    assert set(predictions["key"]) == set(dataset.index("test")["key"])
+    assert (predictions["target"] == predictions["label_1"]).mean() == pytest.approx(metrics["accuracy"])
+    per_class = pd.read_parquet(run / "per-class-test.parquet")
+    assert per_class["support"].tolist() == dataset.classes["test"].tolist()
+    confusion = pd.read_parquet(run / "confusion-test.parquet")
+    assert confusion["count"].sum() == metrics["num_samples"]
+    assert confusion.loc[confusion["target"] == confusion["prediction"], "count"].sum() == per_class["correct"].sum()
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    assert best["classes"] == dataset.classes["landmark_id"].tolist()
+    assert best["content_sha256"] == dataset.manifest["content_sha256"]
+    assert {"optimizer", "progress"}.isdisjoint(best)
+    (again,) = evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True, batch_size=3))
+    assert again.metrics["accuracy"] == metrics["accuracy"]
+
+
+def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmk_train import loop
+
+    step, refused = loop.training_step, []
+
+    def beside_others(trainer: Trainer, batches: Iterator[Batch]) -> None:
+        for resume in (False, True):  # before the first checkpoint both would start anew
+            with pytest.raises(UserError, match="run: another training is at work there") as error:
+                train(config(model="resnet32", seed=1, resume=resume))
+            refused.append(error)
+        step(trainer, batches)
+
+    monkeypatch.setattr(loop, "training_step", beside_others)
+    train(config(model="resnet32", seed=2))
+    assert len(refused) == 16
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+    monkeypatch.undo()
+    train(config(model="resnet32", seed=2, resume=True))
+
+
+def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.write_text("a file")
+    with pytest.raises(UserError, match="run: is not a folder"):
+        train(config())
+    run.unlink()
+    run.mkdir()
+    (run / "config.json").write_text('{"architectures": ["another tool\'s"]}')
+    for refused in (train, lambda config: rehearse(config, lambda _: None)):
+        with pytest.raises(UserError, match="run: is not empty; name another"):
+            refused(config())
+    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+        train(config(resume=True))
+    (run / "config.json").unlink()
+    train(config(model="resnet32", epochs=1))
+    (run / "checkpoints" / "last.pt").unlink()
+    with pytest.raises(UserError, match="run: is not empty; name another"):
+        train(config(model="resnet32", epochs=1))
+    assert (run / "checkpoints" / "best.pt").exists()

@@ -1,0 +1,57 @@
+"""`lmk-train` that writes down what micro-batches were made of and what it fetched; run by tests, under torchrun too.
+
+python -m tests.train.training.recorded_training LOG STOP_AFTER [lmk-train's words]
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train import loop
+from lmk_train.augment import augmentation_draws
+from lmk_train.cli import train_main
+from lmk_train.stream import Batch
+from lmk_train.trainer import Trainer
+
+
+def main() -> int:
+    log, stop_after = Path(f"{sys.argv[1]}.{os.environ.get('RANK', '0')}"), int(sys.argv[2])
+    torch.set_num_threads(1)
+    accumulate = loop._accumulate
+
+    def recording(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -> None:
+        draws = augmentation_draws(batch.picks, trainer.config.seed, trainer.epoch)
+        pictures = trainer.preprocess(batch.pixels, draws).double().sum(dim=(1, 2, 3))
+        line = {
+            "place": [trainer.progress.step, trainer.world.rank, part],
+            "picks": batch.picks.tolist(),
+            "labels": batch.labels.tolist(),
+            "pictures": pictures.tolist(),
+        }
+        with open(log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        accumulate(trainer, forward, batch, part)
+        if trainer.progress.step + 1 == stop_after and part == trainer.config.grad_accum - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    copy = ShardedDataset.copy_shard
+
+    def counted(self: ShardedDataset, name: str, file: BinaryIO) -> None:
+        with open(f"{sys.argv[1]}-fetched", "a") as fetched:
+            fetched.write(f"{name}\n")
+        copy(self, name, file)
+
+    loop._accumulate = recording
+    ShardedDataset.copy_shard = counted  # type: ignore[method-assign]
+    return train_main(sys.argv[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""A resumed training ends with the same bits, and which trainings are not resumed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmk_data.errors import UserError
+from lmk_train import precision, record
+from lmk_train.cli import train_main
+from lmk_train.loop import train
+from lmk_train.models import build_model
+from lmk_train.rehearsal import rehearse
+from tests.train.run_files import Config, lines, weights
+
+
+@pytest.mark.parametrize(
+    ("more", "signal_number"),
+    [
+        ("--model resnet32 --epochs 8 --amp off --drw-start 0.4", signal.SIGINT),
+        # A processor without 16-bit instructions takes seconds for a step of these.
+        pytest.param(
+            "--model efficientnet-lite0 --weights none --epochs 2 --amp fp16", signal.SIGTERM, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "--model resnet32 --epochs 3 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1",
+            signal.SIGKILL,
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_interrupted_training_goes_on_to_the_same_bits(
+    config: Config, tmp_path: Path, more: str, signal_number: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM after the step in hand, SIGKILL from the last checkpoint before it."""
+    words = ["--shards", config().shards, "--batch-size", "10", "--lr", "0.01"]
+    words += ["--device", "cpu", "--checkpoint-minutes", "0.0001", *more.split()]
+    assert train_main([*words, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    words += ["--out", str(tmp_path / "parts")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmk_train.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    saved = tmp_path / "parts" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 240
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    _, said = process.communicate(timeout=240)
+    if signal_number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL, said
+    else:
+        assert process.returncode == 130, said
+        assert "give the same command with --resume to go on at step" in said
+    assert "Traceback" not in said
+    stopped = torch.load(saved, weights_only=True)["progress"]["step"]
+    assert 0 < stopped < 4 * int(words[words.index("--epochs") + 1])
+    assert train_main([*words, "--resume", "--quiet", "--workers", "1"]) == 0
+    for name in ("last.pt", "best.pt"):
+        whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert lines(tmp_path / "whole", "epoch") == lines(tmp_path / "parts", "epoch")
+    steps = [line["step"] for line in lines(tmp_path / "parts", "train")]
+    assert steps == sorted(set(steps)), "lines after the checkpoint were cut"
+
+
+def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
+    for dtype in (None, torch.float16, torch.bfloat16):
+        monkeypatch.setattr(precision, "_automatic", lambda _, dtype=dtype: dtype)
+        train(config(model="resnet32", amp="auto", lr=0.01, head_lr=0.01, epochs=1, resume=dtype is not None))
+
+
+def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
+    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+        train(config(resume=True))
+    train(config(epochs=1))
+    with pytest.raises(UserError, match="holds a run; go on with --resume or name another folder"):
+        train(config(epochs=1))
+    with pytest.raises(UserError, match=r"--lr was 0\.0003, is 0\.1; --loss was ldam, is ce|--loss was ldam, is ce"):
+        train(config(epochs=1, resume=True, loss="ce", head="cosine"))
+    other = tmp_path / "other"
+    shutil.copytree(dataset_path, other)
+    manifest = (other / "dataset.json").read_text()
+    digest = json.loads(manifest)["content_sha256"]
+    (other / "dataset.json").write_text(
+        manifest.replace(f'"content_sha256":"{digest}"', f'"content_sha256":"{"0" * 64}"')
+    )
+    with pytest.raises(UserError, match="is not the dataset that the run was trained on"):
+        train(config(epochs=1, resume=True, shards=str(other)))
+    moved = tmp_path / "moved"
+    shutil.copytree(dataset_path, moved)
+    train(config(epochs=1, resume=True, shards=str(moved)))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    from lmk_train import loop
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(model="resnet32"))
+    run, said = tmp_path / "run", list[str]()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
+    (run / "tensorboard" / "events.of.before").touch()
+    assert rehearse(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
+    train(config(model="resnet32", resume=resume), said.append)
+    assert f"{run}: the training there ended before its first checkpoint; it starts anew" in said
+    assert [line["step"] for line in lines(run, "train")] == [4, 8]
+    assert not (run / "tensorboard" / "events.of.before").exists()
+    assert json.loads((run / "config.json").read_text())["resume"] is False
+
+
+def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def no_space(run: Path, name: str, state: dict[str, object]) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "save_checkpoint", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            train(config(model="resnet32"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
+    train(config(model="resnet32", resume=True))
+    assert [line["epoch"] for line in lines(tmp_path / "run", "epoch")] == [1, 2]
+
+
+def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, tmp_path: Path) -> None:
+    first, other = (build_model("resnet32", 3, head="linear", scale=None, picture_size=64) for _ in range(2))
+    torch.save(first.state_dict(), tmp_path / "first.pt")
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    chosen = {"model": "resnet32", "epochs": 1}
+    train(config(**chosen, weights=str(tmp_path / "first.pt")))
+    for changed in (str(tmp_path / "other.pt"), "none", str(tmp_path / "absent.pt")):
+        with pytest.raises(UserError, match=rf"--resume: --weights was .*first\.pt, is {changed}; give"):
+            train(config(**chosen, weights=changed, resume=True))
+    (tmp_path / "first.pt").rename(tmp_path / "moved.pt")
+    for path in ("first.pt", "moved.pt"):
+        train(config(**chosen, weights=str(tmp_path / path), resume=True))
+
+
+def test_tensorboard_shows_no_step_twice_after_a_resume(config: Config, tmp_path: Path) -> None:
+    """What was written after the checkpoint is purged, as it is cut from metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    chosen = {"model": "resnet32", "epochs": 3}
+    train(config(**chosen))
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    state["progress"]["step"] = 4
+    state["epoch_sums"] = dict.fromkeys(state["epoch_sums"], 0)
+    torch.save(state, run / "checkpoints" / "last.pt")
+    train(config(**chosen, resume=True))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12]
+    assert [event.step for event in events.Scalars("epoch/val_macro_f1")] == [4, 8, 12]

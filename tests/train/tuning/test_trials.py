@@ -1,0 +1,121 @@
+"""How trials end, and on which device they run."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmk_data.errors import TrainingError
+from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, Trial
+from lmk_train.options import TuneConfig
+from lmk_train.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
+from tests.train.tuning.searches import PROGRAM, SPACE, searching
+
+pytest.importorskip("ax", reason="the extra `tune` is not installed")
+
+
+def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
+    """Five trials that are done, and the run of a sixth whose epochs had these losses."""
+    experiment = Experiment.new(folder / "experiment.json", SPACE, "loss", "random", 0, 4)
+    for loss in (0.1, 0.2, 0.3, 0.4, 0.5):
+        number = experiment.ask().number  # type: ignore[union-attr]
+        for epoch in range(1, 5):
+            experiment.tell(number, epoch, loss)
+        experiment.end(number, DONE)
+    trial = experiment.ask()
+    assert trial is not None
+    search = Search(TuneConfig("shards", objective="loss"), folder, SPACE, experiment, None, 6, 0, lambda _: None, 0)
+    run = search.run_of(trial.number)
+    run.mkdir(parents=True)
+    lines = [json.dumps({"kind": "epoch", "val_loss": value}) + "\n" for value in values]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    return search, trial
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "told", "reason"),
+    [
+        ([0.9, 0.8, 0.01, 0.01], STOPPED, 1, ""),
+        ([0.1, 0.9, 0.9, 0.9], DONE, 4, ""),
+        ([math.nan, 0.1, 0.1, 0.1], FAILED, 0, "the objective is not finite"),
+    ],
+)
+def test_what_becomes_of_a_trial_depends_on_its_epochs_not_on_when_they_are_seen(
+    tmp_path: Path, values: list[float], state: str, told: int, reason: str
+) -> None:
+    search, trial = a_search(tmp_path, values)
+    with open(tmp_path / "log", "wb") as log:
+        child = _Child(trial, 0, subprocess.Popen(["true"]), log)
+        child.process.wait()
+        assert _look_after(search, child), "it has ended before anybody looked"
+    last = search.experiment.trials()[-1]
+    assert (last.state, len(last.values), last.reason) == (state, told, reason)
+
+
+def test_a_search_killed_before_it_stopped_a_poor_trial_stops_it_when_it_goes_on(tmp_path: Path) -> None:
+    search, trial = a_search(tmp_path, [0.9])
+    search.experiment.tell(trial.number, 1, 0.9)
+    run_trials(search)
+    assert search.experiment.trials()[-1].state == STOPPED
+
+
+def test_a_search_is_given_up_when_its_first_trials_fail_at_once_and_alike(tmp_path: Path) -> None:
+    def failed(reason: str, values: dict[int, float]) -> Trial:
+        return Trial(0, {}, FAILED, values, reason)
+
+    _check_failures([failed(f"the loss is not finite at step {n}", {}) for n in range(9)])
+    _check_failures([failed("killed", {1: 0.5})] * 9)
+    _check_failures([failed("no space left", {})] * 4)
+    with pytest.raises(TrainingError, match="the first 5 trials all failed with: no space left"):
+        _check_failures([failed("no space left", {})] * 5)
+
+
+def test_each_trial_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slots(parallel: int | None, visible: str | None, device: str = "cuda") -> list[dict[str, str]]:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return _slots(TuneConfig("shards", parallel=parallel, device=device))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    name = "CUDA_VISIBLE_DEVICES"
+    assert slots(None, None) == [{name: "0"}, {name: "1"}]
+    assert slots(None, "3,GPU-ab") == [{name: "3"}, {name: "GPU-ab"}]
+    assert slots(3, "3,5") == [{name: "3"}, {name: "5"}, {name: "3"}]
+    assert slots(None, "3,5,-1,7") == [{name: "3"}, {name: "5"}], "CUDA ends the list at what is no device"
+    assert slots(None, None, "cpu") == [{}]
+    assert slots(4, None, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "reason"), [(signal.SIGKILL, "killed by signal 9"), (signal.SIGTERM, "interrupted from outside")]
+)
+def test_a_killed_trial_fails_and_the_search_goes_on(
+    dataset_path: Path, tmp_path: Path, how: signal.Signals, reason: str
+) -> None:
+    arguments = searching(dataset_path, tmp_path, "--trials", "2", "--quiet")
+    search = subprocess.Popen([*PROGRAM, *arguments])
+    killed, trial = False, str(tmp_path / "search" / "trials" / "000.json").encode()
+    while search.poll() is None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if not killed and trial in path.read_bytes():
+                    os.kill(int(path.parent.name), how)
+                    killed = True
+            except OSError:
+                continue  # it has just ended
+        time.sleep(0.02)
+    assert search.returncode == 0
+    report = (tmp_path / "search" / "report" / "index.html").read_text()
+    assert reason in report
+    assert json.loads((tmp_path / "search" / "best.json").read_text())["trial"] == 1
