@@ -20,9 +20,9 @@ import tyro
 import lmk_data.cli
 from lmk_data.cli import main
 from lmk_train.cli import eval_main, export_main, predict_main, train_main
-from lmk_train.config import TrainConfig
-from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
-from lmk_train.search_space import read_space
+from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.tuning.space import read_space
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WRITTEN = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]

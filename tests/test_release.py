@@ -43,14 +43,14 @@ def test_sdist_and_wheel_hold_what_they_should(built: Path) -> None:
     assert f"-{__version__}-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for wanted in ("lmk_data/py.typed", "lmk_train/py.typed", "lmk_data/templates/page.html"):
+    for wanted in ("lmk_data/py.typed", "lmk_train/py.typed", "lmk_data/report/templates/page.html"):
         assert wanted in names
-    assert "lmk_data/templates/datatables/dataTables.min.js" in names
+    assert "lmk_data/report/templates/datatables/dataTables.min.js" in names
     assert not [name for name in names if name.startswith(("tests", "pipelines", "docs"))]
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"README.md", "LICENSE", "pyproject.toml", "lmk_data/build.py"} <= inside
+    assert {"README.md", "LICENSE", "pyproject.toml", "lmk_data/build/pipeline.py"} <= inside
 
 
 @pytest.mark.slow

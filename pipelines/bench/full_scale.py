@@ -145,7 +145,7 @@ def main() -> None:
     view, clean = str(arguments.out / "top20"), str(arguments.out / "clean")
     drop = ["--drop-duplicates", "near", "--overwrite", "--quiet"]
     rows = [
-        measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset"]),
+        measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset.reader"]),
         measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
         measure("plan (--dry-run)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
         measure(

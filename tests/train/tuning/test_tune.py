@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from lmk_train.cli import eval_main, tune_main
-from lmk_train.config import TrainConfig
+from lmk_train.config.training import TrainConfig
 from tests.train.tuning.searches import HEAD, record, searching
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
