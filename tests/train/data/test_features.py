@@ -14,8 +14,6 @@ from lmk_train.config import TrainConfig
 from lmk_train.features import FeatureStore, compute_features
 from lmk_train.loop import train
 
-pytest.importorskip("ax", reason="the extra `tune` is not installed")
-
 
 def frozen(dataset_path: Path, out: Path) -> TrainConfig:
     return TrainConfig(
