@@ -14,8 +14,6 @@ from lmk_train.config.training import TrainConfig
 from lmk_train.data.features import FeatureStore, compute_features
 from lmk_train.training.loop import train
 
-pytest.importorskip("ax", reason="the extra `tune` is not installed")
-
 
 def frozen(dataset_path: Path, out: Path) -> TrainConfig:
     return TrainConfig(
