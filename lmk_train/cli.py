@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from lmk_data import __version__
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.terminal import progress_bar, run_command
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.config.training import TrainConfig
@@ -66,7 +66,7 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
-                raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")
+                raise missing_extra(program, "train", f"{package} is missing")
         from lmk_train.runtime.precision import running_out_in_a_line
 
         with running_out_in_a_line():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import LmkError, TrainingError, UserError
+from lmk_data.errors import LmkError, TrainingError, UserError, missing_extra
 from lmk_data.system.files import write_bytes
 from lmk_train.config.commands import ExportConfig
 from lmk_train.config.training import Cache, TrainConfig, default_cache_folder
@@ -112,7 +112,7 @@ def _onnx_bytes(module: nn.Module, example: torch.Tensor, description: str) -> b
         import onnxruntime  # noqa: F401  (needed for the check; said before the work, not after)
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"--to onnx needs the extra `export` ({error.name}): pip install 'lmk[export]'") from None
+        raise missing_extra("--to onnx", "export", f"{error.name} is missing") from None
     names = {"input_names": ["pixels"], "output_names": ["probabilities"]}
     program = torch.onnx.export(_exported(module, example), dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert program is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data import __version__
+from lmk_data.errors import missing_extra
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINERS = {
@@ -87,5 +88,5 @@ def test_the_wheel_alone_builds_a_dataset_without_torch(built: Path, tmp_path: P
         done = subprocess.run(
             [environment / "bin" / program, *words], capture_output=True, text=True, cwd=tmp_path, timeout=100
         )
-        wanted = f"{program}: error: {program} needs the extra `train` (torch is missing): pip install 'lmk[train]'\n"
+        wanted = f"{program}: error: {missing_extra(program, 'train', 'torch is missing')}\n"
         assert (done.returncode, done.stdout, done.stderr) == (1, "", wanted)

@@ -12,6 +12,6 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: worker processes and `--help` start without pandas."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lmk_data.build.pipeline import pipeline
+    from lmk_data.build import pipeline
 
     return getattr(pipeline, name)

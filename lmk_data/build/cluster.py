@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmk_data import __version__
 from lmk_data.dataset.format import Encoder, Rejection
-from lmk_data.errors import BuildError, LmkError, UserError
+from lmk_data.errors import BuildError, LmkError, UserError, missing_extra
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
@@ -74,7 +74,7 @@ def connect(address: str) -> Iterator[DaskEngine]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UserError("--engine dask: needs the package `distributed`; pip install 'lmk[dask]'") from error
+        raise missing_extra("--scheduler", "dask", "distributed is missing") from error
     _check_address(address)
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)

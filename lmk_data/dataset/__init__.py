@@ -13,6 +13,6 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: worker processes and `--help` start without pandas."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lmk_data.dataset.reader import manifest, reader
+    from lmk_data.dataset import manifest, reader
 
     return getattr(manifest if name == "recipe_of" else reader, name)

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from lmk_data.dataset.format import SPLITS, canonical_json, write_file
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.report import page
 from lmk_data.report.census import QUANTILES, OddOnes, odd_ones, read_pictures, take_census
-from lmk_data.report.dataset import page
 from lmk_data.report.plots import frequency_plots, margin_plot, picture_plots
 from lmk_data.report.quality import Quality, assess
 from lmk_data.system.storage import Folder

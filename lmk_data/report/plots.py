@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from lmk_data.report import page
 from lmk_data.report.census import MAX_MARGIN
-from lmk_data.report.dataset import page
 
 _HISTOGRAMS = {
     "width": "width of the source in pixels",

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.report.dataset import page
+from lmk_data.report import page
 from lmk_data.system.files import write_bytes
 from lmk_train.evaluation.evaluate import SOURCE, same_source
 from lmk_train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, spelled

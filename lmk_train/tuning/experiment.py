@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.files import write_bytes
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER
 from lmk_train.tuning.space import Choice, Point, Range, SearchSpace
@@ -215,7 +215,7 @@ def import_ax() -> None:
             import ax.api.client  # noqa: F401
             from ax.utils.common.logger import set_ax_logger_levels
     except ModuleNotFoundError as error:
-        raise UserError(f"lmk-tune needs the extra `tune` ({error}): pip install 'lmk[tune]'") from None
+        raise missing_extra("lmk-tune", "tune", str(error)) from None
     set_ax_logger_levels(logging.WARNING)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lmk_data.report.dataset import page
+from lmk_data.report import page
 from lmk_data.system.files import write_bytes
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better, quiet_models
