@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 import torch
 
+from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
-from lmk_data.dataset.reader import recipe_of
 from lmk_data.errors import UserError
 from lmk_data.resize import accepted_formats, resize_image
 from lmk_data.system.storage import is_url, read_file

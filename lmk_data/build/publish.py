@@ -191,7 +191,7 @@ def _in_a_line(text: str) -> str:
 
 def card(manifest: Manifest, classes: pd.DataFrame) -> bytes:
     """The dataset card: Hugging Face `configs`, how to read it, licence, counts."""
-    loader = jinja2.PackageLoader("lmk_data.build.pipeline")
+    loader = jinja2.PackageLoader("lmk_data.build")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
     # YAML's escapes are not JSON's: two surrogates are no character there.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}

@@ -166,12 +166,12 @@ def figure(drawn: "Figure", caption: str) -> Markup:
 
 @cache
 def _script(name: str) -> str:
-    return (resources.files("lmk_data.report.dataset") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("lmk_data.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.PackageLoader("lmk_data.report.dataset"), autoescape=True, trim_blocks=True)
+    return jinja2.Environment(loader=jinja2.PackageLoader("lmk_data.report"), autoescape=True, trim_blocks=True)
 
 
 def _first(rows: Sequence[Sequence[object]], column: int) -> object:
