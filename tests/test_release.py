@@ -64,7 +64,7 @@ def test_the_wheel_alone_builds_a_dataset_without_torch(built: Path, tmp_path: P
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
     install = [str(python), "-m", "pip", "install", "--quiet", *constraints, str(wheel)]
     done = subprocess.run(install, capture_output=True, text=True, timeout=500)
-    if "No matching distribution found" in done.stderr:
+    if done.returncode and "after connection broken by" in done.stderr:
         pytest.skip("no package index can be reached from here")
     assert done.returncode == 0, done.stderr[-2000:]
     absent = subprocess.run([python, "-c", "import torch"], capture_output=True, cwd=tmp_path)

@@ -77,18 +77,17 @@ def _interruptions_held() -> Iterator[list[int]]:
     Signals that come meanwhile are kept for later, as what has half started cannot be ended.
     """
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread is told of signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         for tracker in (mp_resource_tracker, resource_tracker):
             tracker.ensure_running()  # which unblocks signals when it starts a process
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit, as handlers they do not
         yield came
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
 
