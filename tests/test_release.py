@@ -123,19 +123,7 @@ def test_the_wheel_trains_where_its_extras_are_installed(built: Path, tmp_path: 
         ("lmk-shard", "sample", "images", "--classes", "4", "--images", "60"),
         ("lmk-shard", "build", *images, "--min-samples", "2", "--no-report"),
         ("lmk-shard", "verify", "shards"),
-        (
-            "lmk-train",
-            "--shards",
-            "shards",
-            "--model",
-            "resnet32",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "8",
-            "--out",
-            "run",
-        ),
+        ("lmk-train", "--shards", "shards", "--out", "run", *training),
     ):
         done = subprocess.run(
             [environment / "bin" / program, *words, "--quiet"], capture_output=True, text=True, cwd=tmp_path
