@@ -4,8 +4,9 @@
 
 LABELS is a table of the size of GLR2020. The dataset is published from a real plan with made-up images. Each shard
 holds a few images that all of its samples share; the rest of the file is a hole. Everything except the pixels is as in
-the real dataset. 1 % of the samples have the source of another sample. A share `--near` of the samples have a hash up to 3
-bits from that of another sample; half of these also have its image, so that as many pairs are confirmed as rejected.
+the real dataset. 1 % of the samples have the source of another sample. A share `--near` of the samples have a hash up
+to 3 bits from that of another sample; half of these also have its image, so that as many pairs are confirmed as
+rejected.
 """
 
 import argparse

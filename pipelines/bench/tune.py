@@ -44,9 +44,7 @@ def main() -> None:
         won += losses["bayesian"] <= losses["random"]
     print(f"\nBayesian at or below random for {won} of {arguments.seeds} seeds; {longest:.1f} minutes at most.")
     if 3 * won < 2 * arguments.seeds or longest > MOST_MINUTES:
-        sys.exit(
-            "FAILED: the Bayesian search must be at or below random search for two thirds of the seeds, in 15 minutes each"
-        )
+        sys.exit("FAILED: Bayesian search must be at or below random for two thirds of the seeds, in 15 minutes each")
 
 
 if __name__ == "__main__":
