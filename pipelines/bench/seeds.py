@@ -2,7 +2,7 @@
 
     python -m pipelines.bench.seeds IMAGES LABELS [--seeds 5] [--model efficientnet-lite0] [--out bench-seeds]
 
-IMAGES and LABELS are those of `lmk-shard build`. For each seed the collection is split and built anew, then a model is
+IMAGES and LABELS are those of `lmk-shard build`. For each seed the collection is split and built again, then a model is
 trained with cross entropy and another with LDAM. Prints a table and writes OUT/seeds.json.
 """
 
