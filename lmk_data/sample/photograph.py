@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from lmk_data.solids import GLASS, Array, Colour, Flat, Landmark
+from lmk_data.sample.solids import GLASS, Array, Colour, Flat, Landmark
 
 LONGEST_SIDE = 800
 

@@ -10,7 +10,7 @@ from math import cos, pi, sin, tau
 import numpy as np
 from numpy.random import Generator
 
-from lmk_data.solids import Builder, Landmark, Point, arched_wall, dome_profile, flat_shape
+from lmk_data.sample.solids import Builder, Landmark, Point, arched_wall, dome_profile, flat_shape
 
 
 @lru_cache(maxsize=16)

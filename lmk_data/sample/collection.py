@@ -17,8 +17,8 @@ import pandas as pd
 
 from lmk_data.engine import LocalEngine, local_engine
 from lmk_data.errors import StorageError, UserError
-from lmk_data.landmarks import design_landmark
-from lmk_data.photograph import photograph
+from lmk_data.sample.buildings import design_landmark
+from lmk_data.sample.photograph import photograph
 from lmk_data.terminal import progress_bar
 
 _RECEIPT = "sample.json"
