@@ -1,196 +1,145 @@
-"""Solids made of flat polygons, from which imaginary landmarks are put together. Pure."""
+"""Solids made of flat polygons, from which imaginary buildings are composed. Pure: no files, no global state.
+
+Space has x to the right, y away from the front and z up; a building is about 40 units large.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, pi, sin, tau
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
-
-
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Point = tuple[float, float, float]
-
-
-Flat = tuple[float, float]  # a place on a face: (0, 0) its lower left corner, (1, 1) its upper right one
-
-
+Flat = tuple[float, float]  # on a face: (0, 0) is its lower left corner, (1, 1) its upper right corner
 Colour = tuple[int, int, int]
 
-
+MATERIALS = ("wall", "trim", "roof", "metal", "gold", "stone", "dark", "glass")
+GLASS = MATERIALS.index("glass")
 _WALLS: tuple[Colour, ...] = (
     (226, 212, 182), (172, 92, 70), (186, 116, 84), (238, 235, 228), (158, 158, 160), (216, 174, 106),
     (222, 178, 166), (178, 192, 178), (132, 142, 158), (112, 104, 102), (206, 196, 170), (196, 146, 112),
 )  # fmt: skip
-
-
 _ROOFS: tuple[Colour, ...] = (
     (84, 92, 106), (108, 164, 142), (178, 88, 60), (212, 170, 70), (146, 152, 160), (98, 70, 58),
     (62, 106, 160), (70, 118, 84), (150, 62, 62),
 )  # fmt: skip
-
-
 _METALS: tuple[Colour, ...] = (
     (176, 66, 48), (116, 124, 132), (70, 110, 96), (200, 204, 206), (108, 92, 80), (62, 88, 128),
 )  # fmt: skip
-
-
-_MATERIALS = ("wall", "trim", "roof", "metal", "gold", "stone", "dark", "glass")
-
-
-GLASS = _MATERIALS.index("glass")
+_FIXED: tuple[Colour, ...] = ((214, 172, 72), (176, 168, 154), (52, 48, 50), (78, 96, 116))  # gold to glass
 
 
 @dataclass(frozen=True, eq=False)
 class Landmark:
-    """A building, ready to be photographed.
+    """A building, ready to be photographed: P polygons of N vertices in total, which form S solids."""
 
-    `noun`: what its kind is called ("Bridge"). `over_water`: whether it stands in a river. `colours` float [8, 3]:
-    one per material. Polygon p has the vertices starts[p]..starts[p + 1] of `vertices` [N, 3], a unit normal (zero:
-    seen from both sides), a material, a solid, a host (the face that it decorates, or itself), a layer within its
-    solid and a width (above 0: a beam between two vertices). `low`, `high` [S, 3] bound the solids.
-    """
-
-    noun: str
-    over_water: bool
-    colours: Array
-    vertices: Array
-    starts: Array
-    normals: Array
-    material: Array
-    solid: Array
-    host: Array
-    layer: Array
-    width: Array
-    low: Array
-    high: Array
+    noun: str  # what its kind is called ("Bridge")
+    over_water: bool  # whether it stands in a river
+    colours: Floats  # [8, 3], one row per entry of `MATERIALS`, 0 to 255
+    vertices: Floats  # [N, 3]
+    starts: Ints  # [P + 1]; polygon p has the vertices starts[p] to starts[p + 1]
+    normals: Floats  # [P, 3], unit length; zero for a beam, which is visible from all sides
+    material: Ints  # [P], index into `MATERIALS`
+    solid: Ints  # [P]
+    host: Ints  # [P], the polygon that this one is painted on, or itself
+    layer: Ints  # [P], drawing order within a solid
+    width: Floats  # [P], above 0 for a beam, which is a line between two vertices
+    low: Floats  # [S, 3], lower bounds of each solid
+    high: Floats  # [S, 3], upper bounds
 
 
 @dataclass(frozen=True)
-class _Face:
+class Face:
+    """A polygon that can be painted on, with the four corners that span its (u, v) coordinates."""
+
     polygon: int
-    corners: tuple[Point, Point, Point, Point]
+    corners: Sequence[Point]
 
     def at(self, u: float, v: float) -> Point:
-        a, b, c, d = self.corners
         weights = ((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v)
-        x, y, z = (sum(w * p[k] for w, p in zip(weights, (a, b, c, d), strict=True)) for k in range(3))
+        x, y, z = (sum(w * p[k] for w, p in zip(weights, self.corners, strict=True)) for k in range(3))
         return x, y, z
 
 
 class Builder:
-    """Collects the solids of one building; faces run anticlockwise seen from outside, lower left corner first."""
+    """Collects the polygons of one building. Faces run anticlockwise seen from outside, lower left corner first."""
 
-    def __init__(self, rng: Generator) -> None:
-        self._rng = rng
+    def __init__(self) -> None:
         self._polygons: list[Sequence[Point]] = []
         self._rows: list[tuple[int, int, int, int, float]] = []  # material, solid, host, layer, width
         self._num_solids = 0
 
-    def box(self, x: float, y: float, z: float, size: Point, material: str = "wall") -> list[_Face]:
-        """A box standing on (x, y, z); returns its front, right, back and left."""
-        (x0, x1), (y0, y1), z1 = (x - size[0] / 2, x + size[0] / 2), (y - size[1] / 2, y + size[1] / 2), z + size[2]
-        ring = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-        self._num_solids += 1
-        self._add([(*p, z1) for p in ring], material)
-        self._add([(*p, z) for p in reversed(ring)], material)
-        sides = [(ring[i], ring[(i + 1) % 4]) for i in range(4)]
-        return [self._add([(*p, z), (*q, z), (*q, z1), (*p, z1)], material) for p, q in sides]
+    def loft(self, at: Flat, rings: Sequence[Point], sides: int, materials: Sequence[str]) -> list[Face]:
+        """Add a solid through rings of (half width, half depth, z), from the ground up.
 
-    def lathe(
-        self, x: float, y: float, profile: Sequence[Flat], num_sides: int = 18, materials: Sequence[str] = ("wall",)
-    ) -> list[_Face]:
-        """A turned solid whose profile is (radius, z) from the ground up; its rings take the materials in turn.
+        Each ring is a regular polygon of `sides` corners; the rings take the materials in turn. A last ring without
+        depth makes a gable roof, one without width and depth a spire.
 
-        Returns the faces ring by ring, the one that looks to the front first. Four sides make a square.
+        Returns:
+            The faces ring by ring, the one at the front first.
         """
         self._num_solids += 1
-        turn = -pi / 2 - pi / num_sides
-        grow = 1 / cos(pi / num_sides)
-        ways = [
-            (cos(turn + tau * i / num_sides) * grow, sin(turn + tau * i / num_sides) * grow)
-            for i in range(num_sides + 1)
+        grow, turn = 1 / cos(pi / sides), -pi / 2 - pi / sides
+        angles = [turn + tau * k / sides for k in range(sides + 1)]
+        loops = [
+            [(at[0] + grow * cos(a) * wide, at[1] + grow * sin(a) * deep, z) for a in angles] for wide, deep, z in rings
         ]
         faces = []
-        for ring, ((r0, z0), (r1, z1)) in enumerate(pairwise(profile)):
-            for (c0, s0), (c1, s1) in pairwise(ways):
-                low = [(x + c0 * r0, y + s0 * r0, z0), (x + c1 * r0, y + s1 * r0, z0)]
-                high = [(x + c1 * r1, y + s1 * r1, z1), (x + c0 * r1, y + s0 * r1, z1)]
-                faces.append(self._add([*low, *high], materials[ring % len(materials)]))
-        radius, top = profile[-1]
-        if radius > 0:
-            self._add([(x + c * radius, y + s * radius, top) for c, s in ways[:-1]], materials[-1])
+        for ring, (below, above) in enumerate(pairwise(loops)):
+            material = materials[ring % len(materials)]
+            for k in range(sides):
+                faces.append(self._add([below[k], below[k + 1], above[k + 1], above[k]], material))
+        self._add(loops[-1][:-1], materials[-1])
+        self._add(loops[0][-2::-1], materials[0])
         return faces
 
-    def extrude(
-        self, outline: Sequence[Flat], near: float, far: float, material: str = "wall", axis: str = "y"
-    ) -> _Face:
-        """An (x, z) outline drawn anticlockwise, pulled along y; or (y, z) along x. Returns its front (right) end."""
-
-        def place(p: Flat, along: float) -> Point:
-            return (p[0], along, p[1]) if axis == "y" else (along, p[0], p[1])
-
+    def wall(self, outline: Sequence[Flat], near: float, far: float, material: str) -> Face:
+        """Add an (x, z) outline, drawn anticlockwise, extruded from y = `near` to y = `far`. Returns its front."""
         self._num_solids += 1
-        for p, q in zip(outline, [*outline[1:], outline[0]], strict=True):
-            quad = [place(p, near), place(p, far), place(q, far), place(q, near)]
-            self._add(quad if axis == "y" else quad[::-1], material)
-        front, back = (near, far) if axis == "y" else (far, near)
-        self._add([place(p, back) for p in reversed(outline)], material, layer=1)
-        (a0, z0), (a1, z1) = np.min(outline, 0).tolist(), np.max(outline, 0).tolist()
-        corners = [place(p, front) for p in ((a0, z0), (a1, z0), (a1, z1), (a0, z1))]
-        return self._add([place(p, front) for p in outline], material, layer=1, corners=corners)
+        for (px, pz), (qx, qz) in zip(outline, [*outline[1:], outline[0]], strict=True):
+            self._add([(px, near, pz), (px, far, pz), (qx, far, qz), (qx, near, qz)], material)
+        self._add([(x, far, z) for x, z in reversed(outline)], material, layer=1)
+        (x0, z0), (x1, z1) = np.min(outline, 0).tolist(), np.max(outline, 0).tolist()
+        front = self._add([(x, near, z) for x, z in outline], material, layer=1)
+        return Face(front.polygon, [(x0, near, z0), (x1, near, z0), (x1, near, z1), (x0, near, z1)])
 
-    def beams(self, lines: Sequence[Sequence[Point]], width: float, material: str = "metal") -> None:
-        """Thin beams or cables along polylines; together they are one solid."""
-        self._num_solids += bool(lines)
+    def beams(self, lines: Sequence[Sequence[Point]], width: float) -> None:
+        """Add thin metal beams or cables along polylines; together they are one solid."""
+        self._num_solids += 1
         for line in lines:
             for p, q in pairwise(line):
-                self._add([p, q], material, width=width)
+                self._add([p, q], "metal", width=width)
 
-    def paint(self, face: _Face, shape: Sequence[Flat], material: str) -> None:
+    def paint(self, face: Face, shape: Sequence[Flat], material: str) -> None:
         """Paint a shape on a face."""
+        solid = self._rows[face.polygon][1]
         self._polygons.append([face.at(u, v) for u, v in shape])
-        self._rows.append((_MATERIALS.index(material), self._num_of(face), face.polygon, 0, 0.0))
+        self._rows.append((MATERIALS.index(material), solid, face.polygon, 0, 0.0))
 
-    def windows(
-        self,
-        faces: Sequence[_Face],
-        grid: tuple[int, int],
-        shape: str = "arch",
-        area: tuple[float, float, float, float] = (0.08, 0.08, 0.92, 0.94),
-        fill: Flat = (0.5, 0.62),
-        material: str = "glass",
-    ) -> None:
-        """Paint framed windows in (columns, rows) over an area (u0, v0, u1, v1) of each face."""
-        u0, v0, u1, v1 = area
-        du, dv = (u1 - u0) / grid[0], (v1 - v0) / grid[1]
-        for face in faces:
-            for k in range(grid[0] * grid[1]):
-                u, v = u0 + (k % grid[0] + 0.5) * du, v0 + (k // grid[0] + 0.5) * dv
-                half = (fill[0] * du / 2, fill[1] * dv / 2)
-                if grid[0] * grid[1] <= 40:
-                    self.paint(face, flat_shape(shape, u, v, half[0] + 0.09 * du, half[1] + 0.06 * dv), "trim")
-                self.paint(face, flat_shape(shape, u, v, *half), material)
+    def windows(self, face: Face, grid: tuple[int, int], shape: str, material: str = "glass") -> None:
+        """Paint (columns, rows) of framed windows on a face."""
+        columns, rows = grid
+        du, dv = 0.86 / columns, 0.86 / rows
+        for k in range(columns * rows):
+            u, v = 0.07 + (k % columns + 0.5) * du, 0.07 + (k // columns + 0.5) * dv
+            if columns * rows <= 40:
+                self.paint(face, flat_shape(shape, u, v, du * 0.36, dv * 0.39), "trim")
+            self.paint(face, flat_shape(shape, u, v, du * 0.27, dv * 0.33), material)
 
-    def bands(self, faces: Sequence[_Face], num_bands: int, thickness: float = 0.03, material: str = "trim") -> None:
-        """Paint horizontal courses across faces, the last at their upper edge."""
-        for face in faces:
-            for v in np.linspace(0, 1, num_bands + 1)[1:].tolist():
-                self.paint(face, [(0, v - thickness), (1, v - thickness), (1, v), (0, v)], material)
-
-    def finish(self, noun: str, over_water: bool) -> Landmark:
-        """Choose the colours and pack everything into arrays."""
-        rng = self._rng
+    def finish(self, noun: str, over_water: bool, rng: Generator) -> Landmark:
+        """Return the building with its colours and its proportions of height to width drawn from `rng`."""
         wall = np.array(_WALLS[rng.integers(len(_WALLS))], float) * rng.uniform(0.93, 1.05, 3)
         trim = wall * 0.68 if wall.mean() > 190 or rng.random() < 0.3 else wall * 0.4 + 148
         roof, metal = (np.array(choice[rng.integers(len(choice))], float) for choice in (_ROOFS, _METALS))
-        fixed = [np.array(c, float) for c in ((214, 172, 72), (176, 168, 154), (52, 48, 50), (78, 96, 116))]
-        lengths = [len(p) for p in self._polygons]
-        vertices = np.array([v for p in self._polygons for v in p], float)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
+        lengths = [len(polygon) for polygon in self._polygons]
+        vertices = np.array([vertex for polygon in self._polygons for vertex in polygon], float)
+        vertices[:, 2] *= rng.uniform(0.82, 1.22)
+        starts = np.cumsum([0, *lengths])
         rows = np.array(self._rows, float)
         solid = rows[:, 1].astype(int) - 1
         owner = np.repeat(solid, lengths)
@@ -198,70 +147,37 @@ class Builder:
         np.minimum.at(low, owner, vertices)
         np.maximum.at(high, owner, vertices)
         return Landmark(
-            noun, over_water, np.clip([wall, trim, roof, metal, *fixed], 0, 255), vertices, starts,
-            np.array([_normal(p) for p in self._polygons]), rows[:, 0].astype(int), solid, rows[:, 2].astype(int),
+            noun, over_water, np.clip([wall, trim, roof, metal, *_FIXED], 0, 255), vertices, starts,
+            _normals(vertices, starts), rows[:, 0].astype(int), solid, rows[:, 2].astype(int),
             rows[:, 3].astype(int), rows[:, 4], low, high,
         )  # fmt: skip
 
-    def _add(
-        self, points: Sequence[Point], material: str, layer: int = 0, width: float = 0.0, corners: Sequence[Point] = ()
-    ) -> _Face:
+    def _add(self, points: Sequence[Point], material: str, layer: int = 0, width: float = 0.0) -> Face:
+        number = len(self._polygons)
         self._polygons.append(points)
-        number = len(self._polygons) - 1
-        self._rows.append((_MATERIALS.index(material), self._num_solids, number, layer, width))
-        four = tuple(corners or points)[:4]
-        return _Face(number, (four * 2)[:4])  # type: ignore[arg-type]
-
-    def _num_of(self, face: _Face) -> int:
-        return self._rows[face.polygon][1]
+        self._rows.append((MATERIALS.index(material), self._num_solids, number, layer, width))
+        return Face(number, points)
 
 
-def _normal(points: Sequence[Point]) -> Point:
-    """Newell's normal: right for any flat polygon, also one with corners that coincide; zero for a beam."""
-    total = np.zeros(3)
-    if len(points) > 2:
-        here = np.array(points)
-        there = np.roll(here, -1, 0)
-        total = np.cross(here, there).sum(0)
-    length = float(np.sqrt((total**2).sum()))
-    x, y, z = (total / length).tolist() if length > 1e-9 else (0.0, 0.0, 0.0)
-    return x, y, z
+def _normals(vertices: Floats, starts: Ints) -> Floats:
+    """Return unit normals [P, 3] by Newell's method, which allows corners that coincide; zero for a beam."""
+    following = np.arange(1, len(vertices) + 1)
+    following[starts[1:] - 1] = starts[:-1]
+    total = np.add.reduceat(np.cross(vertices, vertices[following]), starts[:-1])
+    return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9))
 
 
 def flat_shape(kind: str, u: float, v: float, du: float, dv: float) -> list[Flat]:
-    """A window's outline around (u, v): a rect, a round arch, a pointed arch or a circle."""
+    """Return an outline around (u, v), `du` and `dv` to each side: "rect", "round", "arch" or "pointed"."""
     if kind == "rect":
         return [(u - du, v - dv), (u + du, v - dv), (u + du, v + dv), (u - du, v + dv)]
     if kind == "round":
         return [(u + du * cos(a), v + dv * sin(a)) for a in np.linspace(0, tau, 17)[:-1].tolist()]
-    spring = v + dv * 0.3
-    angles = np.linspace(0, pi, 9).tolist()
-    bend = 0.72 if kind == "pointed" else 1.0  # an exponent below 1 sharpens the crown
-    crown = [
-        (u + du * cos(a), spring + dv * 0.7 * (sin(a) if bend == 1 else 1 - abs(cos(a)) ** (1 / bend))) for a in angles
-    ]
+    crown = arch(u, v + dv * 0.3, du, dv * 0.7, kind == "pointed")
     return [(u - du, v - dv), (u + du, v - dv), *crown]
 
 
-def arched_wall(
-    x0: float, x1: float, z0: float, z1: float, openings: Sequence[Point], pointed: bool = False
-) -> list[Flat]:
-    """The outline of a wall with (centre, half width, springing height) openings that reach down to its foot."""
-    outline: list[Flat] = [(x0, z0)]
-    for centre, half, spring in openings:
-        rise = half * (1.35 if pointed else 1.0)
-        arc = [(centre - half * cos(a), spring + rise * (1 - abs(cos(a)) ** 1.5 if pointed else sin(a)))
-               for a in np.linspace(0, pi, 15).tolist()]  # fmt: skip
-        outline += [(centre - half, z0), *arc, (centre + half, z0)]
-    return [*outline, (x1, z0), (x1, z1), (x0, z1)]
-
-
-def dome_profile(radius: float, base: float, kind: str) -> list[Flat]:
-    """The profile of a dome of the given radius: round, tall, onion or cone."""
-    if kind == "cone":
-        return [(radius, base), (0, base + radius * 3)]
-    if kind == "onion":
-        curve = ((0.78, 0), (1.02, 0.28), (1.14, 0.6), (1.05, 0.95), (0.78, 1.28), (0.44, 1.58), (0.18, 1.86))
-        return [(radius * r, base + radius * h) for r, h in (*curve, (0.05, 2.2))]
-    stretch = 1.35 if kind == "tall" else 0.95
-    return [(radius * max(cos(a), 0.04), base + radius * stretch * sin(a)) for a in np.linspace(0, pi / 2, 8).tolist()]
+def arch(x: float, spring: float, half: float, rise: float, pointed: bool) -> list[Flat]:
+    """Return the curve of an arch from right to left, which starts to bend at the height `spring`."""
+    angles = np.linspace(0, pi, 11).tolist()
+    return [(x + half * cos(a), spring + rise * (1 - abs(cos(a)) ** 1.5 if pointed else sin(a))) for a in angles]
