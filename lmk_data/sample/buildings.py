@@ -3,7 +3,7 @@
 Pure: a seed and a class number in, a building out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi, sin, tau
@@ -26,9 +26,7 @@ def design_landmark(seed: int, number: int) -> Landmark:
     rng = np.random.default_rng([seed, 2, number])
     builder, top = Builder(), 0.0
     for part in parts:
-        if not isinstance(part, _Part):
-            part(builder, rng)
-        elif rng.random() < part.chance:
+        if rng.random() < part.chance:
             top = part.build(builder, rng, top if part.on else part.base)
     return builder.finish(noun, over_water, rng)
 
@@ -169,37 +167,6 @@ def _add_arcade(b: Builder, foot: float, size: Point, spans: int, pointed: bool)
     return foot + height
 
 
-def _hang_cables(b: Builder, rng: Generator) -> None:
-    """Add two towers at x = -17 and 17, and cables over them: curves with hangers, or fans."""
-    tall, fan = rng.uniform(20, 26), rng.random() < 0.45
-    for y in (-4.2, 4.2):
-        for x in (-17, 17):
-            b.loft((x, y), [(1.3, 0.9, 0), (1, 0.7, tall)], 4, ["metal"])
-        xs = np.linspace(-33, 33, 45).tolist()
-        sag = [(x, y, 8 + (tall - 8) * ((x / 17) ** 2 if abs(x) < 17 else (33 - abs(x)) / 16)) for x in xs]
-        masts = [(17.0 if x > 0 else -17.0, y, tall - abs(abs(x) - 17) / 2) for x in xs]
-        b.beams([[(x, y, 7), over] for x, over in zip(xs[1::2], (masts if fan else sag)[1::2], strict=True)], 0.25)
-        b.beams([] if fan else [sag], 0.6)
-    for x in (-17, 17):
-        b.loft((x, 0), [(1, 3.4, tall - 3), (1, 3.4, tall - 1)], 4, ["metal"])
-
-
-def _raise_lattice(b: Builder, rng: Generator) -> None:
-    """Add an iron tower on four legs."""
-    base, bays, bend, height = rng.uniform(8, 11.5), int(rng.integers(6, 10)), rng.uniform(1.5, 3), 42.0
-    levels = [height * (1 - (1 - t) ** 1.3) for t in np.linspace(0, 1, bays + 1).tolist()]
-    halves = [0.7 + (base - 0.7) * (1 - z / height) ** bend for z in levels]
-    for k, (x, y) in enumerate(_CORNERS):
-        u, v = _CORNERS[k - 1]
-        left, right = ([(p * h, q * h, z) for h, z in zip(halves, levels, strict=True)] for p, q in ((x, y), (u, v)))
-        b.beams([left, right], 0.85)
-        braces = [(p[i], q[j]) for p, q in ((left, right), (right, left)) for i in range(1, bays) for j in (i, i + 1)]
-        b.beams(braces, 0.42)
-    for level in (1, int(bays * rng.uniform(0.4, 0.6)), bays):
-        half = halves[level] * 1.15 + 0.3
-        b.loft((0, 0), [(half, half, levels[level] - 0.4), (half, half, levels[level] + 0.6)], 4, ["metal"])
-
-
 def _around(num_x: int, num_y: int, half_x: float, half_y: float) -> list[Flat]:
     """Return places along the edge of a rectangle, `num_x` and `num_y` to a side."""
     xs, ys = np.linspace(-half_x, half_x, num_x).tolist(), np.linspace(-half_y, half_y, num_y).tolist()
@@ -208,17 +175,18 @@ def _around(num_x: int, num_y: int, half_x: float, half_y: float) -> list[Flat]:
 
 _CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 # fmt: off
-_KINDS: tuple[tuple[str, bool, tuple[_Part | Callable[[Builder, Generator], None], ...]], ...] = (
+_KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
     ("Bell Tower", False, (
         _Part(half=(2.6, 4.4), height=(24, 34), storeys=(3, 4, 5), taper=(0.75, 1), columns=(1, 2, 3), rows=(1, 2),
               disc=0.6, top="spire|high dome|high onion|battlements"),
         _Part(at=[(13, 1)], half=(5, 7), depth=0.7, height=(5, 8), columns=(3, 5), top="gable", chance=0.6),
     )),
     ("Bridge", True, (
-        _Part(half=34, depth=0.1, height=1.2, base=5.8, material="metal|stone"),
-        _Part(at=[(-17, 0), (17, 0)], half=2.2, depth=2.4, height=2, material="stone"),
-        _Part(at=[(-37, 0), (37, 0)], half=3, depth=1.4, height=(7, 11), material="stone|wall", top="moulding"),
-        _hang_cables,
+        _Part(half=34, depth=0.1, height=(1.2, 2), base=6, material="metal|stone"),
+        _Part(at=[(-15, 0), (15, 0)], half=(3, 4), depth=1.3, height=(16, 26), storeys=(2, 3), columns=(1, 2), rows=2,
+              top="spire|battlements|mast|flat"),
+        _Part(half=12, depth=0.1, height=(1, 2), base=14, material="metal", chance=0.7),
+        _Part(at=[(-35, 0), (35, 0)], half=3, depth=1.4, height=(7, 14), material="stone|wall", top="moulding|battlements"),
     )),
     ("Capitol", False, (
         _Part(half=20, depth=0.6, height=1, material="stone"),
@@ -230,7 +198,7 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part | Callable[[Builder, Generator], None
     )),
     ("Arch", False, (
         _Part(half=(10, 13), depth=0.3, height=(14, 18), spans=(1, 3)),
-        _Part(half=13, depth=0.33, height=(2.5, 5), on=True, columns=(1, 3), shape="rect", glass="trim", top="moulding"),
+        _Part(half=13, depth=0.33, height=(2.5, 5), on=True, columns=3, shape="rect", glass="trim", top="moulding"),
         _Part(half=2.2, height=0.5, on=True, sides=12, top="dome|statue|flat"),
     )),
     ("Lighthouse", False, (
@@ -258,11 +226,16 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part | Callable[[Builder, Generator], None
               glass="dark", top="cone|battlements"),
         _Part(at=[(4, 8)], half=(3.2, 5), height=(14, 22), columns=3, rows=(3, 4), top="gable|spire|battlements"),
     )),
-    ("Iron Tower", False, (_raise_lattice, _Part(half=0.7, height=5, base=42, sides=6, material="metal", top="cone"))),
+    ("Radio Tower", False, (
+        _Part(half=(5, 9), height=(3, 6), sides=(4, 12), columns=(0, 3), shape="rect", material="stone|wall", top="moulding"),
+        _Part(half=(2, 3.2), height=(24, 34), on=True, taper=(0.4, 0.6), sloped=True, sides=12, material="wall|trim"),
+        _Part(half=(3, 5), height=(2, 4), on=True, storeys=(1, 2), sides=16, columns=1, shape="rect", top="cone|mast|dome"),
+        _Part(half=0.7, height=(8, 14), on=True, storeys=4, sides=8, material="metal trim", between="flat"),
+    )),
     ("Church", False, (
         _Part(half=7, height=(8, 11), columns=(3, 4, 5), rows=(1, 2), top="moulding"),
         _Part(half=2.4, height=(4, 7), on=True, sides=10, columns=1, top="high onion|high onion|spire"),
-        _Part(at=[(4.8 * x, 4.8 * y) for x, y in _CORNERS], half=1.6, height=(12, 15), sides=10, top="high onion|high cone"),
+        _Part(at=[(4.8 * x, 4.8 * y) for x, y in _CORNERS], half=1.6, height=(12, 15), sides=10, top="high onion|cone"),
         _Part(at=[(11, 2)], half=2.4, height=(12, 20), sides=8, columns=1, rows=3, top="spire", chance=0.6),
     )),
     ("Pagoda", False, (
@@ -278,9 +251,9 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part | Callable[[Builder, Generator], None
         _Part(at=[(x, y + 12) for x, y in _around(2, 5, 6, 9)], half=0.6, height=9, material="trim", top="spire"),
     )),
     ("Temple", False, (
-        _Part(half=(12, 13), depth=1.2, height=(1.5, 3.5), storeys=(3, 4), taper=0.88, material="stone", between="flat"),
+        _Part(half=(12, 13), depth=1.2, height=(1.5, 3), storeys=3, taper=0.88, material="stone", between="flat"),
         _Part(at=_around(6, 7, 9, 11.5), half=0.9, height=(8, 11), on=True, taper=0.75, sloped=True, sides=9),
-        _Part(half=10.2, depth=1.2, height=1.5, on=True, columns=(9, 13), shape="rect", glass="metal", top="pediment|flat"),
+        _Part(half=10.2, depth=1.2, height=1.5, on=True, columns=9, shape="rect", glass="metal", top="pediment|flat"),
         _Part(half=7, depth=1.2, height=9, base=1.5, material="roof|trim"),
     )),
     ("Building", False, (

@@ -1,4 +1,4 @@
-"""Photographs of imaginary landmarks: camera, light, sky, ground and people. Pure: a generator in, a picture out.
+"""Photographs of imaginary landmarks: camera, light, sky and ground. Pure: a generator in, a picture out.
 
 A photograph projects the polygons of a landmark, draws its solids from back to front by the planes between them, and
 shades each polygon by the light of the hour. Canvas coordinates are pixels, x to the right and y down.
@@ -6,13 +6,14 @@ shades each polygon by the light of the hour. Canvas coordinates are pixels, x t
 
 from dataclasses import dataclass
 from math import cos, pi, sin, tau
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from lmk_data.sample.solids import GLASS, Colour, Flat, Floats, Ints, Landmark
+from lmk_data.sample.solids import GLASS, Colour, Floats, Ints, Landmark
 
 LONGEST_SIDE = 800
 _SUPERSAMPLING = 1.5
@@ -42,24 +43,10 @@ _HOURS = (
 )
 _HOUR_ODDS = (0.24, 0.2, 0.16, 0.13, 0.13, 0.07, 0.07)
 
-_LAWNS = ((116, 160, 78), (98, 146, 70), (146, 164, 88), (104, 150, 92))
-_PAVINGS = ((198, 190, 176), (178, 180, 184), (214, 198, 168), (172, 166, 164))
+_GROUNDS = ((116, 160, 78), (98, 146, 70), (146, 164, 88), (198, 190, 176), (178, 180, 184), (214, 198, 168))
 _LEAVES = ((74, 110, 56), (92, 120, 52), (56, 92, 58), (150, 112, 50))
-_COATS = ((190, 60, 52), (58, 92, 160), (226, 196, 80), (92, 130, 84), (60, 58, 66), (214, 212, 206))
-_SKINS = ((236, 196, 166), (186, 136, 102), (120, 82, 60))
-_HULLS = ((200, 198, 190), (130, 70, 56), (60, 80, 104))
-# Figures one unit tall: (colours to choose from, outline). An outline is a polygon's x, y, x, y, ... with y up, or an
-# ellipse's (x, y, half width, half height).
-_Figure = tuple[tuple[tuple[Colour, ...], tuple[float, ...]], ...]
-_PUFFS = [(0.22 * sin(2.4 * k) * (1 - k / 40), 0.55 + 0.014 * k + 0.06 * cos(2.4 * k), 0.12, 0.1) for k in range(24)]
-_TREE: _Figure = ((((86, 66, 50),), (-0.035, 0, 0.035, 0, 0, 0.6)), *((_LEAVES, puff) for puff in _PUFFS))
-_PERSON: _Figure = (
-    (((46, 52, 74), (70, 62, 54)), (-0.11, 0, 0.11, 0, 0.1, 0.5, -0.1, 0.5)),
-    (_COATS, (0, 0.61, 0.15, 0.23)), (_SKINS, (0, 0.91, 0.09, 0.09)),
-)  # fmt: skip
-_BOAT: _Figure = (
-    (_HULLS, (-0.5, 0.12, 0.5, 0.15, 0.35, 0, -0.37, 0)), (((240, 236, 224),), (0, 0.16, 0.37, 0.19, 0, 1)),
-)  # fmt: skip
+# The ellipses of a crown of leaves, for a tree of height 1: x, and y from the ground up.
+_TREE = [(0.22 * sin(2.4 * k) * (1 - k / 40), 0.55 + 0.014 * k + 0.06 * cos(2.4 * k)) for k in range(24)]
 
 
 @dataclass(frozen=True)
@@ -73,15 +60,23 @@ class _Camera:
     horizon: float
 
     def project(self, points: Floats) -> Floats:
-        """Return canvas x, canvas y and depth of points [N, 3]: float [N, 3]."""
+        """Return the canvas x and y of points [N, 3]: float [N, 2]."""
         x, y, z = (points - self.eye).T
         depth = np.maximum(x * self.forward[0] + y * self.forward[1], 1.0)
         side = x * self.forward[1] - y * self.forward[0]
-        return np.stack([self.centre_x + self.focal * side / depth, self.horizon - self.focal * z / depth, depth], 1)
+        return np.stack([self.centre_x + self.focal * side / depth, self.horizon - self.focal * z / depth], 1)
 
-    def ground(self, x: float, depth: float) -> Flat:
-        """Return where the ground `depth` units away and `x` units to the right appears."""
-        return self.centre_x + self.focal * x / depth, self.horizon + self.focal * float(self.eye[2]) / depth
+
+@dataclass(frozen=True)
+class _Scene:
+    """A picture that is being drawn: its canvas, and what all parts of the drawing need."""
+
+    canvas: Image.Image
+    rng: Generator
+    landmark: Landmark
+    hour: _Hour
+    camera: _Camera
+    sun: Floats  # [3], the direction towards it
 
 
 def photograph(landmark: Landmark, rng: Generator) -> Image.Image:
@@ -90,21 +85,20 @@ def photograph(landmark: Landmark, rng: Generator) -> Image.Image:
     portrait = rng.random() < (0.75 if spread[2] > spread[0] * 1.3 else 0.2 if spread[2] > spread[0] * 0.7 else 0.04)
     short = int(rng.choice([600, 533, 600, 640 if portrait else 450]))
     width, height = (short, LONGEST_SIDE) if portrait else (LONGEST_SIDE, short)
-    canvas = (round(width * _SUPERSAMPLING), round(height * _SUPERSAMPLING))
+    size = (round(width * _SUPERSAMPLING), round(height * _SUPERSAMPLING))
     hour = _HOURS[int(rng.choice(len(_HOURS), p=_HOUR_ODDS))]
-    camera, sun = _place_camera(landmark, rng, canvas)
-    image = _sky(rng, hour, canvas)
-    _draw_hills(image, rng, hour, camera)
-    colours = _light(landmark, rng, hour, sun)
+    camera, sun = _place_camera(landmark, rng, size)
+    scene = _Scene(_sky(rng, hour, size), rng, landmark, hour, camera, sun)
+    _draw_hills(scene)
+    colours = _light(scene)
     if landmark.over_water or rng.random() < 0.12:
-        _draw_water(image, rng, hour, camera, landmark, colours)
+        _draw_water(scene, colours)
     else:
-        _draw_ground(image, rng, hour, camera)
-        if hour.sun[0] > 0.3 and not hour.night:
-            _cast_shadow(image, camera, landmark, sun)
-    _draw_building(image, landmark, camera, colours)
-    _draw_figures(image, rng, hour, camera, landmark.over_water)
-    return _develop(image, rng, (width, height))
+        _draw_ground(scene)
+    _draw_building(scene.canvas, landmark, camera, colours)
+    if not landmark.over_water:
+        _draw_trees(scene)
+    return _develop(scene.canvas, rng, (width, height))
 
 
 def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -> tuple[_Camera, Floats]:
@@ -117,7 +111,7 @@ def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -
     eye = np.array([middle[0] + distance * sin(swing), middle[1] - distance * cos(swing), spread * raised])
     forward = np.array([-sin(swing), cos(swing)])
     unit = _Camera(eye, forward, 1.0, 0.0, 0.0).project(landmark.vertices)
-    (x0, y0), (x1, y1) = unit[:, :2].min(0), unit[:, :2].max(0)
+    (x0, y0), (x1, y1) = unit.min(0), unit.max(0)
     zoom = rng.uniform(0.58, 0.9) if rng.random() < 0.8 else rng.uniform(0.86, 1.2)
     focal = zoom * min(canvas[0] / (x1 - x0), canvas[1] / (y1 - y0))
     loose = abs(canvas[0] - focal * (x1 - x0)) / 2
@@ -129,11 +123,11 @@ def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -
     return _Camera(eye, forward, focal, centre_x, bottom - focal * y1), sun
 
 
-def _light(landmark: Landmark, rng: Generator, hour: _Hour, sun: Floats) -> Floats:
-    """Return the colour of every polygon in this light: float [P, 3], from 0 to 255."""
-    facing = np.maximum((landmark.normals * sun).sum(1), 0)
-    facing[landmark.width > 0] = 0.45
-    sunlight = rng.uniform(0.85, 1.15) * np.array(hour.sun) * facing[:, None]
+def _light(scene: _Scene) -> Floats:
+    """Return the colour of every polygon in the light of the hour: float [P, 3], from 0 to 255."""
+    landmark, rng, hour = scene.landmark, scene.rng, scene.hour
+    facing = np.maximum((landmark.normals * scene.sun).sum(1, keepdims=True), 0)
+    sunlight = rng.uniform(0.85, 1.15) * np.array(hour.sun) * facing
     shade = np.array(hour.shade) * (0.86 + 0.14 * landmark.normals[:, 2:])
     colours = landmark.colours[landmark.material] * (shade + sunlight) * rng.uniform(0.97, 1.03, 3)
     glass = np.flatnonzero(landmark.material == GLASS)
@@ -142,8 +136,7 @@ def _light(landmark: Landmark, rng: Generator, hour: _Hour, sun: Floats) -> Floa
     if hour.night:
         lit = rng.random(len(glass)) < rng.uniform(0.35, 0.8)
         colours[glass[lit]] = np.array([242, 198, 122]) * shine[lit]
-    haze = rng.uniform(0, 0.1)
-    return np.asarray(np.clip(colours * (1 - haze) + np.array(hour.horizon) * haze, 0, 255))
+    return np.asarray(np.clip(colours, 0, 255))
 
 
 def _draw_building(
@@ -151,24 +144,19 @@ def _draw_building(
 ) -> None:
     """Draw the building, or its mirror image in the water: far solids first, and far faces first in each solid."""
     flip = [1, 1, -1 if mirrored else 1]
-    eye, flat, starts = camera.eye * flip, camera.project(landmark.vertices * flip), landmark.starts
-    first, host, beam = landmark.vertices[starts[:-1]], landmark.host, landmark.width > 0
+    eye, starts, host = camera.eye * flip, landmark.starts, landmark.host
+    first = landmark.vertices[starts[:-1]]
     centres = np.add.reduceat(landmark.vertices, starts[:-1]) / np.diff(starts)[:, None]
-    seen = beam | ((landmark.normals * (eye - first)).sum(1) > 0)
+    seen = (landmark.normals * (eye - first)).sum(1) > 0
     distance = ((centres - eye) ** 2).sum(1)
     rank = _solid_ranks(landmark, eye)[landmark.solid]
     order = np.lexsort((np.arange(len(host)), -distance[host], landmark.layer[host], rank))
-    widths = np.maximum(np.round(camera.focal * landmark.width / flat[starts[:-1], 2]), 1).astype(int).tolist()
-    points, ends = flat[:, :2].ravel().tolist(), (starts * 2).tolist()
+    points, ends = camera.project(landmark.vertices * flip).ravel().tolist(), (starts * 2).tolist()
     fills, rims = ([tuple(c) for c in (colours * shade).astype(int).tolist()] for shade in (1, 0.88))
     painted = (host != np.arange(len(host))).tolist()
     draw = ImageDraw.Draw(image)
     for p in order[seen[order]].tolist():
-        outline = points[ends[p] : ends[p + 1]]
-        if len(outline) == 4:  # two vertices: a beam
-            draw.line(outline, fills[p], widths[p])
-        else:
-            draw.polygon(outline, fills[p], None if painted[p] else rims[p])
+        draw.polygon(points[ends[p] : ends[p + 1]], fills[p], None if painted[p] else rims[p])
 
 
 def _solid_ranks(landmark: Landmark, eye: Floats) -> Ints:
@@ -216,7 +204,7 @@ def _sky(rng: Generator, hour: _Hour, canvas: tuple[int, int]) -> Image.Image:
     return _picture(sky * (1 - amount) + puff * amount).resize(canvas, Image.Resampling.BICUBIC)
 
 
-def _picture(values: NDArray[np.floating]) -> Image.Image:
+def _picture(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
@@ -228,84 +216,78 @@ def _lit(colour: Colour, hour: _Hour, brightness: float = 1.0, haze: float = 0.0
     return red, green, blue
 
 
-def _draw_hills(image: Image.Image, rng: Generator, hour: _Hour, camera: _Camera) -> None:
+def _draw_hills(scene: _Scene) -> None:
     """Draw one to three ridges along the horizon, pale with distance."""
+    (width, height), rng, horizon = scene.canvas.size, scene.rng, scene.camera.horizon
     xs = np.linspace(0, 1, 60)
     for layer in range(int(rng.integers(1, 4))):
         ridge = sum(np.sin(xs * tau * f + rng.uniform(0, tau)) / f for f in rng.uniform(0.5, 9, 5).tolist())
-        ys = camera.horizon - image.height * rng.uniform(0.02, 0.1) * np.maximum(0.6 + 0.25 * ridge, 0)
-        outline = np.stack([xs * image.width, ys], 1).ravel().tolist()
-        tone = _lit((96, 116, 96), hour, haze=0.72 - 0.22 * layer)
-        ImageDraw.Draw(image).polygon([*outline, image.width, camera.horizon + 4, 0, camera.horizon + 4], tone)
+        ys = horizon - height * rng.uniform(0.02, 0.1) * np.maximum(0.6 + 0.25 * ridge, 0)
+        outline = [*np.stack([xs * width, ys], 1).ravel().tolist(), width, horizon + 4, 0, horizon + 4]
+        ImageDraw.Draw(scene.canvas).polygon(outline, _lit((96, 116, 96), scene.hour, haze=0.72 - 0.22 * layer))
 
 
-def _draw_ground(image: Image.Image, rng: Generator, hour: _Hour, camera: _Camera) -> None:
-    """Draw lawn or paving from the horizon down, and a path to the building."""
-    width, height = image.size
+def _draw_ground(scene: _Scene) -> None:
+    """Draw lawn or paving from the horizon down, and the building's shadow."""
+    (width, height), rng, hour, camera = scene.canvas.size, scene.rng, scene.hour, scene.camera
     top = int(np.clip(camera.horizon, 0, height - 2))
-    near = np.array(_lit((_PAVINGS + _LAWNS)[int(rng.integers(8))], hour), float)
+    near = np.array(_lit(_GROUNDS[int(rng.integers(6))], hour), float)
     far = near * 0.75 + np.array(hour.horizon) * (0.1 if hour.night else 0.25)
     small = (width // 6, max(2, (height - top) // 3))
     down = np.linspace(0, 1, small[1])[:, None, None]
     ground = (far * (1 - down) + near * 0.92 * down) * (1 + 0.035 * _noise(rng, small, 24)[..., None])
-    image.paste(_picture(ground).resize((width, height - top), Image.Resampling.BICUBIC), (0, top))
-    reach, wide, away = float(np.hypot(*camera.eye[:2])), rng.uniform(1.5, 4), rng.uniform(-14, 14)
-    ends = ((away - wide, 0.2), (away + wide, 0.2), (wide, 1), (-wide, 1))
-    path = [camera.ground(x, reach * share) for x, share in ends]
-    ImageDraw.Draw(image).polygon(path, _lit(_PAVINGS[int(rng.integers(4))], hour))
+    scene.canvas.paste(_picture(ground).resize((width, height - top), Image.Resampling.BICUBIC), (0, top))
+    if hour.sun[0] > 0.3 and not hour.night:
+        _cast_shadow(scene)
 
 
-def _cast_shadow(image: Image.Image, camera: _Camera, landmark: Landmark, sun: Floats) -> None:
-    """Darken the ground where the building shades it."""
+def _cast_shadow(scene: _Scene) -> None:
+    """Darken the ground where the building keeps the sun away."""
+    landmark, sun = scene.landmark, scene.sun
     fallen = landmark.vertices - sun * (landmark.vertices[:, 2:] / sun[2])
-    points, ends = (camera.project(fallen)[:, :2] / 3).ravel().tolist(), (landmark.starts * 2).tolist()
-    mask = Image.new("L", (image.width // 3, image.height // 3))
-    draw = ImageDraw.Draw(mask)
-    for p in np.flatnonzero((landmark.host == np.arange(len(landmark.host))) & (landmark.normals @ sun >= 0)).tolist():
-        draw.polygon(points[ends[p] : ends[p + 1]], 95, 95)  # a beam's is its line
-    mask = mask.filter(ImageFilter.GaussianBlur(1.2)).resize(image.size, Image.Resampling.BILINEAR)
-    image.paste((28, 32, 44), (0, 0), mask)
+    points, ends = (scene.camera.project(fallen) / 3).ravel().tolist(), (landmark.starts * 2).tolist()
+    mask = Image.new("L", (scene.canvas.width // 3, scene.canvas.height // 3))
+    draw, shading = (
+        ImageDraw.Draw(mask),
+        (landmark.host == np.arange(len(landmark.host))) & (landmark.normals @ sun >= 0),
+    )
+    for p in np.flatnonzero(shading).tolist():
+        draw.polygon(points[ends[p] : ends[p + 1]], 95, 95)
+    mask = mask.filter(ImageFilter.GaussianBlur(1.2)).resize(scene.canvas.size, Image.Resampling.BILINEAR)
+    scene.canvas.paste((28, 32, 44), (0, 0), mask)
 
 
-def _draw_water(
-    image: Image.Image, rng: Generator, hour: _Hour, camera: _Camera, landmark: Landmark, colours: Floats
-) -> None:
+def _draw_water(scene: _Scene, colours: Floats) -> None:
     """Draw water from the horizon down, with sky, hills and building mirrored in it."""
-    width, height = image.size
-    top = int(np.clip(camera.horizon, 1, height - 2))
+    (width, height), rng = scene.canvas.size, scene.rng
+    top = int(np.clip(scene.camera.horizon, 1, height - 2))
     depth = height - top
-    mirror = Image.new("RGB", (width, height), hour.zenith)
-    above = image.crop((0, max(0, top - depth), width, top))
+    mirror = Image.new("RGB", (width, height), scene.hour.zenith)
+    above = scene.canvas.crop((0, max(0, top - depth), width, top))
     mirror.paste(above.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, top))
-    _draw_building(mirror, landmark, camera, colours, mirrored=True)
-    rows = np.arange(depth)
-    swell = (0.4 + 7 * rows / depth) * rng.uniform(0.5, 1.6)
-    phase = 90 * np.log1p(rows / depth * 12) * rng.uniform(0.5, 0.9)
-    shift = ((np.sin(phase) + rng.normal(0, 0.4, depth)) * swell).astype(int)
-    columns = np.clip(np.arange(width)[None] + shift[:, None], 0, width - 1)
-    clear = (rng.uniform(0.4, 0.72) * (1 - 0.35 * rows / depth) * (1 + 0.1 * np.sin(phase * 1.7)))[:, None, None]
-    wet = np.asarray(mirror)[top:][rows[:, None], columns] * clear.astype(np.float32)
-    image.paste(_picture(wet + np.array(_lit((70, 100, 106), hour)) * (1 - clear)), (0, top))
+    _draw_building(mirror, scene.landmark, scene.camera, colours, mirrored=True)
+    down = np.arange(depth) / depth
+    phase = 90 * np.log1p(down * 12) * rng.uniform(0.5, 0.9)
+    shift = (np.sin(phase) + rng.normal(0, 0.4, depth)) * (0.4 + 7 * down) * rng.uniform(0.5, 1.6)
+    columns = np.clip(np.arange(width) + shift.astype(int)[:, None], 0, width - 1)
+    clear = (rng.uniform(0.4, 0.72) * (1 - 0.35 * down) * (1 + 0.1 * np.sin(phase * 1.7)))[:, None, None]
+    tint = np.array(_lit((70, 100, 106), scene.hour))
+    wet = np.asarray(mirror)[np.arange(top, height)[:, None], columns] * clear + tint * (1 - clear)
+    scene.canvas.paste(_picture(wet), (0, top))
 
 
-def _draw_figures(image: Image.Image, rng: Generator, hour: _Hour, camera: _Camera, afloat: bool) -> None:
-    """Draw up to eight trees and people (boats on water) between camera and building."""
-    draw, reach = ImageDraw.Draw(image), float(np.hypot(*camera.eye[:2]))
-    for share in sorted(rng.uniform(0.55 if afloat else 0.3, 0.92, int(rng.integers(0, 9))).tolist(), reverse=True):
-        figure, low, high = (_BOAT, 4, 10) if afloat else (_TREE, 5, 11) if rng.random() < 0.45 else (_PERSON, 1.5, 2)
-        x, y = image.width * rng.random(), camera.ground(0, reach * share)[1]
-        tall, pick = rng.uniform(low, high) * camera.focal / (reach * share), int(rng.integers(36))
-        if y > image.height * 1.15:
-            continue
-        for k, (colours, outline) in enumerate(figure):
-            tone = _lit(colours[pick % len(colours)], hour, 0.75 + 0.015 * k + rng.uniform(0, 0.1))
-            if len(outline) == 4:
-                u, v, du, dv = (part * tall for part in outline)
-                draw.ellipse((x + u - du, y - v - dv, x + u + du, y - v + dv), tone)
-            else:
-                draw.polygon(
-                    [(x + u * tall, y - v * tall) for u, v in zip(outline[::2], outline[1::2], strict=True)], tone
-                )
+def _draw_trees(scene: _Scene) -> None:
+    """Draw up to six trees between camera and building."""
+    rng, camera, draw = scene.rng, scene.camera, ImageDraw.Draw(scene.canvas)
+    for share in sorted(rng.uniform(0.4, 0.92, int(rng.integers(0, 7))).tolist(), reverse=True):
+        unit = camera.focal / (share * float(np.hypot(*camera.eye[:2])))  # pixels
+        x, y, tall = scene.canvas.width * rng.random(), camera.horizon + unit * camera.eye[2], unit * rng.uniform(3, 9)
+        draw.rectangle((x - 0.03 * tall, y - 0.6 * tall, x + 0.03 * tall, y), _lit((86, 66, 50), scene.hour))
+        leaves = _LEAVES[int(rng.integers(len(_LEAVES)))]
+        for k, (u, v) in enumerate(_TREE):
+            tone = _lit(leaves, scene.hour, 0.7 + 0.015 * k + rng.uniform(0, 0.1))
+            left, top = x + (u - 0.12) * tall, y - (v + 0.1) * tall
+            draw.ellipse((left, top, left + 0.24 * tall, top + 0.2 * tall), tone)
 
 
 def _develop(image: Image.Image, rng: Generator, size: tuple[int, int]) -> Image.Image:
@@ -313,7 +295,7 @@ def _develop(image: Image.Image, rng: Generator, size: tuple[int, int]) -> Image
     tilt, lean = rng.normal(0, 0.018), rng.uniform(-0.05, 0.05)
     scale = 1 / (1.05 + abs(tilt) * 1.4 + abs(lean) / 2)
     middle, half = np.array(image.size) / 2, np.array(image.size) / 2 * scale
-    corners = np.array([(-1 + lean, -1), (-1, 1), (1, 1), (1 - lean, -1)]) * half
+    corners = np.array([(lean - 1, -1), (-1, 1), (1, 1), (1 - lean, -1)]) * half
     turned = middle + corners @ [[cos(tilt), sin(tilt)], [-sin(tilt), cos(tilt)]]
     picture = image.transform(size, Image.Transform.QUAD, turned.ravel().tolist(), Image.Resampling.BILINEAR)
     if rng.random() < 0.25:

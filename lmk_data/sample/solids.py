@@ -21,17 +21,12 @@ Colour = tuple[int, int, int]
 MATERIALS = ("wall", "trim", "roof", "metal", "gold", "stone", "dark", "glass")
 GLASS = MATERIALS.index("glass")
 _WALLS: tuple[Colour, ...] = (
-    (226, 212, 182), (172, 92, 70), (186, 116, 84), (238, 235, 228), (158, 158, 160), (216, 174, 106),
-    (222, 178, 166), (178, 192, 178), (132, 142, 158), (112, 104, 102), (206, 196, 170), (196, 146, 112),
+    (226, 212, 182), (172, 92, 70), (238, 235, 228), (158, 158, 160), (216, 174, 106), (222, 178, 166), (178, 192, 178),
+    (132, 142, 158), (112, 104, 102), (196, 146, 112),
 )  # fmt: skip
-_ROOFS: tuple[Colour, ...] = (
-    (84, 92, 106), (108, 164, 142), (178, 88, 60), (212, 170, 70), (146, 152, 160), (98, 70, 58),
-    (62, 106, 160), (70, 118, 84), (150, 62, 62),
-)  # fmt: skip
-_METALS: tuple[Colour, ...] = (
-    (176, 66, 48), (116, 124, 132), (70, 110, 96), (200, 204, 206), (108, 92, 80), (62, 88, 128),
-)  # fmt: skip
-_FIXED: tuple[Colour, ...] = ((214, 172, 72), (176, 168, 154), (52, 48, 50), (78, 96, 116))  # gold to glass
+_ROOFS = ((84, 92, 106), (108, 164, 142), (178, 88, 60), (212, 170, 70), (98, 70, 58), (62, 106, 160), (150, 62, 62))
+_METALS = ((176, 66, 48), (116, 124, 132), (70, 110, 96), (200, 204, 206), (108, 92, 80), (62, 88, 128))
+_FIXED = ((214, 172, 72), (176, 168, 154), (52, 48, 50), (78, 96, 116))  # gold to glass
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +38,11 @@ class Landmark:
     colours: Floats  # [8, 3], one row per entry of `MATERIALS`, 0 to 255
     vertices: Floats  # [N, 3]
     starts: Ints  # [P + 1]; polygon p has the vertices starts[p] to starts[p + 1]
-    normals: Floats  # [P, 3], unit length; zero for a beam, which is visible from all sides
+    normals: Floats  # [P, 3], unit length
     material: Ints  # [P], index into `MATERIALS`
     solid: Ints  # [P]
     host: Ints  # [P], the polygon that this one is painted on, or itself
     layer: Ints  # [P], drawing order within a solid
-    width: Floats  # [P], above 0 for a beam, which is a line between two vertices
     low: Floats  # [S, 3], lower bounds of each solid
     high: Floats  # [S, 3], upper bounds
 
@@ -71,7 +65,7 @@ class Builder:
 
     def __init__(self) -> None:
         self._polygons: list[Sequence[Point]] = []
-        self._rows: list[tuple[int, int, int, int, float]] = []  # material, solid, host, layer, width
+        self._rows: list[tuple[int, int, int, int]] = []  # material, solid, host, layer
         self._num_solids = 0
 
     def loft(self, at: Flat, rings: Sequence[Point], sides: int, materials: Sequence[str]) -> list[Face]:
@@ -108,18 +102,11 @@ class Builder:
         front = self._add([(x, near, z) for x, z in outline], material, layer=1)
         return Face(front.polygon, [(x0, near, z0), (x1, near, z0), (x1, near, z1), (x0, near, z1)])
 
-    def beams(self, lines: Sequence[Sequence[Point]], width: float) -> None:
-        """Add thin metal beams or cables along polylines; together they are one solid."""
-        self._num_solids += 1
-        for line in lines:
-            for p, q in pairwise(line):
-                self._add([p, q], "metal", width=width)
-
     def paint(self, face: Face, shape: Sequence[Flat], material: str) -> None:
         """Paint a shape on a face."""
         solid = self._rows[face.polygon][1]
         self._polygons.append([face.at(u, v) for u, v in shape])
-        self._rows.append((MATERIALS.index(material), solid, face.polygon, 0, 0.0))
+        self._rows.append((MATERIALS.index(material), solid, face.polygon, 0))
 
     def windows(self, face: Face, grid: tuple[int, int], shape: str, material: str = "glass") -> None:
         """Paint (columns, rows) of framed windows on a face."""
@@ -140,27 +127,23 @@ class Builder:
         vertices = np.array([vertex for polygon in self._polygons for vertex in polygon], float)
         vertices[:, 2] *= rng.uniform(0.82, 1.22)
         starts = np.cumsum([0, *lengths])
-        rows = np.array(self._rows, float)
-        solid = rows[:, 1].astype(int) - 1
+        material, solid, host, layer = np.array(self._rows).T
         owner = np.repeat(solid, lengths)
         low, high = np.full((self._num_solids, 3), np.inf), np.full((self._num_solids, 3), -np.inf)
         np.minimum.at(low, owner, vertices)
         np.maximum.at(high, owner, vertices)
-        return Landmark(
-            noun, over_water, np.clip([wall, trim, roof, metal, *_FIXED], 0, 255), vertices, starts,
-            _normals(vertices, starts), rows[:, 0].astype(int), solid, rows[:, 2].astype(int),
-            rows[:, 3].astype(int), rows[:, 4], low, high,
-        )  # fmt: skip
+        colours, normals = np.clip([wall, trim, roof, metal, *_FIXED], 0, 255), _normals(vertices, starts)
+        return Landmark(noun, over_water, colours, vertices, starts, normals, material, solid, host, layer, low, high)
 
-    def _add(self, points: Sequence[Point], material: str, layer: int = 0, width: float = 0.0) -> Face:
+    def _add(self, points: Sequence[Point], material: str, layer: int = 0) -> Face:
         number = len(self._polygons)
         self._polygons.append(points)
-        self._rows.append((MATERIALS.index(material), self._num_solids, number, layer, width))
+        self._rows.append((MATERIALS.index(material), self._num_solids - 1, number, layer))
         return Face(number, points)
 
 
 def _normals(vertices: Floats, starts: Ints) -> Floats:
-    """Return unit normals [P, 3] by Newell's method, which allows corners that coincide; zero for a beam."""
+    """Return unit normals [P, 3] by Newell's method, which allows corners that coincide."""
     following = np.arange(1, len(vertices) + 1)
     following[starts[1:] - 1] = starts[:-1]
     total = np.add.reduceat(np.cross(vertices, vertices[following]), starts[:-1])
