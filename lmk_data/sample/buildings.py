@@ -44,7 +44,6 @@ _CROWNS: dict[str, tuple[tuple[int, _Profile, str], ...]] = {
     "flat": (),
     "moulding": ((0, ((1.1, 0), (1.1, 0.14)), "trim"),),
     "eaves": ((0, ((0.98, -0.1), (1.42, -0.03), (1.1, 0.12), (0.88, 0.27)), "trim roof roof"),),
-    "wide eaves": ((0, ((0.98, -0.1), (1.7, -0.03), (1.2, 0.1), (0.88, 0.27)), "trim roof roof"),),
     "gable": ((0, ((1.07, 1.1, 0), (1.07, 0, 0.62)), "roof"),),
     "pediment": ((0, ((1.02, 1.02, 0), (1.02, 1.02, 0.12)), "trim"), (0, ((1.06, 1.03, 0.12), (0, 1.03, 0.5)), "wall")),
     "spire": ((0, ((1.12, 0), (0.55, 1.3), (0, 3.3)), "roof"), (6, ((0.07, 3.1), (0.04, 4)), "gold")),
@@ -54,11 +53,7 @@ _CROWNS: dict[str, tuple[tuple[int, _Profile, str], ...]] = {
         (0, ((1.45, 0), (1.45, 0.25)), "trim"), (10, ((0.75, 0.25), (0.75, 1.6)), "glass"),
         (12, ((1, 1.6), (0.7, 2.3), (0.1, 2.7), (0.05, 3.4)), "roof"),
     ),
-    "statue": (
-        (14, ((0.8, 0), (1.5, 0.7), (1.5, 1)), "trim"),
-        (8, ((0.6, 1), (0.35, 1.9), (0.5, 2.7), (0.2, 3), (0.3, 3.3), (0, 3.7)), "gold"),
-    ),
-    "obelisk": ((0, ((1, 0), (0, 1.7)), "gold"),),
+    "statue": ((14, ((0.8, 0), (1.5, 0.7), (1.5, 1)), "trim"), (8, ((0.6, 1), (0.35, 2), (0.5, 3), (0, 3.7)), "gold")),
     "battlements": ((0, ((1.15, 0), (1.15, 0.3)), "trim"),),  # and merlons, see `_add_crown`
     **{name: ((16, profile, "roof"),) for name, profile in _DOMES.items()},
     **{f"high {name}": (
@@ -184,9 +179,9 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
     ("Bridge", True, (
         _Part(half=34, depth=0.1, height=(1.2, 2), base=6, material="metal|stone"),
         _Part(at=[(-15, 0), (15, 0)], half=(3, 4), depth=1.3, height=(16, 26), storeys=(2, 3), columns=(1, 2), rows=2,
-              top="spire|battlements|mast|flat"),
+              top="spire|battlements|mast"),
         _Part(half=12, depth=0.1, height=(1, 2), base=14, material="metal", chance=0.7),
-        _Part(at=[(-35, 0), (35, 0)], half=3, depth=1.4, height=(7, 14), material="stone|wall", top="moulding|battlements"),
+        _Part(at=[(-35, 0), (35, 0)], half=3, depth=1.4, height=(7, 14), material="stone|wall"),
     )),
     ("Capitol", False, (
         _Part(half=20, depth=0.6, height=1, material="stone"),
@@ -227,9 +222,9 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
         _Part(at=[(4, 8)], half=(3.2, 5), height=(14, 22), columns=3, rows=(3, 4), top="gable|spire|battlements"),
     )),
     ("Radio Tower", False, (
-        _Part(half=(5, 9), height=(3, 6), sides=(4, 12), columns=(0, 3), shape="rect", material="stone|wall", top="moulding"),
+        _Part(half=(5, 9), height=(3, 6), sides=(4, 12), columns=(0, 3), material="stone|wall", top="moulding"),
         _Part(half=(2, 3.2), height=(24, 34), on=True, taper=(0.4, 0.6), sloped=True, sides=12, material="wall|trim"),
-        _Part(half=(3, 5), height=(2, 4), on=True, storeys=(1, 2), sides=16, columns=1, shape="rect", top="cone|mast|dome"),
+        _Part(half=(3, 5), height=(2, 4), on=True, storeys=(1, 2), sides=16, columns=1, top="cone|mast|dome"),
         _Part(half=0.7, height=(8, 14), on=True, storeys=4, sides=8, material="metal trim", between="flat"),
     )),
     ("Church", False, (
@@ -241,7 +236,7 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
     ("Pagoda", False, (
         _Part(half=11, height=1.6, sides=(4, 8), material="stone"),
         _Part(half=(5.5, 8), height=(12, 20), on=True, storeys=(3, 4, 5, 7), taper=(0.4, 0.65), sides=(4, 8),
-              material="metal|wall", columns=3, shape="rect", between="eaves|wide eaves", top="pagoda"),
+              material="metal|wall", columns=3, shape="rect", between="eaves", top="pagoda"),
     )),
     ("Cathedral", False, (
         _Part(half=5, depth=0.3, height=(15, 18), disc=1, top="pediment"),
@@ -264,7 +259,7 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
         _Part(half=(7, 10), height=(2, 5), storeys=(2, 3, 5), taper=0.5, material="stone", between="flat"),
         _Part(half=3, height=(3, 6), on=True, columns=1, shape="rect", glass="trim", top="moulding"),
         _Part(half=(1.5, 2.3), height=(20, 32), on=True, taper=0.7, sloped=True, storeys=(1, 3, 5, 8), sides=(4, 14),
-              material="wall|wall trim", between="flat", top="statue|statue|obelisk"),
+              material="wall|wall trim", between="flat", top="statue|statue|cone"),
     )),
 )
 # fmt: on

@@ -34,14 +34,12 @@ class _Hour:
 
 _HOURS = (
     _Hour((58, 122, 196), (178, 212, 236), (0.62, 0.59, 0.50), (0.56, 0.60, 0.67), (250, 250, 250), 0.25),
-    _Hour((82, 148, 210), (206, 226, 238), (0.55, 0.53, 0.47), (0.60, 0.63, 0.67), (246, 246, 248), 0.55),
     _Hour((150, 164, 178), (208, 214, 220), (0.20, 0.20, 0.20), (0.78, 0.80, 0.83), (182, 188, 196), 0.85),
     _Hour((74, 96, 158), (250, 190, 124), (0.74, 0.52, 0.30), (0.50, 0.46, 0.52), (250, 176, 140), 0.45),
     _Hour((120, 160, 204), (246, 232, 206), (0.62, 0.54, 0.40), (0.56, 0.57, 0.59), (255, 244, 226), 0.35),
     _Hour((44, 54, 104), (214, 120, 116), (0.50, 0.38, 0.30), (0.46, 0.42, 0.52), (150, 88, 118), 0.5, True),
     _Hour((12, 18, 44), (48, 58, 98), (0.92, 0.74, 0.46), (0.30, 0.30, 0.40), (40, 46, 72), 0.4, True),
 )
-_HOUR_ODDS = (0.24, 0.2, 0.16, 0.13, 0.13, 0.07, 0.07)
 
 _GROUNDS = ((116, 160, 78), (98, 146, 70), (146, 164, 88), (198, 190, 176), (178, 180, 184), (214, 198, 168))
 _LEAVES = ((74, 110, 56), (92, 120, 52), (56, 92, 58), (150, 112, 50))
@@ -76,29 +74,28 @@ class _Scene:
     landmark: Landmark
     hour: _Hour
     camera: _Camera
-    sun: Floats  # [3], the direction towards it
+    colours: Floats  # [P, 3], of the building's polygons in the light of the hour
 
 
 def photograph(landmark: Landmark, rng: Generator) -> Image.Image:
     """Return an RGB picture, `LONGEST_SIDE` pixels wide or high; viewpoint, light and surroundings come from `rng`."""
     spread = landmark.high.max(0) - landmark.low.min(0)
-    portrait = rng.random() < (0.75 if spread[2] > spread[0] * 1.3 else 0.2 if spread[2] > spread[0] * 0.7 else 0.04)
-    short = int(rng.choice([600, 533, 600, 640 if portrait else 450]))
-    width, height = (short, LONGEST_SIDE) if portrait else (LONGEST_SIDE, short)
-    size = (round(width * _SUPERSAMPLING), round(height * _SUPERSAMPLING))
-    hour = _HOURS[int(rng.choice(len(_HOURS), p=_HOUR_ODDS))]
-    camera, sun = _place_camera(landmark, rng, size)
-    scene = _Scene(_sky(rng, hour, size), rng, landmark, hour, camera, sun)
+    portrait = rng.random() < (0.75 if spread[2] > spread[0] * 1.3 else 0.1)
+    short = int(rng.choice([600, 533, 640] if portrait else [600, 533, 450]))
+    size = (short, LONGEST_SIDE) if portrait else (LONGEST_SIDE, short)
+    canvas = (round(size[0] * _SUPERSAMPLING), round(size[1] * _SUPERSAMPLING))
+    hour = _HOURS[int(rng.integers(len(_HOURS)))]
+    camera, sun = _place_camera(landmark, rng, canvas)
+    scene = _Scene(_sky(rng, hour, canvas), rng, landmark, hour, camera, _light(landmark, rng, hour, sun))
     _draw_hills(scene)
-    colours = _light(scene)
     if landmark.over_water or rng.random() < 0.12:
-        _draw_water(scene, colours)
+        _draw_water(scene)
     else:
         _draw_ground(scene)
-    _draw_building(scene.canvas, landmark, camera, colours)
+    _draw_building(scene, scene.canvas)
     if not landmark.over_water:
         _draw_trees(scene)
-    return _develop(scene.canvas, rng, (width, height))
+    return _develop(scene.canvas, rng, size)
 
 
 def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -> tuple[_Camera, Floats]:
@@ -123,10 +120,9 @@ def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -
     return _Camera(eye, forward, focal, centre_x, bottom - focal * y1), sun
 
 
-def _light(scene: _Scene) -> Floats:
-    """Return the colour of every polygon in the light of the hour: float [P, 3], from 0 to 255."""
-    landmark, rng, hour = scene.landmark, scene.rng, scene.hour
-    facing = np.maximum((landmark.normals * scene.sun).sum(1, keepdims=True), 0)
+def _light(landmark: Landmark, rng: Generator, hour: _Hour, sun: Floats) -> Floats:
+    """Return the colour of every polygon, lit from the direction `sun` [3]: float [P, 3], from 0 to 255."""
+    facing = np.maximum((landmark.normals * sun).sum(1, keepdims=True), 0)
     sunlight = rng.uniform(0.85, 1.15) * np.array(hour.sun) * facing
     shade = np.array(hour.shade) * (0.86 + 0.14 * landmark.normals[:, 2:])
     colours = landmark.colours[landmark.material] * (shade + sunlight) * rng.uniform(0.97, 1.03, 3)
@@ -139,22 +135,18 @@ def _light(scene: _Scene) -> Floats:
     return np.asarray(np.clip(colours, 0, 255))
 
 
-def _draw_building(
-    image: Image.Image, landmark: Landmark, camera: _Camera, colours: Floats, mirrored: bool = False
-) -> None:
+def _draw_building(scene: _Scene, image: Image.Image, mirrored: bool = False) -> None:
     """Draw the building, or its mirror image in the water: far solids first, and far faces first in each solid."""
+    landmark, camera = scene.landmark, scene.camera
     flip = [1, 1, -1 if mirrored else 1]
     eye, starts, host = camera.eye * flip, landmark.starts, landmark.host
-    first = landmark.vertices[starts[:-1]]
     centres = np.add.reduceat(landmark.vertices, starts[:-1]) / np.diff(starts)[:, None]
-    seen = (landmark.normals * (eye - first)).sum(1) > 0
-    distance = ((centres - eye) ** 2).sum(1)
-    rank = _solid_ranks(landmark, eye)[landmark.solid]
+    seen = (landmark.normals * (eye - landmark.vertices[starts[:-1]])).sum(1) > 0
+    distance, rank = ((centres - eye) ** 2).sum(1), _solid_ranks(landmark, eye)[landmark.solid]
     order = np.lexsort((np.arange(len(host)), -distance[host], landmark.layer[host], rank))
     points, ends = camera.project(landmark.vertices * flip).ravel().tolist(), (starts * 2).tolist()
-    fills, rims = ([tuple(c) for c in (colours * shade).astype(int).tolist()] for shade in (1, 0.88))
-    painted = (host != np.arange(len(host))).tolist()
-    draw = ImageDraw.Draw(image)
+    fills, rims = ([tuple(c) for c in (scene.colours * shade).astype(int).tolist()] for shade in (1, 0.88))
+    draw, painted = ImageDraw.Draw(image), (host != np.arange(len(host))).tolist()
     for p in order[seen[order]].tolist():
         draw.polygon(points[ends[p] : ends[p + 1]], fills[p], None if painted[p] else rims[p])
 
@@ -228,36 +220,18 @@ def _draw_hills(scene: _Scene) -> None:
 
 
 def _draw_ground(scene: _Scene) -> None:
-    """Draw lawn or paving from the horizon down, and the building's shadow."""
-    (width, height), rng, hour, camera = scene.canvas.size, scene.rng, scene.hour, scene.camera
-    top = int(np.clip(camera.horizon, 0, height - 2))
+    """Draw lawn or paving from the horizon down."""
+    (width, height), rng, hour = scene.canvas.size, scene.rng, scene.hour
+    top = int(np.clip(scene.camera.horizon, 0, height - 2))
     near = np.array(_lit(_GROUNDS[int(rng.integers(6))], hour), float)
     far = near * 0.75 + np.array(hour.horizon) * (0.1 if hour.night else 0.25)
     small = (width // 6, max(2, (height - top) // 3))
     down = np.linspace(0, 1, small[1])[:, None, None]
     ground = (far * (1 - down) + near * 0.92 * down) * (1 + 0.035 * _noise(rng, small, 24)[..., None])
     scene.canvas.paste(_picture(ground).resize((width, height - top), Image.Resampling.BICUBIC), (0, top))
-    if hour.sun[0] > 0.3 and not hour.night:
-        _cast_shadow(scene)
 
 
-def _cast_shadow(scene: _Scene) -> None:
-    """Darken the ground where the building keeps the sun away."""
-    landmark, sun = scene.landmark, scene.sun
-    fallen = landmark.vertices - sun * (landmark.vertices[:, 2:] / sun[2])
-    points, ends = (scene.camera.project(fallen) / 3).ravel().tolist(), (landmark.starts * 2).tolist()
-    mask = Image.new("L", (scene.canvas.width // 3, scene.canvas.height // 3))
-    draw, shading = (
-        ImageDraw.Draw(mask),
-        (landmark.host == np.arange(len(landmark.host))) & (landmark.normals @ sun >= 0),
-    )
-    for p in np.flatnonzero(shading).tolist():
-        draw.polygon(points[ends[p] : ends[p + 1]], 95, 95)
-    mask = mask.filter(ImageFilter.GaussianBlur(1.2)).resize(scene.canvas.size, Image.Resampling.BILINEAR)
-    scene.canvas.paste((28, 32, 44), (0, 0), mask)
-
-
-def _draw_water(scene: _Scene, colours: Floats) -> None:
+def _draw_water(scene: _Scene) -> None:
     """Draw water from the horizon down, with sky, hills and building mirrored in it."""
     (width, height), rng = scene.canvas.size, scene.rng
     top = int(np.clip(scene.camera.horizon, 1, height - 2))
@@ -265,15 +239,14 @@ def _draw_water(scene: _Scene, colours: Floats) -> None:
     mirror = Image.new("RGB", (width, height), scene.hour.zenith)
     above = scene.canvas.crop((0, max(0, top - depth), width, top))
     mirror.paste(above.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, top))
-    _draw_building(mirror, scene.landmark, scene.camera, colours, mirrored=True)
+    _draw_building(scene, mirror, mirrored=True)
     down = np.arange(depth) / depth
     phase = 90 * np.log1p(down * 12) * rng.uniform(0.5, 0.9)
     shift = (np.sin(phase) + rng.normal(0, 0.4, depth)) * (0.4 + 7 * down) * rng.uniform(0.5, 1.6)
     columns = np.clip(np.arange(width) + shift.astype(int)[:, None], 0, width - 1)
     clear = (rng.uniform(0.4, 0.72) * (1 - 0.35 * down) * (1 + 0.1 * np.sin(phase * 1.7)))[:, None, None]
-    tint = np.array(_lit((70, 100, 106), scene.hour))
-    wet = np.asarray(mirror)[np.arange(top, height)[:, None], columns] * clear + tint * (1 - clear)
-    scene.canvas.paste(_picture(wet), (0, top))
+    wet = np.asarray(mirror)[np.arange(top, height)[:, None], columns] * clear
+    scene.canvas.paste(_picture(wet + np.array(_lit((70, 100, 106), scene.hour)) * (1 - clear)), (0, top))
 
 
 def _draw_trees(scene: _Scene) -> None:
