@@ -33,10 +33,8 @@ def design_landmark(seed: int, number: int) -> Landmark:
 
 # What ends a storey or a building: solids of (sides, or 0 for those of the body; profile; materials). A profile is in
 # units of the body's half width and starts at the body's top.
-_QUARTER = [(max(cos(a), 0.04), sin(a)) for a in np.linspace(0, pi / 2, 8).tolist()]
 _DOMES: dict[str, _Profile] = {
-    "dome": tuple(_QUARTER),
-    "tall": tuple((r, 1.4 * z) for r, z in _QUARTER),
+    "dome": tuple((max(cos(a), 0.04), 1.1 * sin(a)) for a in np.linspace(0, pi / 2, 8).tolist()),
     "onion": ((0.78, 0), (1.1, 0.4), (1.1, 0.8), (0.78, 1.28), (0.44, 1.58), (0.18, 1.86), (0.05, 2.2)),
     "cone": ((1.1, 0), (0, 2.4)),
 }
@@ -81,12 +79,9 @@ def _add_crown(b: Builder, at: Flat, z: float, half: Flat, sides: int, name: str
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Storeys on a rectangle or a regular polygon, with a crown: drawn once, put up at every (x, y) of `at`.
+    """Storeys with a crown on a regular polygon or a rectangle. Strings separate their options by "|"."""
 
-    Strings list their options with "|" between.
-    """
-
-    at: Sequence[Flat] = ((0, 0),)
+    at: Sequence[Flat] = ((0, 0),)  # (x, y) of each copy
     base: float = 0.0  # height of its foot
     on: bool = False  # stands on the part before it instead
     chance: float = 1.0  # that the building has it
@@ -129,9 +124,7 @@ class _Part:
                 z, last = z + height / storeys, k == storeys - 1
                 for side, face in enumerate(faces):
                     if disc and last:
-                        for radius, ring in ((0.38, "trim"), (0.32, "glass"), (0.17, "trim"), (0.12, "gold")):
-                            tall = radius * 2 * half * storeys / height
-                            b.paint(face, flat_shape("round", 0.5, 0.6, radius, tall), ring)
+                        b.disc(face, 2 * half * storeys / height)
                     elif columns:
                         across = max(1, round(columns * self.depth)) if sides == 4 and side % 2 else columns
                         b.windows(face, (across, rows), shape, self.glass)
@@ -189,7 +182,7 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
         _Part(at=_around(5, 1, 5.2, 9), half=0.6, height=6, base=1, sides=10, material="trim"),
         _Part(at=[(0, -8.2)], half=6, depth=0.3, height=0.5, on=True, material="trim", top="pediment"),
         _Part(half=8.4, depth=0.72, height=(7, 9), base=1, columns=5, rows=2, top="moulding"),
-        _Part(half=(4, 5), height=(3, 6), on=True, sides=16, columns=1, top="high dome|high tall"),
+        _Part(half=(4, 5), height=(3, 6), on=True, sides=16, columns=1, top="high dome"),
     )),
     ("Arch", False, (
         _Part(half=(10, 13), depth=0.3, height=(14, 18), spans=(1, 3)),
@@ -204,21 +197,19 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
     )),
     ("Old Bridge", True, (
         _Part(half=30, depth=0.09, height=(9, 14), spans=(3, 4, 5, 6), shape="arch|pointed"),
-        _Part(half=31, depth=0.1, height=0.6, on=True, material="trim"),
         _Part(half=30, depth=0.07, height=(5, 8), spans=(6, 9, 12), on=True, chance=0.45),
         _Part(at=[(-33, 0), (33, 0)], half=3, height=(17, 24), columns=1, rows=3, top="spire|battlements", chance=0.5),
     )),
     ("Mausoleum", False, (
         _Part(half=15, height=(1, 2.6), material="trim"),
         _Part(half=(7, 9), height=(9, 12), on=True, sides=(4, 8), columns=(1, 3), shape="pointed", glass="dark"),
-        _Part(half=(3.6, 5.4), height=2.4, on=True, sides=18, top="high onion|high tall|high dome"),
+        _Part(half=(3.6, 5.4), height=2.4, on=True, sides=18, top="high onion|high dome"),
         _Part(at=[(13 * x, 13 * y) for x, y in _CORNERS], half=1, height=(15, 22), taper=0.8, sloped=True,
               storeys=(2, 3, 4), sides=10, top="onion|dome|cone", chance=0.8),
     )),
     ("Castle", False, (
         _Part(half=10, depth=0.15, height=(7, 10), spans=1, shape="arch|pointed"),
-        _Part(at=[(-12, 0), (12, 0)], half=(2.4, 3.4), height=(12, 22), sides=(14, 4), columns=1, rows=3, every=2,
-              glass="dark", top="cone|battlements"),
+        _Part(at=[(-12, 0), (12, 0)], half=3, height=(12, 22), sides=14, columns=1, every=2, top="cone|battlements"),
         _Part(at=[(4, 8)], half=(3.2, 5), height=(14, 22), columns=3, rows=(3, 4), top="gable|spire|battlements"),
     )),
     ("Radio Tower", False, (
@@ -240,8 +231,7 @@ _KINDS: tuple[tuple[str, bool, tuple[_Part, ...]], ...] = (
     )),
     ("Cathedral", False, (
         _Part(half=5, depth=0.3, height=(15, 18), disc=1, top="pediment"),
-        _Part(at=[(-8, 0), (8, 0)], half=2.9, height=(20, 29), storeys=(2, 3, 4), columns=(1, 2),
-              top="spire|battlements|high dome"),
+        _Part(at=[(-8, 0), (8, 0)], half=2.9, height=(20, 29), storeys=(2, 4), columns=(1, 2), top="spire|battlements"),
         _Part(at=[(0, 12)], half=5, depth=2, height=(10, 13), columns=2, top="pediment"),
         _Part(at=[(x, y + 12) for x, y in _around(2, 5, 6, 9)], half=0.6, height=9, material="trim", top="spire"),
     )),

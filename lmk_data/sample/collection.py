@@ -30,11 +30,11 @@ _MEAN_OF_LARGE = 9  # fewer images per class leave no room for a tail
 _BATCH = 8
 _Batch = tuple[int, list[tuple[int, Path]]]  # number of the class; number and path of each shot
 _NOT_A_PICTURE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>Not Found</body></html>\n"
-_PLACES = (  # noqa: SIM905
-    "Alder Avon Beacon Birchwood Calder Carrow Castell Cedar Clifton Copper Coral Dunmore Eastgate Falcon Fenwick Garnet "
+_PLACES = (
+    "Alder Avon Beacon Birchwood Calder Carrow Castell Cedar Clifton Copper Coral Dunmore Eastgate Falcon Fenwick "
     "Glen Granite Hallow Harbour Hazel Heron Ivory Juniper Lantern Larkspur Linden Maren Meadow Mill Northgate Orchard "
     "Osprey Otter Pearl Raven River Rowan Saffron Silver Solan St_Ansgar St_Corvin Swan Tern Thistle Union Vale Yarrow"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def draw_sample(
         _write(out / _LABELS, labels)  # first: it identifies an interrupted sample
         _write(out / _CATEGORIES, _categories(listing, seed))
         _draw(listing[listing["id"] != sample.missing], sample, seed, local_engine(workers), quiet)
-        results = {"unreadable": sample.unreadable, "missing": sample.missing}
-        _write(out / _RECEIPT, (json.dumps({**arguments, **results}, indent=2) + "\n").encode())
+        receipt = {**arguments, "unreadable": sample.unreadable, "missing": sample.missing}
+        _write(out / _RECEIPT, (json.dumps(receipt, indent=2) + "\n").encode())
     except OSError as error:
         raise StorageError(f"{out}: cannot write the sample ({error}); run again to complete it") from error
     return sample
@@ -141,9 +141,9 @@ def _listing(sizes: list[int], seed: int) -> pd.DataFrame:
 def _categories(listing: pd.DataFrame, seed: int) -> bytes:
     """Return the table of names as Kaggle publishes it: one Wikimedia Commons category per landmark."""
     classes = listing.drop_duplicates("number").sort_values("number")
-    rng, taken, rows = np.random.default_rng([seed, 4]), set[str](), []
+    places, rng, taken, rows = _PLACES.split(), np.random.default_rng([seed, 4]), set[str](), []
     for number, landmark_id in zip(classes["number"].tolist(), classes["landmark_id"].tolist(), strict=True):
-        name = f"{_PLACES[rng.integers(len(_PLACES))]}_{design_landmark(seed, number).noun.replace(' ', '_')}"
+        name = f"{places[rng.integers(len(places))]}_{design_landmark(seed, number).noun.replace(' ', '_')}"
         name = f"{name}_({number})" if name in taken else name
         taken.add(name)
         rows.append((landmark_id, f"http://commons.wikimedia.org/wiki/Category:{name}"))
@@ -152,11 +152,7 @@ def _categories(listing: pd.DataFrame, seed: int) -> bytes:
 
 
 def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
-    """Return whether `out` holds this sample; False if it has to be drawn or completed.
-
-    Raises:
-        UserError: `out` holds something else.
-    """
+    """Return whether `out` holds this sample, finished. Raises UserError if it holds something else."""
     if not out.exists():
         return False
     if not out.is_dir():

@@ -5,7 +5,7 @@ shades each polygon by the light of the hour. Canvas coordinates are pixels, x t
 """
 
 from dataclasses import dataclass
-from math import cos, pi, sin, tau
+from math import cos, pi, sin
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,9 @@ def photograph(landmark: Landmark, rng: Generator) -> Image.Image:
     short = int(rng.choice([600, 533, 640] if portrait else [600, 533, 450]))
     size = (short, LONGEST_SIDE) if portrait else (LONGEST_SIDE, short)
     canvas = (round(size[0] * _SUPERSAMPLING), round(size[1] * _SUPERSAMPLING))
-    hour = _HOURS[int(rng.integers(len(_HOURS)))]
+    hour = _HOURS[int(rng.integers(10)) % len(_HOURS)]  # the two nights are half as frequent as the days
     camera, sun = _place_camera(landmark, rng, canvas)
     scene = _Scene(_sky(rng, hour, canvas), rng, landmark, hour, camera, _light(landmark, rng, hour, sun))
-    _draw_hills(scene)
     if landmark.over_water or rng.random() < 0.12:
         _draw_water(scene)
     else:
@@ -111,8 +110,7 @@ def _place_camera(landmark: Landmark, rng: Generator, canvas: tuple[int, int]) -
     (x0, y0), (x1, y1) = unit.min(0), unit.max(0)
     zoom = rng.uniform(0.58, 0.9) if rng.random() < 0.8 else rng.uniform(0.86, 1.2)
     focal = zoom * min(canvas[0] / (x1 - x0), canvas[1] / (y1 - y0))
-    loose = abs(canvas[0] - focal * (x1 - x0)) / 2
-    centre_x = canvas[0] / 2 + rng.uniform(-0.55, 0.55) * loose - focal * (x0 + x1) / 2
+    centre_x = (canvas[0] + rng.uniform(-0.55, 0.55) * abs(canvas[0] - focal * (x1 - x0)) - focal * (x0 + x1)) / 2
     bottom = canvas[1] * rng.uniform(0.8, 0.93) if zoom < 0.95 else canvas[1] * rng.uniform(0.9, 1.08)
     bottom += np.clip(canvas[1] * 0.06 - (bottom - focal * (y1 - y0)), 0, canvas[1] * 0.1)
     azimuth, rising = -pi / 2 + swing * 0.6 + rng.choice([-1, 1]) * rng.uniform(0.15, 1.05), rng.uniform(0.4, 0.95)
@@ -200,23 +198,11 @@ def _picture(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
-def _lit(colour: Colour, hour: _Hour, brightness: float = 1.0, haze: float = 0.0) -> Colour:
-    """Return a colour in the light of the hour, with a share of `haze` from the horizon."""
+def _lit(colour: Colour, hour: _Hour, brightness: float = 1.0) -> Colour:
+    """Return a colour in the light of the hour."""
     light = (np.array(hour.sun) * 0.55 + hour.shade) * brightness * (0.45 if hour.night else 1)
-    hazy = np.minimum(colour * light, 255) * (1 - haze) + np.array(hour.horizon) * haze
-    red, green, blue = hazy.astype(int).tolist()
+    red, green, blue = np.minimum(colour * light, 255).astype(int).tolist()
     return red, green, blue
-
-
-def _draw_hills(scene: _Scene) -> None:
-    """Draw one to three ridges along the horizon, pale with distance."""
-    (width, height), rng, horizon = scene.canvas.size, scene.rng, scene.camera.horizon
-    xs = np.linspace(0, 1, 60)
-    for layer in range(int(rng.integers(1, 4))):
-        ridge = sum(np.sin(xs * tau * f + rng.uniform(0, tau)) / f for f in rng.uniform(0.5, 9, 5).tolist())
-        ys = horizon - height * rng.uniform(0.02, 0.1) * np.maximum(0.6 + 0.25 * ridge, 0)
-        outline = [*np.stack([xs * width, ys], 1).ravel().tolist(), width, horizon + 4, 0, horizon + 4]
-        ImageDraw.Draw(scene.canvas).polygon(outline, _lit((96, 116, 96), scene.hour, haze=0.72 - 0.22 * layer))
 
 
 def _draw_ground(scene: _Scene) -> None:
@@ -232,7 +218,7 @@ def _draw_ground(scene: _Scene) -> None:
 
 
 def _draw_water(scene: _Scene) -> None:
-    """Draw water from the horizon down, with sky, hills and building mirrored in it."""
+    """Draw water from the horizon down, with sky and building mirrored in it."""
     (width, height), rng = scene.canvas.size, scene.rng
     top = int(np.clip(scene.camera.horizon, 1, height - 2))
     depth = height - top
