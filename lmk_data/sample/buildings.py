@@ -36,10 +36,10 @@ def design_landmark(seed: int, number: int) -> Landmark:
 _DOMES: dict[str, _Profile] = {
     "dome": tuple((max(cos(a), 0.04), 1.1 * sin(a)) for a in np.linspace(0, pi / 2, 8).tolist()),
     "onion": ((0.78, 0), (1.1, 0.4), (1.1, 0.8), (0.78, 1.28), (0.44, 1.58), (0.18, 1.86), (0.05, 2.2)),
-    "cone": ((1.1, 0), (0, 2.4)),
 }
 _CROWNS: dict[str, tuple[tuple[int, _Profile, str], ...]] = {
     "flat": (),
+    "cone": ((16, ((1.1, 0), (0, 2.4)), "roof"),),
     "moulding": ((0, ((1.1, 0), (1.1, 0.14)), "trim"),),
     "eaves": ((0, ((0.98, -0.1), (1.42, -0.03), (1.1, 0.12), (0.88, 0.27)), "trim roof roof"),),
     "gable": ((0, ((1.07, 1.1, 0), (1.07, 0, 0.62)), "roof"),),
