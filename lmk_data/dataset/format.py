@@ -265,7 +265,8 @@ def rejects_schema(landmark_id: pa.DataType) -> pa.Schema:
 
 
 def receipt_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """Return the schema of a shard's receipt: one row per planned image, with its index columns or why it was rejected.
+    """Return the schema of a shard's receipt: one row per planned image, with the columns of the index
+    or why it was rejected.
     """
     planned = [field for field in index_schema(landmark_id) if field.name != "shard"]
     return pa.schema([*planned, pa.field("reason", pa.string()), pa.field("detail", pa.string())])

@@ -97,7 +97,7 @@ class ShardedDataset:
 
     @property
     def is_view(self) -> bool:
-        """Whether the shards belong to another dataset: their `.cls` then hold the labels of that one, not of this one."""
+        """Whether the shards belong to another dataset: their `.cls` then hold that dataset's labels."""
         return "view_of" in self.manifest
 
     @property

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, storage_failure
 from lmk_data.system.storage import is_url, read_file
 
 CLASS_FOLDERS = "classes"
