@@ -1,4 +1,4 @@
-"""Run the plan on an engine, go on where an earlier run stopped, and publish the dataset."""
+"""Make the plan, run it on an engine, resume where an earlier run stopped, and publish the dataset."""
 
 import time
 from collections import Counter
@@ -69,9 +69,9 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """How a build ended: `built_images` were resized now, `already_complete` says that nothing was left to do.
+    """How a build ended: `built_images` were resized by this run; `already_complete` if nothing was left to do.
 
-    `num_ignored` counts the files that are in no label table, None where the images were not scanned.
+    `num_ignored` counts the files that no label table lists; None if the images were not scanned.
     """
 
     manifest: Manifest
@@ -144,7 +144,7 @@ def _write(options: BuildOptions, output: Output, job: _Job) -> tuple[Manifest, 
 
 @contextmanager
 def _engine(options: BuildOptions, out: Folder, job: _Job) -> Iterator[Engine]:
-    """What builds the shards: this machine, or a cluster whose workers proved that they see what it sees."""
+    """Yield what builds the shards: this machine, or a cluster whose workers proved that they see the same storage."""
     if options.scheduler is None:
         yield local_engine(options.workers)
         return
@@ -154,7 +154,7 @@ def _engine(options: BuildOptions, out: Folder, job: _Job) -> Iterator[Engine]:
 
 
 def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Place]]:
-    """One image of each folder that stores lie in, of those that can be read here."""
+    """Return one readable image from each folder that holds a store."""
     found = plan.samples[plan.samples["reason"] == ""]
     shown = []
     folders = found["store"].map({number: store.folder.root for number, store in enumerate(stores)})
@@ -209,13 +209,13 @@ def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Proven
 
 
 def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
-    """Whether a published dataset is what these options ask for, to the words on its card."""
+    """Return whether a published dataset has the title and licence of these options, and no rejections to retry."""
     same_words = (manifest["title"], manifest["license"]) == (options.title, options.license)
     return same_words and not (options.retry_rejected and manifest["counts"]["rejected"])
 
 
 def _has_names_of(out: Folder, plan: Plan) -> bool:
-    """Whether a published dataset calls its classes what the plan does."""
+    """Return whether the classes of a published dataset have the names of the plan."""
     for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
         published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
         if published.to_pylist() != classes["name"].to_list():
@@ -224,7 +224,7 @@ def _has_names_of(out: Folder, plan: Plan) -> bool:
 
 
 def _write_plan(out: Folder, plan: Plan) -> None:
-    """Write the plan for the workers, one row group a shard."""
+    """Write the plan for the workers, one row group per shard."""
     table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
     with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         start = 0
@@ -234,7 +234,7 @@ def _write_plan(out: Folder, plan: Plan) -> None:
 
 
 def _planned_shards(plan: Plan) -> list[PlannedShard]:
-    """The shards of a plan, in order of `plan.samples`."""
+    """Return the shards of a plan, in order of `plan.samples`."""
     split, shard = plan.samples["split"].cat.codes.to_numpy(), plan.samples["shard"].to_numpy()
     starts = np.flatnonzero(np.diff(split, prepend=-1) | np.diff(shard, prepend=-1))
     sizes = np.diff(starts, append=len(shard))
@@ -266,7 +266,7 @@ def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple
 
 
 class _Rejections:
-    """Counts rejections and ends the build as soon as there are too many."""
+    """A count of rejections that ends the build, with BuildError, as soon as there are too many."""
 
     def __init__(self, num_planned: int, max_rejected: float) -> None:
         self._allowed = max(max_rejected * num_planned, _REJECTIONS_ALWAYS_ALLOWED if max_rejected else 0)
