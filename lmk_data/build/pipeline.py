@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,16 @@ from lmk_data.build.plan import Plan, PlanRule, make_plan, plan_fingerprint
 from lmk_data.build.publish import Publication, write_tables
 from lmk_data.build.receipts import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.build.shard import Receipt, ShardPlace, ShardTask, build_shard
-from lmk_data.dataset.format import CLASSES, DROPPED_CLASSES, SPLITS, Manifest, Recipe, recipe_json
+from lmk_data.dataset.format import (
+    CLASSES,
+    DROPPED_CLASSES,
+    SPLITS,
+    Manifest,
+    PlanEntry,
+    Recipe,
+    SourceEntry,
+    recipe_json,
+)
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, UserError
 from lmk_data.resize import check_recipe, encoder
@@ -203,9 +213,15 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
 
 def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:
     """Return what the manifest states of labels, plan, recipe and words."""
-    source, planned, recipe = labels.source, plan.json(), recipe_json(options.recipe, encoder())
-    fingerprint = plan_fingerprint(source, planned, recipe)
-    return Provenance(fingerprint, source, planned, recipe, title=options.title, license=options.license)
+    source, rule, recipe = labels.source, plan.json(), recipe_json(options.recipe, encoder())
+    return Provenance(
+        fingerprint=plan_fingerprint(source, rule, recipe),
+        source=cast(SourceEntry, source),
+        plan=cast(PlanEntry, rule),
+        recipe=recipe,
+        title=options.title,
+        license=options.license,
+    )
 
 
 def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:

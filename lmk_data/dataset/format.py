@@ -91,6 +91,7 @@ class Rejection:
 
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -135,19 +136,77 @@ class ClassesEntry(TypedDict):
     num_classes: Count
 
 
-class ViewOrigin(TypedDict):
-    """The dataset that holds a view's shards, the selections that led to the view, and what they removed."""
+class ClassList(TypedDict):
+    """A list of classes that a selection was given: its length, and the hash of the sorted ids."""
+
+    num_classes: Count
+    sha256: Sha256
+
+
+class SelectionStep(TypedDict, total=False):
+    """The rules of one selection; those that were not given are missing."""
+
+    classes: ClassList
+    min_samples: Count
+    top: Count
+    drop_duplicates: Literal["exact", "near"]
+    max_per_class: Count
+
+
+class Removed(TypedDict):
+    """How many classes, and samples of each split, selections removed; `duplicates` are the duplicates among these."""
+
+    classes: Count
+    train: Count
+    val: Count
+    test: Count
+    duplicates: NotRequired[dict[str, Count]]
+
+
+class SubsetOrigin(TypedDict):
+    """The dataset that a subset was selected from, the selections that led to it, and what they removed."""
+
+    content_sha256: Sha256
+    selection: list[SelectionStep]
+    removed: Removed
+
+
+class ViewOrigin(SubsetOrigin):
+    """The origin of a view, and the folder of the dataset that holds its shards: relative to the view, or a URL."""
 
     path: str
-    content_sha256: Sha256
-    selection: list[Any]
-    removed: dict[str, Any]
+
+
+class SourceEntry(TypedDict):
+    """The label table that a dataset was built from; a copy also states what it was selected from."""
+
+    labels: str
+    labels_sha256: Sha256
+    layout: str
+    num_images: Count
+    num_classes: Count
+    conflicting: Count
+    duplicate_rows: Count
+    id_column: NotRequired[str | None]
+    label_column: NotRequired[str | None]
+    subset_of: NotRequired[SubsetOrigin]
+
+
+class PlanEntry(TypedDict):
+    """The rule that decided classes, splits and shards; `split` is the share of each split that it asked for."""
+
+    min_samples: Count
+    top: Count | None
+    split: dict[str, Ratio]
+    seed: Count
+    samples_per_shard: Count
 
 
 class Manifest(TypedDict):
     """The content of dataset.json. `read_manifest` checks it against these types and bounds.
 
-    docs/format.md lists what `source`, `plan` and `recipe` hold. Readers ignore fields that are not declared here.
+    `recipe` has the fields of `Recipe`, and `encoder` with those of `Encoder`. Readers ignore fields that are not
+    declared.
     """
 
     format: str
@@ -156,8 +215,8 @@ class Manifest(TypedDict):
     content_sha256: Sha256
     title: str
     license: str
-    source: dict[str, Any]
-    plan: dict[str, Any]
+    source: SourceEntry
+    plan: PlanEntry
     recipe: dict[str, Any]
     counts: Counts
     splits: dict[str, SplitEntry]

@@ -2,8 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -14,9 +14,12 @@ from lmk_data.dataset.format import (
     MANIFEST,
     SPLITS,
     Counts,
+    Encoder,
     FileEntry,
     Manifest,
+    PlanEntry,
     Recipe,
+    SourceEntry,
     SplitEntry,
     ViewOrigin,
     canonical_json,
@@ -26,6 +29,7 @@ from lmk_data.dataset.format import (
 from lmk_data.errors import DatasetError
 from lmk_data.system.storage import BUILD_FOLDER, Folder
 
+Record = TypeVar("Record", Encoder, Recipe)
 _MAX_BYTES = 256 << 20
 _MAX_DEPTH = 64  # of nested objects and arrays
 _SHOWN_CHARACTERS = 80  # of a name or value from a damaged manifest
@@ -40,8 +44,8 @@ class Provenance:
     """
 
     fingerprint: str
-    source: dict[str, Any]
-    plan: dict[str, Any]
+    source: SourceEntry
+    plan: PlanEntry
     recipe: dict[str, Any]
     title: str
     license: str
@@ -128,13 +132,20 @@ def recipe_of(value: dict[str, Any]) -> Recipe:
 
     Raises ValueError for a field that is missing or of another type than `Recipe` declares.
     """
-    names = Recipe.__dataclass_fields__
+    return _fields_of(Recipe, value, "recipe")
+
+
+def _fields_of(kind: type[Record], value: Any, path: str) -> Record:
+    """Return the dataclass with these fields; ValueError for one that is wrong, or missing even if it has a default."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not an object")
+    names = [field.name for field in fields(kind)]
     if missing := [name for name in names if name not in value]:
-        raise ValueError(f"recipe.{missing[0]}: missing")
+        raise ValueError(f"{path}.{missing[0]}: missing")
     try:
-        return msgspec.convert({name: value[name] for name in names}, Recipe)
+        return msgspec.convert({name: value[name] for name in names}, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(_message(error, "recipe")) from None
+        raise ValueError(_message(error, path)) from None
 
 
 def _parse(data: bytes) -> Any:
@@ -164,11 +175,11 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_agreement(manifest: Manifest) -> None:
-    """Raise ValueError unless the parts of the manifest agree and reading can rely on them."""
-    for where, part in (("plan.split", manifest["plan"].get("split")), ("recipe.encoder", _encoder(manifest))):
-        if not isinstance(part, dict):
-            raise ValueError(f"{where}: {'missing' if part is None else 'not an object'}")
+    """Raise ValueError unless the recipe is one and the parts of the manifest agree."""
+    if missing := set(SPLITS) - set(manifest["plan"]["split"]):
+        raise ValueError(f"plan.split.{min(missing)}: missing")
     recipe_of(manifest["recipe"])
+    _fields_of(Encoder, manifest["recipe"].get("encoder"), "recipe.encoder")
     if manifest["classes"]["path"] != CLASSES:
         raise ValueError(f"classes.path: not {CLASSES}")
     for split, entry in manifest["splits"].items():
@@ -178,10 +189,13 @@ def _check_agreement(manifest: Manifest) -> None:
             raise ValueError(f"splits.{split}.index: not {index_name(split)}")
         if sum(shard["num_samples"] for shard in entry["shards"]) != entry["num_samples"]:
             raise ValueError(f"the shards of split {split!r} do not add up to {entry['num_samples']}")
-
-
-def _encoder(manifest: Manifest) -> Any:
-    return manifest["recipe"].get("encoder")
+    counts = manifest["counts"]
+    written = sum(entry["num_samples"] for entry in manifest["splits"].values())
+    if counts["written"] != written:
+        raise ValueError(f"counts.written: {counts['written']}, the splits have {written}")
+    parts = counts["below_min_samples"] + counts["outside_top"] + counts["rejected"] + written
+    if counts["listed"] != parts:
+        raise ValueError(f"counts.listed: {counts['listed']}, the others add up to {parts}")
 
 
 def _check_names(location: str, manifest: Manifest) -> None:

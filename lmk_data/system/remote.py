@@ -125,12 +125,13 @@ class RemoteFolder:
 def file_system(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL and the path in it; each process has one connection.
 
-    Raises UserError for a URL whose kind of storage is unknown or not installed.
+    Raises UserError for a URL that fsspec cannot open: malformed, or of an unknown or missing kind of storage.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{url}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # every backend raises its own kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{url}: {reason}") from error
     return fs, path.rstrip("/")
 
 

@@ -99,9 +99,12 @@ def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(location, "not canonical JSON", start, start + 1)
     if content_sha256_of(manifest["files"]) != manifest["content_sha256"]:
         yield Problem(location, "content_sha256 does not follow from files")
-    inputs = {name: manifest[name] for name in ("source", "plan", "recipe")}
     is_view = "view_of" in manifest
-    if (view_fingerprint(manifest) if is_view else plan_fingerprint(**inputs)) != manifest["fingerprint"]:
+    if is_view:
+        fingerprint = view_fingerprint(manifest)
+    else:
+        fingerprint = plan_fingerprint(dict(manifest["source"]), dict(manifest["plan"]), manifest["recipe"])
+    if fingerprint != manifest["fingerprint"]:
         yield Problem(location, "fingerprint does not follow from what it covers")
     if set(manifest["files"]) != _expected_files(manifest):
         yield Problem(location, "files are not those that splits and classes name")
@@ -153,7 +156,7 @@ def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
     """Check that manifest, classes, indexes, rejects and dropped classes state the same numbers, class by class."""
     folder, classes, counts = dataset.folder, dataset.classes, dataset.manifest["counts"]
     where = folder.location(CLASSES)
-    if classes["label"].tolist() != list(range(dataset.num_classes)):
+    if len(classes) != dataset.num_classes or classes["label"].tolist() != list(range(len(classes))):
         yield Problem(where, f"labels are not 0 to {dataset.num_classes - 1}")
         return
     if (classes["listed"] != classes[[*SPLITS, "rejected"]].sum(axis=1)).any():

@@ -1,7 +1,7 @@
 """Choose a part of a dataset: from rules to classes and rows, with dense labels."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lmk_data.dataset.format import CLASSES, SPLITS, Counts, fingerprint_of
+from lmk_data.dataset.format import CLASSES, SPLITS, Counts, Removed, SelectionStep, fingerprint_of
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.storage import read_file
@@ -41,14 +41,14 @@ class Selection:
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> SelectionStep:
         """Return the rules that were given, for the manifest; a list of classes becomes its length and a hash."""
         rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
         given: dict[str, Any] = {name: getattr(self, name) for name in rules}
         if self.classes is not None:
             chosen = sorted(set(self.classes))
             given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
-        return {name: value for name, value in given.items() if value is not None}
+        return cast(SelectionStep, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Subset:
 
     classes: pd.DataFrame
     rows: dict[str, pa.Table]
-    steps: list[dict[str, Any]]
-    removed: dict[str, Any]
+    steps: list[SelectionStep]
+    removed: Removed
 
 
 def read_class_list(path: str) -> tuple[str, ...]:
@@ -132,10 +132,10 @@ def select(
         removed["duplicates"] = {
             split: earlier_duplicates.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS
         }
-    return Subset(kept, rows, steps, removed)
+    return Subset(kept, rows, steps, cast(Removed, removed))
 
 
-def _history(dataset: ShardedDataset) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _history(dataset: ShardedDataset) -> tuple[list[SelectionStep], dict[str, int]]:
     """Return the selections that led to a view, and how many duplicates they removed from each split."""
     if not dataset.is_view:
         return [], {}

@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from PIL import Image
 from lmk_data.build.output import writing
 from lmk_data.build.plan import Plan, PlanRule, make_plan
 from lmk_data.build.publish import BuiltShard, Publication, write_tables
-from lmk_data.dataset.format import SPLITS, Recipe, receipt_schema, recipe_json
+from lmk_data.dataset.format import SPLITS, PlanEntry, Recipe, SourceEntry, receipt_schema, recipe_json
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
@@ -65,8 +66,14 @@ def _write_shards(plan: Plan, split: str, out: Path, near: float) -> Iterator[Bu
 
 
 def _provenance(plan: Plan, source: dict[str, object]) -> Provenance:
-    recipe = recipe_json(Recipe(), encoder())
-    return Provenance("0" * 64, source, plan.json(), recipe, title="Made up, at full scale", license="")
+    return Provenance(
+        fingerprint="0" * 64,
+        source=cast(SourceEntry, source),
+        plan=cast(PlanEntry, plan.json()),
+        recipe=recipe_json(Recipe(), encoder()),
+        title="Made up, at full scale",
+        license="",
+    )
 
 
 def _pictures(split: int, number: int) -> list[bytes]:

@@ -27,15 +27,40 @@ def manifest_of_a_view() -> Manifest:
         for split in SPLITS
     }
     recipe = {name: getattr(Recipe(), name) for name in Recipe.__dataclass_fields__}
+    removed: Any = {"classes": 1, "train": 4, "val": 2, "test": 0, "duplicates": {"train": 1, "val": 0, "test": 0}}
     return make_manifest(
         Provenance(
             fingerprint=HASH,
-            source={"labels": "train.csv"},
-            plan={"split": {"train": 0.7, "val": 0.2, "test": 0.1}},
-            recipe={**recipe, "encoder": {"revision": 1}},
+            source={
+                "labels": "train.csv",
+                "labels_sha256": HASH,
+                "layout": "glr2020",
+                "num_images": 9,
+                "num_classes": 2,
+                "conflicting": 0,
+                "duplicate_rows": 0,
+            },
+            plan={
+                "min_samples": 3,
+                "top": None,
+                "split": {"train": 0.7, "val": 0.2, "test": 0.1},
+                "seed": 0,
+                "samples_per_shard": 3,
+            },
+            recipe={
+                **recipe,
+                "encoder": {
+                    "revision": 1,
+                    "distribution": "pillow",
+                    "version": "12",
+                    "libjpeg_turbo": "3",
+                    "simplejpeg": "1",
+                    "codecs": ["jpeg"],
+                },
+            },
             title="Title",
             license="",
-            view_of={"path": "../base", "content_sha256": HASH, "selection": [{"top": 3}], "removed": {"classes": 1}},
+            view_of={"path": "../base", "content_sha256": HASH, "selection": [{"top": 3}], "removed": removed},
         ),
         {"listed": 9, "below_min_samples": 0, "outside_top": 0, "rejected": 0, "written": 9},
         splits,
@@ -103,6 +128,9 @@ def test_fields_of_later_versions_are_kept(read: Callable[[bytes], Manifest]) ->
         "splits/test/num_bytes",
         "splits/val/shards/0/num_bytes",
         "files/classes.parquet/num_bytes",
+        "source/num_images",
+        "plan/seed",
+        "view_of/removed/train",
     ],
 )
 def test_numbers_that_are_none_are_named(read: Callable[[bytes], Manifest], path: str, value: object) -> None:
@@ -135,8 +163,21 @@ def test_numbers_that_are_none_are_named(read: Callable[[bytes], Manifest], path
         ("view_of/content_sha256", "/tmp/x", "view_of.content_sha256: Expected `str` matching"),
         ("view_of/removed", "all", "view_of.removed: Expected `object`"),
         ("view_of/path", 5, "view_of.path: Expected `str`"),
-        ("plan", {}, "plan.split: missing"),
+        ("view_of/removed/duplicates", {"val": -1}, "view_of.removed.duplicates[...]: Expected `int` >= 0"),
+        ("view_of/selection/0", "all", "view_of.selection[0]: Expected `object`"),
+        ("view_of/selection/0/top", "3", "view_of.selection[0].top: Expected `int`"),
+        ("source", {}, "source: Object missing required field"),
+        ("source/subset_of", "a dataset", "source.subset_of: Expected `object`"),
+        ("plan", {}, "plan: Object missing required field"),
+        ("plan/top", "all", "plan.top: Expected `int | null`"),
+        ("plan/split/val", 1.5, "plan.split[...]: Expected `float` <= 1"),
+        ("plan/split/test", "0.1", "plan.split[...]: Expected `float`"),
+        ("plan/split/test", ..., "plan.split.test: missing"),
+        ("counts/written", 8, "counts.written: 8, the splits have 9"),
+        ("counts/rejected", 1, "counts.listed: 9, the others add up to 10"),
         ("recipe/encoder", "PIL", "recipe.encoder: not an object"),
+        ("recipe/encoder/version", ..., "recipe.encoder.version: missing"),
+        ("recipe/encoder/codecs", [5], "recipe.encoder.codecs[0]: Expected `str`"),
         ("recipe/size", ..., "recipe.size: missing"),
         ("recipe/size", "224", "recipe.size: Expected `int`, got `str`"),
         ("recipe/fit", "stretch", "recipe.fit: Invalid enum value 'stretch'"),
