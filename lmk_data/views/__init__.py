@@ -1,4 +1,4 @@
-"""How to choose a part of a dataset: views and copies, and duplicates."""
+"""How to choose a part of a dataset: selections, views, copies, and duplicates."""
 
 from lmk_data.views.copy import write_copy
 from lmk_data.views.selection import Selection, read_class_list

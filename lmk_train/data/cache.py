@@ -1,7 +1,6 @@
 """Shards as files of this machine: where they lie, read ahead, or fetched whole into a bounded, shared folder."""
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmk_data.errors import DatasetError, LmkError, UserError
+from lmk_data.system.files import file_lock
 
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
@@ -191,8 +191,7 @@ class _Fetcher:
         path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{path}.lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with file_lock(Path(f"{path}.lock")):
                 if not path.exists() or path.stat().st_size != num_bytes:
                     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
                         left.unlink(missing_ok=True)
@@ -209,8 +208,7 @@ class _Fetcher:
     def _reserve(self, path: Path, num_bytes: int) -> Path:
         """An unfinished file of that size, which counts from now on: no two processes are given the same room."""
         temporary = Path(f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        with open(self._root / "room.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(self._root / "room.lock"):
             self._make_room(num_bytes)
             with open(temporary, "xb") as file:
                 file.truncate(num_bytes)

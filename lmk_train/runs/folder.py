@@ -1,13 +1,13 @@
 """A run's folder: the names of its files, who may train in it, and whether a training may start or resume there."""
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from lmk_data.errors import UserError
+from lmk_data.system.files import file_lock
 from lmk_train.config.training import TrainConfig
 from lmk_train.runs.checkpoint import (
     BEST,
@@ -24,27 +24,19 @@ _LOCK = ".lock"
 
 @contextmanager
 def one_training_at_a_time(run: Path) -> Iterator[Callable[[], None]]:
-    """A function that holds a run's folder until this context ends, and raises UserError where another training does.
+    """Yield a function that locks a run's folder until this context ends.
 
-    It holds a file in it, since a folder behind NFS is held on one machine only.
+    The function raises UserError if another training holds the folder. It locks a file in the folder, since a folder
+    behind NFS can be locked on one machine only.
     """
-    held: list[int] = []
+    busy = f"--out {run}: another training is at work there; wait for it or name another"
+    with ExitStack() as held:
 
-    def hold() -> None:
-        if held:
-            return
-        descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        held.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {run}: another training is at work there; wait for it or name another") from None
+        @cache
+        def hold() -> None:
+            held.enter_context(file_lock(run / _LOCK, wait_seconds=0, busy=busy))
 
-    try:
         yield hold
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
 
 
 def is_run(run: Path) -> bool:

@@ -1,9 +1,7 @@
 """The search for hyper-parameters: begun or gone on with, and its winner tested once; `lmk-tune`."""
 
-import fcntl
 import json
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -12,7 +10,7 @@ from typing import Any
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import file_lock, write_bytes
 from lmk_train.config.commands import EvalConfig, TuneConfig
 from lmk_train.config.training import DEFAULTS, TrainConfig
 from lmk_train.data.features import SPLITS, compute_features
@@ -27,7 +25,7 @@ from lmk_train.tuning.trials import FEATURES, Search, run_trials
 
 _SEARCH, _EXPERIMENT, _BEST, _LOCK = "search.json", "experiment.json", "best.json", ".lock"
 _DEFAULT_TRIALS, _LARGE_GRID = 20, 200
-_SECONDS_BETWEEN_LOOKS, _SECONDS_FOR_THE_LOCK = 0.1, 30.0
+_LOCK_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -182,17 +180,9 @@ def _experiment(config: TuneConfig, space: SearchSpace, out: Path, identity: dic
 def _locked(out: Path) -> Iterator[int]:
     """Hold the search's folder; its trials inherit the lock, so it is free only when the last of them has ended."""
     out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
-    with open(out / _LOCK, "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"--out {out}: another lmk-tune or a trial of it is at work there") from None
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-        yield file.fileno()
+    busy = f"--out {out}: another lmk-tune or a trial of it is at work there"
+    with file_lock(out / _LOCK, wait_seconds=_LOCK_WAIT_SECONDS, busy=busy) as descriptor:
+        yield descriptor
 
 
 def _finish(search: Search) -> TuneResult:

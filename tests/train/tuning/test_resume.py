@@ -55,7 +55,7 @@ def test_a_search_that_was_stopped_goes_on_without_losing_or_repeating_a_trial(
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for trials whose search was killed: they notice it once they have imported what they need."""
-    monkeypatch.setattr("lmk_train.tuning.tune._SECONDS_FOR_THE_LOCK", 240.0)
+    monkeypatch.setattr("lmk_train.tuning.tune._LOCK_WAIT_SECONDS", 240.0)
 
 
 def interrupted(arguments: list[str], until: Path) -> None:
