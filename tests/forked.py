@@ -1,0 +1,57 @@
+"""Programs in processes of their own that need not import torch first: they are forked from one that has."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+Main = Callable[[list[str]], int]
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "lmk_train.training.loop", "lmk_train.evaluation.evaluate"])
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A program at work: its process, and the file that has what it says on stdout and stderr."""
+
+    process: BaseProcess
+    said: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for its end; returns its exit code (minus the signal that killed it) and what it said."""
+        self.process.join(500)
+        assert self.process.exitcode is not None, self.said.read_text()
+        return self.process.exitcode, self.said.read_text()
+
+
+def start(main: Main, words: list[str], said: Path, **environment: str) -> Forked:
+    """Start a program: a function that can be imported, given its command line."""
+    process = _CONTEXT.Process(target=_run, args=(main, words, said, environment))
+    process.start()
+    return Forked(process, said)
+
+
+def run(main: Main, words: list[str], said: Path, **environment: str) -> tuple[int, str]:
+    """Run a program to its end; returns its exit code and what it said."""
+    return start(main, words, said, **environment).finish()
+
+
+def _run(main: Main, words: list[str], said: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    sys.exit(main(words))
