@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lmk_data import __version__
-from lmk_data.format import Dialect, Fit, Subsampling
-from lmk_data.terminal import run_command
+from lmk_data.dataset.format import Dialect, Fit, Subsampling
+from lmk_data.system.terminal import run_command
 
 if TYPE_CHECKING:
-    from lmk_data.build import BuildResult
-    from lmk_data.labels import LabelTable
-    from lmk_data.plan import Plan
+    from lmk_data.build.pipeline import BuildResult
+    from lmk_data.build.plan import Plan
+    from lmk_data.sources.labels import LabelTable
 
 _PROGRAM = "lmk-shard"
 _SHOWN_PROBLEMS = 20
@@ -235,9 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(command: Build) -> None:
-    from lmk_data.build import BuildOptions, build, plan_build
-    from lmk_data.format import Recipe
-    from lmk_data.plan import PlanRule
+    from lmk_data.build.pipeline import BuildOptions, build, plan_build
+    from lmk_data.build.plan import PlanRule
+    from lmk_data.dataset.format import Recipe
 
     rule = PlanRule(command.min_samples, command.top, command.split, command.seed, command.samples_per_shard)
     options = BuildOptions(
@@ -284,7 +284,7 @@ def _report(command: Report) -> None:
 
 def _verify(command: Verify) -> None:
     from lmk_data.errors import DatasetError
-    from lmk_data.verify import verify
+    from lmk_data.verify.dataset import verify
 
     found = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
     if found.problems:
@@ -306,9 +306,10 @@ def _verify(command: Verify) -> None:
 
 
 def _subset(command: Subset) -> None:
-    from lmk_data.dataset import ShardedDataset
-    from lmk_data.repack import write_copy
-    from lmk_data.subset import Selection, read_class_list, write_view
+    from lmk_data.dataset.reader import ShardedDataset
+    from lmk_data.views.copy import write_copy
+    from lmk_data.views.selection import Selection, read_class_list
+    from lmk_data.views.view import write_view
 
     classes = read_class_list(command.classes) if command.classes else None
     selection = Selection(classes, command.min_samples, command.top, command.drop_duplicates, command.max_per_class)
@@ -335,8 +336,8 @@ def _subset(command: Subset) -> None:
 
 
 def _export(command: Export) -> None:
-    from lmk_data.dataset import ShardedDataset
-    from lmk_data.dialects import export
+    from lmk_data.dataset.reader import ShardedDataset
+    from lmk_data.export.export import export
 
     with ShardedDataset.open(command.dataset) as dataset:
         exported = export(dataset, command.to, command.out or f"{dataset.location}-{command.to}", quiet=command.quiet)
@@ -370,10 +371,10 @@ def _sample(command: Sample) -> None:
 
 
 def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) -> None:
-    from lmk_data.dataset import ShardedDataset
-    from lmk_data.format import REPORT_FOLDER
-    from lmk_data.report import terminal_summary, write_report
-    from lmk_data.storage import open_folder
+    from lmk_data.dataset.format import REPORT_FOLDER
+    from lmk_data.dataset.reader import ShardedDataset
+    from lmk_data.report.dataset import terminal_summary, write_report
+    from lmk_data.system.storage import open_folder
 
     folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
     with ShardedDataset.open(path) as dataset:

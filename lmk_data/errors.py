@@ -33,4 +33,13 @@ class BuildError(LmkError):
 
 
 class TrainingError(LmkError):
-    """Training cannot go on; the last good checkpoint is kept."""
+    """Training cannot continue; the last good checkpoint is kept."""
+
+
+def missing_extra(what: str, extra: str, reason: str) -> UserError:
+    """Return the error for an optional dependency that is not installed.
+
+    `what` needs it, `extra` names the extras that bring it, `reason` says what is missing. The distribution is not on
+    the package index yet, so the command installs from a clone.
+    """
+    return UserError(f"{what} needs the extra `{extra}` ({reason}): run `pip install '.[{extra}]'` in the clone of lmk")

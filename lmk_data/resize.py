@@ -14,8 +14,8 @@ import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
+from lmk_data.dataset.format import Encoder, Fit, Recipe, Rejection, Resized
 from lmk_data.errors import UserError
-from lmk_data.format import Encoder, Fit, Recipe, Rejection, Resized
 
 _REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too

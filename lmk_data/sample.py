@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lmk_data.engine import LocalEngine, local_engine
 from lmk_data.errors import StorageError, UserError
 from lmk_data.landmarks import design_landmark
 from lmk_data.photograph import photograph
-from lmk_data.terminal import progress_bar
+from lmk_data.system.engine import LocalEngine, local_engine
+from lmk_data.system.terminal import progress_bar
 
 _RECEIPT = "sample.json"
 _LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"

@@ -15,14 +15,14 @@ import tyro
 from tqdm import tqdm
 
 from lmk_data import __version__
-from lmk_data.errors import UserError
-from lmk_data.terminal import progress_bar, run_command
-from lmk_train.config import TrainConfig
-from lmk_train.metrics import spelled
-from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_data.errors import UserError, missing_extra
+from lmk_data.system.terminal import progress_bar, run_command
+from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.metrics import spelled
 
 if TYPE_CHECKING:
-    from lmk_train.evaluation import Evaluation
+    from lmk_train.evaluation.evaluate import Evaluation
     from lmk_train.predict import Guess, Prediction
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
@@ -66,8 +66,8 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
-                raise UserError(f"{program} needs the extra `train` ({package} is missing): pip install 'lmk[train]'")
-        from lmk_train.precision import running_out_in_a_line
+                raise missing_extra(program, "train", f"{package} is missing")
+        from lmk_train.runtime.precision import running_out_in_a_line
 
         with running_out_in_a_line():
             command(parsed)
@@ -78,7 +78,7 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 def _train(config: TrainConfig) -> None:
     announce: Callable[[str], None] = (lambda _: None) if config.quiet else print
     if config.profile_input:
-        from lmk_train.bottleneck import profile_input
+        from lmk_train.training.profile_input import profile_input
 
         found = profile_input(config, announce)
         if found.rank:
@@ -91,7 +91,7 @@ def _train(config: TrainConfig) -> None:
     if config.dry_run:
         _rehearse(config, announce)
         return
-    from lmk_train.loop import train
+    from lmk_train.training.loop import train
 
     result = train(config, announce=announce)
     if config.quiet or result.rank:
@@ -106,7 +106,7 @@ def _train(config: TrainConfig) -> None:
 
 
 def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
-    from lmk_train.rehearsal import rehearse
+    from lmk_train.training.dry_run import rehearse
 
     found = rehearse(config, announce)
     if found.rank:
@@ -123,8 +123,8 @@ def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation import evaluate_run, picked_tau
-    from lmk_train.report import write_run_report
+    from lmk_train.evaluation.evaluate import evaluate_run, picked_tau
+    from lmk_train.evaluation.report import write_run_report
 
     evaluations = evaluate_run(config)
     asked = evaluations[-1]
@@ -205,7 +205,7 @@ def _export(config: ExportConfig) -> None:
 
 
 def _tune(config: TuneConfig) -> None:
-    from lmk_train.tune import tune
+    from lmk_train.tuning.tune import tune
 
     found = tune(config, announce=(lambda _: None) if config.quiet else tqdm.write)
     if config.quiet:

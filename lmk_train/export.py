@@ -15,16 +15,14 @@ import torch
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import LmkError, TrainingError, UserError
-from lmk_data.files import write_bytes
-from lmk_train.augment import Normalization
-from lmk_train.cache import Cache, default_cache_folder
-from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import model_of
-from lmk_train.models import ARCHITECTURES, Classifier
-from lmk_train.options import ExportConfig
-from lmk_train.stream import BatchStream, SplitReader
+from lmk_data.errors import LmkError, TrainingError, UserError, missing_extra
+from lmk_data.system.files import write_bytes
+from lmk_train.config.commands import ExportConfig
+from lmk_train.config.training import Cache, TrainConfig, default_cache_folder
+from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.models.heads import Classifier
+from lmk_train.models.registry import ARCHITECTURES, Normalization, model_of
+from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
 
 SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
@@ -114,7 +112,7 @@ def _onnx_bytes(module: nn.Module, example: torch.Tensor, description: str) -> b
         import onnxruntime  # noqa: F401  (needed for the check; said before the work, not after)
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"--to onnx needs the extra `export` ({error.name}): pip install 'lmk[export]'") from None
+        raise missing_extra("--to onnx", "export", f"{error.name} is missing") from None
     names = {"input_names": ["pixels"], "output_names": ["probabilities"]}
     program = torch.onnx.export(_exported(module, example), dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert program is not None

@@ -12,16 +12,16 @@ import numpy as np
 import simplejpeg
 import torch
 
+from lmk_data.dataset import recipe_of
+from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
-from lmk_data.format import Rejection, recipe_of
 from lmk_data.resize import accepted_formats, resize_image
-from lmk_data.storage import is_url, read_file
-from lmk_train.augment import Augmentation, Preprocess
-from lmk_train.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import model_of
-from lmk_train.models import ARCHITECTURES
-from lmk_train.precision import Precision, resolve_device
+from lmk_data.system.storage import is_url, read_file
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.augment import Augmentation, Preprocess
+from lmk_train.models.registry import ARCHITECTURES, model_of
+from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
 _SUFFIXES = {

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.errors import UserError
-from lmk_data.terminal import run_command
-from lmk_train.config import require
+from lmk_data.system.terminal import run_command
+from lmk_train.config.training import require
 from pipelines.steps import evaluate, run, train
 
 LOSSES: dict[str, tuple[object, ...]] = {

@@ -18,13 +18,13 @@ import pandas as pd
 import torch
 
 from lmk_data.errors import UserError
-from lmk_data.terminal import run_command
-from lmk_train.checkpoint import BEST, load_checkpoint, weights_to_evaluate
-from lmk_train.config import TrainConfig, require
-from lmk_train.evaluation import model_of, same_source
-from lmk_train.metrics import ClassCounts, Ints
-from lmk_train.models import num_parameters
-from lmk_train.precision import Precision, resolve_device
+from lmk_data.system.terminal import run_command
+from lmk_train.config.training import TrainConfig, require
+from lmk_train.evaluation.evaluate import same_source
+from lmk_train.evaluation.metrics import ClassCounts, Ints
+from lmk_train.models.registry import model_of, num_parameters
+from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
+from lmk_train.runtime.precision import Precision, resolve_device
 
 _METRICS = ("accuracy", "top5_accuracy", "macro_precision", "macro_recall", "macro_f1", "few_accuracy", "gap")
 _BATCH, SECONDS = 32, 3.0

@@ -10,7 +10,7 @@ expect a test accuracy above 0.9. Everything lands in demo/, and a second run go
 import json
 from pathlib import Path
 
-from lmk_data.terminal import run_command
+from lmk_data.system.terminal import run_command
 from pipelines.steps import run, train
 
 FOLDER = Path("demo")

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmk_data.terminal import run_command
+from lmk_data.system.terminal import run_command
 from pipelines.compare import SECONDS, comparison
 from pipelines.steps import evaluate, run, train, view
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lmk_data.build.cluster import connect
 from lmk_data.cli import main
-from lmk_data.cluster import connect
 from tests.build_process import SAMPLES_PER_SHARD, one_line, receipts, start, wait_for, words
 from tests.published import hashes
 
@@ -177,7 +177,7 @@ def test_a_worker_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("lmk_data.cluster._ANSWER_SECONDS", 2)
+    monkeypatch.setattr("lmk_data.build.cluster._ANSWER_SECONDS", 2)
     worker = cluster.add_worker()
     with connect(cluster.address) as engine:
         (address,) = engine.client.nthreads()

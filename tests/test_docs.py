@@ -20,9 +20,9 @@ import tyro
 import lmk_data.cli
 from lmk_data.cli import main
 from lmk_train.cli import eval_main, export_main, predict_main, train_main
-from lmk_train.config import TrainConfig
-from lmk_train.options import EvalConfig, ExportConfig, PredictConfig, TuneConfig
-from lmk_train.search_space import read_space
+from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.tuning.space import read_space
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WRITTEN = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
@@ -51,7 +51,7 @@ ONLY_PARSED = {
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
-    "--engine dask": "a cluster; tests/test_cluster.py has one of its own",
+    "--scheduler ": "a cluster; tests/test_cluster.py has one of its own",
     "dask ": "a cluster; tests/test_cluster.py starts its own",
     "torchrun --nproc-per-node 4": "four devices; tests/train/training/test_distributed.py has two processes",
     "torchrun --nnodes 4": "four machines; tests/test_cluster_scripts.py has two nodes",

@@ -193,7 +193,7 @@ def test_what_cleans_up_after_killed_workers_is_silent(tmp_path: Path) -> None:
     program = tmp_path / "leak.py"
     program.write_text(
         "from joblib.externals.loky.backend import resource_tracker\n"
-        "from lmk_data.engine import LocalEngine\n"
+        "from lmk_data.system.engine import LocalEngine\n"
         "def same(number):\n    return number\n"
         "if __name__ == '__main__':\n"
         "    assert sorted(LocalEngine(2).run(same, [1, 2, 3])) == [1, 2, 3]\n"

@@ -16,10 +16,10 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.errors import UserError
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import evaluate_run
-from lmk_train.loop import train
-from lmk_train.options import EvalConfig
+from lmk_train.config.commands import EvalConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.training.loop import train
 from pipelines.cifar10_lt import benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
 from pipelines.steps import evaluate
@@ -187,7 +187,7 @@ def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
 _STEP = """
 import sys
 from pathlib import Path
-from lmk_data.terminal import run_command
+from lmk_data.system.terminal import run_command
 from pipelines.steps import train
 sys.exit(run_command("recipe", lambda: train(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])))
 """

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.duplicates import MAX_DISTANCE, look_alike, near_pairs, small_picture
-from lmk_data.format import Recipe, Resized
+from lmk_data.dataset.format import Recipe, Resized
 from lmk_data.resize import resize_image
+from lmk_data.views.duplicates import MAX_DISTANCE, look_alike, near_pairs, small_picture
 
 _CHANGES: dict[str, Callable[[Image.Image], tuple[Image.Image, int]]] = {
     "re-encoded at quality 50": lambda image: (image, 50),

@@ -23,12 +23,12 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from lmk_data.format import SPLITS, Recipe, receipt_schema, recipe_json
-from lmk_data.labels import read_labels
-from lmk_data.plan import Plan, PlanRule, make_plan
-from lmk_data.publish import BuiltShard, Publication, publish
+from lmk_data.build.plan import Plan, PlanRule, make_plan
+from lmk_data.build.publish import BuiltShard, Publication, publish
+from lmk_data.dataset.format import SPLITS, Recipe, receipt_schema, recipe_json
 from lmk_data.resize import encoder
-from lmk_data.storage import open_folder
+from lmk_data.sources.labels import read_labels
+from lmk_data.system.storage import open_folder
 
 _SAMPLE_BYTES = 20 << 10  # of a sample with its headers, on average
 _PICTURES = 16  # different ones in a shard
@@ -145,7 +145,7 @@ def main() -> None:
     view, clean = str(arguments.out / "top20"), str(arguments.out / "clean")
     drop = ["--drop-duplicates", "near", "--overwrite", "--quiet"]
     rows = [
-        measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset"]),
+        measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset.reader"]),
         measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
         measure("plan (--dry-run)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
         measure(

@@ -8,9 +8,9 @@ import shutil
 import time
 from pathlib import Path
 
-from lmk_data import stores
 from lmk_data.build import BuildOptions, build
-from lmk_data.plan import PlanRule
+from lmk_data.build.plan import PlanRule
+from lmk_data.sources import stores
 from pipelines.bench.build import copied, link_tree
 
 _LATENCY_SECONDS = 0.03

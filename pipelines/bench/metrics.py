@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import CONFIG, SOURCE, Classes, Evaluation, write_evaluation
-from lmk_train.metrics import TOP_K, Predictions, confusion, summarize
-from lmk_train.record import METRICS
-from lmk_train.report import write_run_report
+from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
+from lmk_train.evaluation.metrics import TOP_K, Predictions, confusion, summarize
+from lmk_train.evaluation.report import write_run_report
+from lmk_train.runs.classes import Classes
+from lmk_train.runs.folder import CONFIG, METRICS
 
 
 def made_up(dataset: ShardedDataset) -> Predictions:

@@ -28,10 +28,11 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
-from lmk_train.cache import Cache
-from lmk_train.order import batch_picks, epoch_order, num_batches
-from lmk_train.stream import BatchStream, SplitReader
+from lmk_train.config.training import Cache
+from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
+from lmk_train.data.order import batch_picks, epoch_order, num_batches
+from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.models.registry import Normalization
 
 BATCH = 64
 STAGES = ("raw", "decoded", "augmented")

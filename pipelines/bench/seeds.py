@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.plan import PlanRule
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import evaluate_run
-from lmk_train.loop import train
-from lmk_train.metrics import ClassCounts
-from lmk_train.options import EvalConfig
+from lmk_data.build.plan import PlanRule
+from lmk_train.config.commands import EvalConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.evaluation.metrics import ClassCounts
+from lmk_train.training.loop import train
 
 _LOSSES = ("ce", "ldam")
 

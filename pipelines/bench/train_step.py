@@ -21,13 +21,14 @@ from torch import nn
 from torchvision.models import efficientnet_b0
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.assembly import make_criterion, make_trainer
-from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, micro_batches, training_step
-from lmk_train.models import CosineHead, build_model, set_bn_momentum
-from lmk_train.precision import Precision, resolve_device
-from lmk_train.stream import Batch
-from lmk_train.world import ALONE
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.stream import Batch
+from lmk_train.models.heads import CosineHead
+from lmk_train.models.registry import build_model, set_bn_momentum
+from lmk_train.runtime.precision import Precision, resolve_device
+from lmk_train.runtime.world import ALONE
+from lmk_train.training.assembly import make_criterion, make_trainer
+from lmk_train.training.loop import batch_stream, micro_batches, training_step
 
 _WARM_UP = 2
 _STEPS_WITH_READER = 4  # in a row: one step alone would take a batch that was decoded before it began

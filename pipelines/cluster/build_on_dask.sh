@@ -4,7 +4,7 @@
 #     sbatch pipelines/cluster/build_on_dask.sh
 #
 # IMAGES, LABELS and OUT lie where every node sees them under the same path, or are URLs. Run it again after an
-# interruption: it goes on. Workers need `pip install 'lmk[dask]'`, no torch.
+# interruption: it goes on. Workers need `pip install '.[dask]'` in the clone, no torch.
 #SBATCH --job-name=lmk-build
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.config import TrainConfig
+from lmk_train.config.training import TrainConfig
 from tests.train.run_files import Config
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lmk_train.config import TrainConfig
+from lmk_train.config.training import TrainConfig
 
 Config = Callable[..., TrainConfig]
 

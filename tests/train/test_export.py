@@ -16,15 +16,15 @@ import simplejpeg
 import torch
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
+from lmk_data.dataset.format import Recipe
 from lmk_train import export
 from lmk_train.cli import export_main
-from lmk_train.config import TrainConfig
+from lmk_train.config.training import TrainConfig
 from lmk_train.export import DESCRIPTION, Pixels, Program
-from lmk_train.loop import train
 from lmk_train.predict import Predictor
+from lmk_train.training.loop import train
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 

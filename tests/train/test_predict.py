@@ -16,9 +16,9 @@ from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import eval_main, export_main, predict_main
-from lmk_train.config import TrainConfig
-from lmk_train.loop import train
+from lmk_train.config.training import TrainConfig
 from lmk_train.predict import Predictor
+from lmk_train.training.loop import train
 
 EXACT = ["--amp", "off", "--device", "cpu"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.claim import begin
+from lmk_data.build.output import begin
+from lmk_data.build.plan import PlanRule
+from lmk_data.build.shard import read_receipt_table, write_shard
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.format import Recipe
 from lmk_data.errors import BuildError, DatasetError, UserError
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
-from lmk_data.shard import read_receipt_table, write_shard
-from lmk_data.storage import open_folder
+from lmk_data.system.storage import open_folder
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import UserError
-from lmk_data.format import content_sha256_of
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]

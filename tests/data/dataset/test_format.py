@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmk_data.format import canonical_json, content_sha256_of, is_safe_key, make_key
+from lmk_data.dataset.format import canonical_json, content_sha256_of, is_safe_key, make_key
 
 
 @given(st.text(min_size=1, max_size=300))

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmk_data import dataset as dataset_module
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset import reader as dataset_module
 from lmk_data.errors import DatasetError
-from lmk_data.report import write_report
-from lmk_data.storage import open_folder
+from lmk_data.report.dataset import write_report
+from lmk_data.system.storage import open_folder
 
 
 def test_every_way_of_reading_gives_the_same_samples(dataset: ShardedDataset) -> None:

@@ -6,7 +6,7 @@ import tarfile
 
 import webdataset
 
-from lmk_data.tar import TarFile
+from lmk_data.dataset.tar import TarFile
 
 
 def test_tars_are_byte_for_byte_those_of_webdataset() -> None:

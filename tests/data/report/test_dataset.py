@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lmk_data import page
 from lmk_data.build import BuildOptions, build
+from lmk_data.build.plan import PlanRule
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
-from lmk_data.report import gini, write_report
-from lmk_data.storage import open_folder
+from lmk_data.dataset.format import Recipe
+from lmk_data.report import page
+from lmk_data.report.dataset import gini, write_report
+from lmk_data.system.storage import open_folder
 from tests.browser import browse
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from lmk_data.archives import Place
-from lmk_data.format import Rejection
-from lmk_data.images import Located, locate
-from lmk_data.members import read_members
-from lmk_data.stores import Store, open_stores
+from lmk_data.dataset.format import Rejection
+from lmk_data.sources.archives import Place
+from lmk_data.sources.locate import Located, locate
+from lmk_data.sources.members import read_members
+from lmk_data.sources.stores import Store, open_stores
 
 
 def touch(folder: Path, *names: str) -> None:

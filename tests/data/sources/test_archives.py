@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
-from lmk_data.format import Rejection
-from lmk_data.members import read_members
-from lmk_data.stores import open_stores
+from lmk_data.sources.members import read_members
+from lmk_data.sources.stores import open_stores
 from tests.data.sources.packed import content, found, read, touch, write_tar, write_zip
 
 
@@ -94,7 +94,7 @@ def test_damaged_members_of_a_zip_are_values(tmp_path: Path) -> None:
 def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmk_data.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr("lmk_data.system.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
     write_tar(tmp_path / "a.tar", {"a1.jpg": bytes(9000), "a2.jpg": bytes(9000)})
     stores, located = found(["a1", "a2"], tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:10_000])

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from lmk_data.labels import read_class_folders
-from lmk_data.members import read_members
-from lmk_data.stores import open_stores
+from lmk_data.sources.locate import read_class_folders
+from lmk_data.sources.members import read_members
+from lmk_data.sources.stores import open_stores
 from tests.data.sources.packed import touch
 
 

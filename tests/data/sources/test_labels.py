@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.labels import read_categories, read_labels
+from lmk_data.sources.labels import read_categories, read_labels
 
 
 def write(path: Path, text: str) -> str:

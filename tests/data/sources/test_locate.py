@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
-from lmk_data.format import Rejection
 from tests.data.sources.packed import content, found, read, touch, write_tar, write_zip
 
 
@@ -82,7 +82,7 @@ def test_no_image_at_all_is_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_needs_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmk_data.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr("lmk_data.system.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
     touch(tmp_path / "images", "a1.jpg", "b1.jpg")
     stores, located = found(["a1", "b1"], tmp_path / "images")
     (tmp_path / "images" / "a1.jpg").unlink()

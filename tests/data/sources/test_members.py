@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lmk_data.archives import Member, scan_archive
 from lmk_data.errors import UserError
-from lmk_data.members import MEMBERS_TABLE, read_members
-from lmk_data.storage import LocalFolder
-from lmk_data.stores import open_stores
+from lmk_data.sources.archives import Member, scan_archive
+from lmk_data.sources.members import MEMBERS_TABLE, read_members
+from lmk_data.sources.stores import open_stores
+from lmk_data.system.storage import LocalFolder
 from tests.data.sources.packed import write_tar
 
 
@@ -27,7 +27,7 @@ def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, mo
         scanned.append(location)
         return scan_archive(file, kind, location)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lmk_data.members.scan_archive", counting)
+    monkeypatch.setattr("lmk_data.sources.members.scan_archive", counting)
     pd.testing.assert_frame_equal(read_members(stores, cache=cache), first)
     assert not scanned
     write_tar(tmp_path / "b.tar", {"b1.jpg": b"2", "b2.jpg": b"3"})

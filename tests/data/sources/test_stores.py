@@ -9,11 +9,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
-from lmk_data.format import Rejection
-from lmk_data.members import read_members
-from lmk_data.storage import LocalFolder
-from lmk_data.stores import open_stores
+from lmk_data.sources.members import read_members
+from lmk_data.sources.stores import open_stores
+from lmk_data.system.storage import LocalFolder
 from tests.data.sources.packed import content, found, read, touch, write_tar
 
 
@@ -30,7 +30,7 @@ def test_what_is_written_to_is_no_source(tmp_path: Path) -> None:
 def test_a_huge_file_behind_a_url_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/huge/c/small.jpg": b"small", "/huge/c/video.jpg": bytes(5000)})
-    monkeypatch.setattr("lmk_data.stores.MAX_IMAGE_BYTES", 4000)
+    monkeypatch.setattr("lmk_data.sources.stores.MAX_IMAGE_BYTES", 4000)
     stores = open_stores(["memory://huge"])
     small, video = (read(stores, row) for _, row in read_members(stores, cache=None).iterrows())
     fs.rm("/huge", recursive=True)

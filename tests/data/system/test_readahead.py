@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmk_data import readahead
-from lmk_data.readahead import read_ahead
+from lmk_data.system import readahead
+from lmk_data.system.readahead import read_ahead
 
 
 class _SlowSource:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from lmk_data.archives import Place
 from lmk_data.errors import StorageError
-from lmk_data.storage import Folder, open_folder
-from lmk_data.stores import FolderStore
+from lmk_data.sources.archives import Place
+from lmk_data.sources.stores import FolderStore
+from lmk_data.system.storage import Folder, open_folder
 
 FOLDER = "memory://storage/folder"
 
@@ -45,7 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
         monkeypatch.setattr(MemoryFileSystem, operation, fails)
         return calls
 
-    monkeypatch.setattr("lmk_data.storage._REMOTE_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr("lmk_data.system.storage._REMOTE_PAUSES_SECONDS", (0.001,) * 3)
     return fail
 
 
@@ -108,7 +108,7 @@ def test_a_full_temporary_disk_is_named(folder: Folder, tmp_path: Path, monkeypa
 def test_what_a_killed_upload_left_is_swept_by_the_next(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
-        "from lmk_data.storage import open_folder\n"
+        "from lmk_data.system.storage import open_folder\n"
         f"with open_folder({FOLDER!r}).atomic('a') as file:\n"
         "    if sys.argv[1] == 'killed':\n        os.kill(os.getpid(), 9)\n"
         "    print(len(os.listdir(os.environ['TMPDIR'])))\n"

@@ -10,10 +10,11 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.format import canonical_json
 from lmk_data.errors import DatasetError
-from lmk_data.format import canonical_json
-from lmk_data.subset import Selection, write_view
-from lmk_data.verify import Problem, verify
+from lmk_data.verify.dataset import Problem, verify
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
 
 
 @pytest.fixture

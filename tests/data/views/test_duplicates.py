@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.build.plan import PlanRule
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.duplicates import Duplicates, find_duplicates, near_pairs
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
-from lmk_data.subset import Selection, write_view
-from lmk_data.verify import verify
+from lmk_data.dataset.format import Recipe
+from lmk_data.verify.dataset import verify
+from lmk_data.views.duplicates import Duplicates, find_duplicates, near_pairs
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
 from tests.drawing import write_labels
 
 
@@ -147,7 +148,7 @@ def test_the_pairs_of_the_monuments(shared: Path, tmp_path: Path) -> None:
 def test_the_report_says_what_comes_twice(
     collection_with_copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmk_data.duplicates._BAR_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("lmk_data.views.duplicates._BAR_AFTER_SECONDS", 0.0)
     with built(collection_with_copies, split=(0.5, 0.5, 0.0)) as dataset:
         near = find_duplicates(dataset, "near", workers=1)
         num_val = dataset.num_samples("val")

@@ -7,7 +7,8 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.subset import Selection, read_class_list, write_view
+from lmk_data.views.selection import Selection, read_class_list
+from lmk_data.views.view import write_view
 
 
 def test_a_class_list_in_any_form(dataset_path: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from lmk_data.errors import UserError
 from lmk_train.cli import train_main
-from lmk_train.config import TrainConfig
-from lmk_train.loop import train
+from lmk_train.config.training import TrainConfig
+from lmk_train.training.loop import train
 from tests.train.run_files import Config
 
 

@@ -5,14 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as vision
 
-from lmk_train.augment import (
-    Augmentation,
-    Normalization,
-    Preprocess,
-    augmentation_draws,
-    color_matrices,
-    drawn_box,
-)
+from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws, color_matrices, drawn_box
+from lmk_train.models.registry import Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CPU = torch.device("cpu")

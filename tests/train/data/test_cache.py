@@ -17,10 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
-from lmk_data.subset import Selection, write_view
-from lmk_train.cache import Cache, ShardFiles
-from lmk_train.order import epoch_order
-from lmk_train.stream import BatchStream, SplitReader
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
+from lmk_train.config.training import Cache
+from lmk_train.data.cache import ShardFiles
+from lmk_train.data.order import epoch_order
+from lmk_train.data.stream import BatchStream, SplitReader
 
 CPU = torch.device("cpu")
 
@@ -180,7 +182,7 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
         advise(descriptor, offset, num_bytes, advice)
 
     monkeypatch.setattr(os, "posix_fadvise", watched)
-    monkeypatch.setattr("lmk_train.cache._ADVISED_AT_ONCE", 4096)
+    monkeypatch.setattr("lmk_train.data.cache._ADVISED_AT_ONCE", 4096)
     names = [shard["name"] for shard in dataset.shards("train")]
     sizes = [shard["num_bytes"] for shard in dataset.shards("train")]
     paths = [str(dataset.shard_path(name).resolve()) for name in names]

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.augment import Augmentation, Normalization, Preprocess, augmentation_draws
-from lmk_train.cache import Cache
-from lmk_train.stream import BatchStream, SplitReader
+from lmk_train.config.training import Cache
+from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
+from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.models.registry import Normalization
 
 pytestmark = [
     pytest.mark.cuda,

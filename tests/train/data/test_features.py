@@ -10,9 +10,9 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import eval_main
-from lmk_train.config import TrainConfig
-from lmk_train.features import FeatureStore, compute_features
-from lmk_train.loop import train
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.features import FeatureStore, compute_features
+from lmk_train.training.loop import train
 
 
 def frozen(dataset_path: Path, out: Path) -> TrainConfig:

@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmk_train import order as order_module
-from lmk_train.order import (
-    Rows,
-    Sampling,
+from lmk_train.config.training import Sampling
+from lmk_train.data import order as order_module
+from lmk_train.data.order import (
     augmentation_hashes,
     batch_picks,
     counter_hash,
     epoch_length,
     epoch_order,
     num_batches,
-    share,
     window_shards,
 )
+from lmk_train.runtime.world import Rows, share
 
 SHARD_SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 LABELS = st.lists(st.integers(0, 12), min_size=1, max_size=300).map(lambda given: np.array(given, dtype=np.int64))

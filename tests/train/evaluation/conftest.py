@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.config import TrainConfig
-from lmk_train.loop import train
+from lmk_train.config.training import TrainConfig
+from lmk_train.training.loop import train
 
 
 @pytest.fixture(scope="module")

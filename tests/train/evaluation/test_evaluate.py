@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.subset import Selection, write_view
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
-from lmk_train.evaluation import (
-    SOURCE,
-)
-from lmk_train.loop import train
+from lmk_train.evaluation.evaluate import SOURCE
+from lmk_train.training.loop import train
 from tests.train.evaluation.pages import header
 from tests.train.run_files import Config
 
@@ -99,7 +98,7 @@ def test_an_evaluation_that_is_cut_short_leaves_no_figures_of_the_one_before(
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lmk_train.evaluation._write_table", no_space)
+    monkeypatch.setattr("lmk_train.evaluation.evaluate._write_table", no_space)
     assert eval_main([str(run), "--checkpoint", "last", "--quiet", *EXACT]) == 1
     assert not (run / "eval-test.json").exists()
 

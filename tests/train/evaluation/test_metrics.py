@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from lmk_train.metrics import (
+from lmk_train.evaluation.metrics import (
     Predictions,
     calibration_error,
     confusion,

@@ -13,18 +13,14 @@ from PIL import Image
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
-from lmk_data.format import Recipe
+from lmk_data.dataset.format import Recipe
 from lmk_train.cli import eval_main
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import (
-    CONFIG,
-    SOURCE,
-    Classes,
-    Evaluation,
-    write_evaluation,
-)
-from lmk_train.metrics import Predictions, summarize
-from lmk_train.report import write_run_report
+from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
+from lmk_train.evaluation.metrics import Predictions, summarize
+from lmk_train.evaluation.report import write_run_report
+from lmk_train.runs.classes import Classes
+from lmk_train.runs.folder import CONFIG
 from tests.browser import browse
 from tests.drawing import make_collection
 from tests.train.evaluation.pages import sections

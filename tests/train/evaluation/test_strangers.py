@@ -11,12 +11,11 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.subset import Selection, write_view
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
-from lmk_train.evaluation import (
-    evaluate_run,
-)
-from lmk_train.options import EvalConfig
+from lmk_train.config.commands import EvalConfig
+from lmk_train.evaluation.evaluate import evaluate_run
 
 EXACT = ["--amp", "off", "--device", "cpu"]
 

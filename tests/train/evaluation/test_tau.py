@@ -10,22 +10,16 @@ import simplejpeg
 import torch
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
-from lmk_data.plan import PlanRule
-from lmk_train.augment import Augmentation, Preprocess
-from lmk_train.checkpoint import BEST, load_checkpoint, weights_to_evaluate
 from lmk_train.cli import eval_main
-from lmk_train.config import TrainConfig
-from lmk_train.evaluation import (
-    TAUS,
-    Classes,
-    best_tau,
-    evaluate_run,
-    model_of,
-    tau_adjustments,
-)
-from lmk_train.models import ARCHITECTURES
-from lmk_train.options import EvalConfig
+from lmk_train.config.commands import EvalConfig
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.augment import Augmentation, Preprocess
+from lmk_train.evaluation.evaluate import TAUS, best_tau, evaluate_run, tau_adjustments
+from lmk_train.models.registry import ARCHITECTURES, model_of
+from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
+from lmk_train.runs.classes import Classes
 
 EXACT = ["--amp", "off", "--device", "cpu"]
 

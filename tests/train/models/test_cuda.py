@@ -9,8 +9,9 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmk_train.losses import LDAM, ldam_margins
-from lmk_train.models import CosineHead, build_model
+from lmk_train.models.heads import CosineHead
+from lmk_train.models.losses import LDAM, ldam_margins
+from lmk_train.models.registry import build_model
 
 pytestmark = [
     pytest.mark.cuda,

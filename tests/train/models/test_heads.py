@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lmk_train import models
-from lmk_train.models import CosineHead
+from lmk_train.models import registry as models
+from lmk_train.models.heads import CosineHead
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])

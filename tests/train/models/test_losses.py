@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmk_train.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
+from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 
 COUNTS = np.array([1000, 300, 16, 1, 0])
 CRITERIA = (LDAM(ldam_margins(COUNTS, 0.5), 30.0), CrossEntropy(0.1), BalancedSoftmax(log_prior(COUNTS)))

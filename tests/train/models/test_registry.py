@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmk_train.models import ARCHITECTURES, build_model, num_parameters
+from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lmk_data.errors import UserError
-from lmk_train import models
-from lmk_train.models import build_model, load_weights
+from lmk_train.models import registry as models
+from lmk_train.models.registry import build_model
+from lmk_train.models.weights import load_weights
 
 
 def test_weights_come_from_the_package_a_library_file_or_a_checkpoint_of_ours(tmp_path: Path) -> None:

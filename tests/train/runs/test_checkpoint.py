@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lmk_data.errors import TrainingError
-from lmk_train.loop import train
-from lmk_train.stream import Batch
-from lmk_train.trainer import Trainer
+from lmk_train.data.stream import Batch
+from lmk_train.training.loop import train
+from lmk_train.training.trainer import Trainer
 from tests.train.run_files import Config
 
 
@@ -20,7 +20,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A save is due after every step; the third one's update is not finite though its loss was."""
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     step = loop.training_step
 

@@ -10,12 +10,12 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_train.evaluation import evaluate_run
-from lmk_train.loop import train
-from lmk_train.options import EvalConfig
-from lmk_train.rehearsal import rehearse
-from lmk_train.stream import Batch
-from lmk_train.trainer import Trainer
+from lmk_train.config.commands import EvalConfig
+from lmk_train.data.stream import Batch
+from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.training.dry_run import rehearse
+from lmk_train.training.loop import train
+from lmk_train.training.trainer import Trainer
 from tests.train.run_files import Config, lines
 
 
@@ -48,7 +48,7 @@ def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDatas
 
 
 def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     step, refused = loop.training_step, []
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from lmk_train.precision import resolve_device
+from lmk_train.runtime.precision import resolve_device
 
 
 def test_float32_is_not_rounded_to_tf32() -> None:

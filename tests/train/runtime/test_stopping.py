@@ -2,11 +2,11 @@
 
 import pytest
 
-from lmk_train.world import World
+from lmk_train.runtime.world import World
 
 
 def test_a_signal_while_the_processes_agree_is_heeded() -> None:
-    from lmk_train.stopping import Stop
+    from lmk_train.runtime.stopping import Stop
 
     class Asking(World):
         def most(self, value: int) -> int:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train import loop
-from lmk_train.augment import augmentation_draws
 from lmk_train.cli import train_main
-from lmk_train.stream import Batch
-from lmk_train.trainer import Trainer
+from lmk_train.data.augment import augmentation_draws
+from lmk_train.data.stream import Batch
+from lmk_train.training import loop
+from lmk_train.training.trainer import Trainer
 
 
 def main() -> int:

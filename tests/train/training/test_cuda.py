@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.assembly import make_trainer
-from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, micro_batches, train, training_step
-from lmk_train.world import ALONE
+from lmk_train.config.training import TrainConfig
+from lmk_train.runtime.world import ALONE
+from lmk_train.training.assembly import make_trainer
+from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
 
 pytestmark = [
     pytest.mark.cuda,

@@ -8,8 +8,8 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
-from lmk_train.loop import train
-from lmk_train.precision import Precision
+from lmk_train.runtime.precision import Precision
+from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines, weights
 
 

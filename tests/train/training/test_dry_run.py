@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from efficientnet_lite_pytorch import EfficientNet
 
-from lmk_train.models import num_parameters
-from lmk_train.rehearsal import rehearse
+from lmk_train.models.registry import num_parameters
+from lmk_train.training.dry_run import rehearse
 from tests.train.run_files import Config
 
 

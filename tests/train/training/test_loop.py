@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.format import Recipe
 from lmk_data.errors import UserError
-from lmk_data.format import Recipe
-from lmk_data.plan import PlanRule
-from lmk_data.subset import Selection, write_view
+from lmk_data.views.selection import Selection
+from lmk_data.views.view import write_view
 from lmk_train.cli import train_main
-from lmk_train.loop import train
+from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines, weights
 
 
@@ -59,7 +60,7 @@ def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: P
 def test_running_out_of_memory_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
 ) -> None:
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nand more")

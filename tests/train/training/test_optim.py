@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lmk_train.models import build_model
-from lmk_train.optim import lr_factor, make_optimizer
+from lmk_train.models.registry import build_model
+from lmk_train.training.optim import lr_factor, make_optimizer
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

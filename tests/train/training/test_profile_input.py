@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train import bottleneck
 from lmk_train.cli import train_main
+from lmk_train.training import profile_input as bottleneck
 
 
 def test_profiling_says_what_limits_and_writes_nothing(

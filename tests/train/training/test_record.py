@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmk_train import record, trainer
-from lmk_train.loop import train
-from lmk_train.stream import SplitReader
+from lmk_train.data.stream import SplitReader
+from lmk_train.training import record, trainer
+from lmk_train.training.loop import train
 from tests.train.run_files import Config
 
 
@@ -56,7 +56,7 @@ def test_each_line_says_what_the_time_went_into(config: Config, tmp_path: Path) 
 def test_the_earlier_of_two_epochs_as_good_is_the_best(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     scores = iter([0.5, 0.75, 0.75, 0.25])
     summarize = loop.summarize

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from lmk_data.errors import UserError
-from lmk_train import precision, record
 from lmk_train.cli import train_main
-from lmk_train.loop import train
-from lmk_train.models import build_model
-from lmk_train.rehearsal import rehearse
+from lmk_train.models.registry import build_model
+from lmk_train.runtime import precision
+from lmk_train.training import record
+from lmk_train.training.dry_run import rehearse
+from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines, weights
 
 
@@ -102,7 +103,7 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
 def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from lmk_train.cli import train_main
-from lmk_train.loop import train
-from lmk_train.stream import Batch
-from lmk_train.trainer import Trainer
+from lmk_train.data.stream import Batch
+from lmk_train.training.loop import train
+from lmk_train.training.trainer import Trainer
 from tests.train.run_files import Config, lines
 
 
 def test_sigterm_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path) -> None:
     """As from a scheduler that signals every process of a job, and again from torchrun."""
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     step = loop.training_step
 
@@ -36,7 +36,7 @@ def test_sigterm_that_comes_twice_saves_all_the_same(config: Config, tmp_path: P
 
 def test_stopping_at_the_end_of_an_epoch_keeps_its_validation(config: Config, tmp_path: Path) -> None:
     """A request that comes within the last step of an epoch is heeded after its validation."""
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     train(config(out=tmp_path / "whole"))
     step = loop.training_step

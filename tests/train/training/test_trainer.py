@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.assembly import make_trainer
-from lmk_train.augment import augmentation_draws
-from lmk_train.checkpoint import weights_to_evaluate
-from lmk_train.config import TrainConfig
-from lmk_train.loop import batch_stream, micro_batches, train, training_step
-from lmk_train.losses import drw_weights
-from lmk_train.models import build_model, load_weights
-from lmk_train.stream import Batch
-from lmk_train.trainer import Trainer
-from lmk_train.world import ALONE
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.augment import augmentation_draws
+from lmk_train.data.stream import Batch
+from lmk_train.models.losses import drw_weights
+from lmk_train.models.registry import build_model
+from lmk_train.models.weights import load_weights
+from lmk_train.runs.checkpoint import weights_to_evaluate
+from lmk_train.runtime.world import ALONE
+from lmk_train.training.assembly import make_trainer
+from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
+from lmk_train.training.trainer import Trainer
 from tests.train.run_files import Config, lines, weights
 
 
@@ -47,7 +48,7 @@ def test_a_frozen_backbone_stays_as_it_is_until_it_thaws(config: Config, tmp_pat
 
 
 def test_averaged_weights_are_the_formula_and_are_what_is_kept(config: Config, tmp_path: Path) -> None:
-    from lmk_train import loop
+    from lmk_train.training import loop
 
     step, decay = loop.training_step, 0.3
     expected: dict[str, torch.Tensor] = {}

@@ -4,9 +4,9 @@ import math
 import sys
 from pathlib import Path
 
-from lmk_train.config import TrainConfig
-from lmk_train.experiment import DONE, Experiment
-from lmk_train.search_space import Choice, Point, Range, SearchSpace
+from lmk_train.config.training import TrainConfig
+from lmk_train.tuning.experiment import DONE, Experiment
+from lmk_train.tuning.space import Choice, Point, Range, SearchSpace
 
 SPACE = SearchSpace(
     {"lr": Range(1e-5, 1e-1, log=True), "loss": Choice(("ce", "ldam")), "weight_decay": Range(1e-4, 1e-1, log=True)},

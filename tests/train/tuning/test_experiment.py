@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, best_trial
-from lmk_train.search_space import Choice, SearchSpace
+from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, best_trial
+from lmk_train.tuning.space import Choice, SearchSpace
 from tests.train.tuning.searches import SPACE, bowl, points, told
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.experiment import FAILED, Experiment, best_trial
-from lmk_train.search_report import _fit, write_search_report
+from lmk_train.tuning.experiment import FAILED, Experiment, best_trial
+from lmk_train.tuning.report import _fit, write_search_report
 from tests.train.tuning.searches import SPACE, told
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")

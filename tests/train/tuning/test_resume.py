@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.format import Recipe
+from lmk_data.dataset.format import Recipe
 from lmk_train.cli import tune_main
-from lmk_train.experiment import DONE, STOPPED, Experiment
-from lmk_train.search_space import SearchSpace
+from lmk_train.tuning.experiment import DONE, STOPPED, Experiment
+from lmk_train.tuning.space import SearchSpace
 from tests.train.tuning.searches import PROGRAM, SPACE, record, searching
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
@@ -55,7 +55,7 @@ def test_a_search_that_was_stopped_goes_on_without_losing_or_repeating_a_trial(
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for trials whose search was killed: they notice it once they have imported what they need."""
-    monkeypatch.setattr("lmk_train.tune._SECONDS_FOR_THE_LOCK", 240.0)
+    monkeypatch.setattr("lmk_train.tuning.tune._SECONDS_FOR_THE_LOCK", 240.0)
 
 
 def interrupted(arguments: list[str], until: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lmk_data.errors import TrainingError
-from lmk_train.experiment import DONE, FAILED, STOPPED, Experiment, Trial
-from lmk_train.options import TuneConfig
-from lmk_train.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
+from lmk_train.config.commands import TuneConfig
+from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial
+from lmk_train.tuning.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
 from tests.train.tuning.searches import PROGRAM, SPACE, searching
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")

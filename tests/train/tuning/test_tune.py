@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from lmk_train.cli import eval_main, tune_main
-from lmk_train.config import TrainConfig
+from lmk_train.config.training import TrainConfig
 from tests.train.tuning.searches import HEAD, record, searching
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
@@ -20,7 +20,7 @@ def test_without_ax_nothing_is_left_behind(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ax.api.client", None)
     assert tune_main(searching(dataset_path, tmp_path)) == 1
-    assert "pip install 'lmk[tune]'" in capsys.readouterr().err
+    assert "pip install '.[tune]'" in capsys.readouterr().err
     assert not (tmp_path / "search").exists()
 
 

@@ -1,0 +1,17 @@
+"""How a plan becomes a published dataset."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmk_data.build.pipeline import BuildOptions, BuildResult, build, plan_build
+
+__all__ = ["BuildOptions", "BuildResult", "build", "plan_build"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: worker processes and `--help` start without pandas."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lmk_data.build import pipeline
+
+    return getattr(pipeline, name)

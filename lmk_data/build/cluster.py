@@ -1,0 +1,197 @@
+"""The engine of many machines: a Dask cluster, refused unless every worker would write the same bytes."""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lmk_data import __version__
+from lmk_data.dataset.format import Encoder, Rejection
+from lmk_data.errors import BuildError, LmkError, UserError, missing_extra
+from lmk_data.resize import encoder
+from lmk_data.sources.archives import Place
+from lmk_data.sources.stores import Store
+from lmk_data.system.storage import BUILD_FOLDER, Folder
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_CONNECT_SECONDS, _WORKERS_SECONDS, _ANSWER_SECONDS = 10, 60, 30
+
+
+@dataclass(frozen=True)
+class DaskEngine:
+    """The workers of a Dask cluster; a task whose worker dies runs again on another one."""
+
+    client: "Client"
+
+    @property
+    def workers(self) -> int:
+        return int(sum(self.client.nthreads().values()))
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        from distributed import KilledWorker, as_completed
+        from distributed.client import FutureCancelledError
+        from distributed.comm.core import CommClosedError
+
+        futures = self.client.map(partial(_as_here, function, encoder()), tasks, pure=False, batch_size=1_000)
+        try:
+            for future in as_completed(futures, loop=self.client.loop):
+                yield future.result()
+                future.release()
+        except KilledWorker as error:
+            raise BuildError(
+                "worker after worker was killed on one shard (out of memory?); run again, with more memory for each"
+            ) from error
+        except (FutureCancelledError, CommClosedError) as error:
+            raise BuildError("the connection to the Dask scheduler was lost; run again to go on") from error
+        finally:
+            self.client.cancel(futures)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What every worker has to show before a build: the output folder's `marker`, and some images."""
+
+    out: Folder
+    marker: str
+    images: tuple[tuple[Store, str, Place], ...]
+
+
+@contextmanager
+def connect(address: str) -> Iterator[DaskEngine]:
+    """Connect to a scheduler such as `tcp://host:8786` and wait for its first worker.
+
+    Raises UserError if `distributed` is not installed, nobody answers there, or no worker comes.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise missing_extra("--scheduler", "dask", "distributed is missing") from error
+    _check_address(address)
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+    with _silent("distributed", "distributed.client"), client:
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise UserError(f"--scheduler {address}: no worker came within {_WORKERS_SECONDS} s; start some") from error
+        yield DaskEngine(client)
+
+
+def check_workers(engine: DaskEngine, out: Folder, images: Sequence[tuple[Store, str, Place]]) -> None:
+    """Refuse a cluster whose workers differ from this process: lmk, encoder, the output folder, the images.
+
+    Raises UserError that names a worker and what differs, or that it cannot show it.
+    """
+    probe = Probe(out, f"{BUILD_FOLDER}/seen-{secrets.token_hex(8)}", tuple(images))
+    with out.atomic(probe.marker) as file:
+        file.write(probe.marker.encode())
+    try:
+        here = look_around(probe)
+        for worker, there in _answers(engine.client, probe).items():
+            if isinstance(there, BaseException):
+                raise UserError(
+                    f"--engine dask: worker {worker} cannot show what it has: {_said(there)}; install the same lmk and "
+                    "the storage's package there"
+                ) from there
+            for what, value in here.items():
+                if there.get(what) != value:
+                    raise UserError(
+                        f"--engine dask: worker {worker} differs in {what}: {there.get(what)} there, {value} here; "
+                        "install the same packages and give it the same storage"
+                    )
+    finally:
+        out.remove(probe.marker)
+        out.sweep()
+
+
+def look_around(probe: Probe) -> dict[str, Any]:
+    """What a process would build with, and what it sees of the storage."""
+    seen: dict[str, Any] = {"lmk": __version__, "the encoder": _named(encoder())}
+    try:
+        seen["a file just written to --out"] = probe.out.read(probe.marker).decode()
+    except OSError as error:
+        seen["a file just written to --out"] = f"{error.strerror or error}"
+    for store, source, place in probe.images:
+        try:
+            data = store.read(source, place)
+            shown = data.reason if isinstance(data, Rejection) else hashlib.sha256(data).hexdigest()
+        except LmkError as error:
+            shown = str(error)
+        seen[f"the image {store.location}/{source}"] = shown
+    return seen
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address: a client that was made with one talks on stderr when it is taken away."""
+    from distributed import Security
+    from distributed.comm.addressing import get_address_host_port, parse_address
+
+    try:
+        get_address_host_port(address)
+    except ValueError as error:
+        raise UserError(f"--scheduler {address}: {error}; give an address such as tcp://host:8786") from error
+    if parse_address(address)[0] in ("tls", "wss") and not Security().get_connection_args("client").get("ssl_context"):
+        raise UserError(
+            f"--scheduler {address}: needs certificates; name them in Dask's configuration (distributed.comm)"
+        )
+
+
+@contextmanager
+def _silent(*loggers: str) -> Iterator[None]:
+    """Keep from stderr what a library logs of a failure that our one line is about."""
+    levels = {logger: logging.getLogger(logger).level for logger in loggers}
+    for logger in loggers:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logging.getLogger(logger).setLevel(level)
+
+
+def _answers(client: "Client", probe: Probe) -> dict[str, Any]:
+    """What every worker sees, by its address; an exception where it cannot say or does not within a time."""
+    workers = list(client.nthreads())
+
+    def ask(worker: str) -> Any:
+        limits: dict[str, Any] = {"asynchronous": True, "callback_timeout": _ANSWER_SECONDS}
+        return client.run(look_around, probe, workers=[worker], on_error="return", **limits)
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*map(ask, workers), return_exceptions=True)
+
+    return {
+        worker: answer[worker] if isinstance(answer, dict) else answer
+        for worker, answer in zip(workers, client.sync(ask_all), strict=True)
+    }
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it did not answer within {_ANSWER_SECONDS} s"
+    return f"{type(error).__name__}: {error}"
+
+
+def _as_here(function: Callable[[Task], Result], expected: Encoder, task: Task) -> Result:
+    """Run a task, unless this worker, which may have come after the check, would encode otherwise."""
+    if encoder() != expected:
+        raise BuildError(f"a worker came with another encoder: {_named(encoder())} there, {_named(expected)} here")
+    return function(task)
+
+
+def _named(found: Encoder) -> str:
+    turbo = f"libjpeg-turbo {found.libjpeg_turbo}"
+    codecs = ", ".join(found.codecs)
+    libraries = f"{found.distribution} {found.version} with {turbo} and {codecs}, simplejpeg {found.simplejpeg}"
+    return f"{libraries}, revision {found.revision}"

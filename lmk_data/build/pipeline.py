@@ -1,0 +1,285 @@
+"""Run the plan on an engine, go on where an earlier run stopped, and publish the dataset."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmk_data.build.cluster import check_workers, connect
+from lmk_data.build.output import begin, claim, holding
+from lmk_data.build.plan import Plan, PlanRule, make_plan, plan_fingerprint
+from lmk_data.build.publish import Publication, publish
+from lmk_data.build.receipts import PlannedShard, Work, built_shards, finish_shards
+from lmk_data.build.shard import PLAN_TABLE, Receipt, ShardTask, build_shard
+from lmk_data.dataset.format import CLASSES, DROPPED_CLASSES, SPLITS, Manifest, Recipe, recipe_json
+from lmk_data.errors import BuildError, UserError
+from lmk_data.resize import check_recipe, encoder
+from lmk_data.sources.archives import Place
+from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
+from lmk_data.sources.locate import locate, read_class_folders, shown
+from lmk_data.sources.members import MEMBER_COLUMNS, read_members
+from lmk_data.sources.stores import FolderStore, Store, open_stores
+from lmk_data.system.engine import Engine, local_engine
+from lmk_data.system.storage import Folder, open_folder
+
+_PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
+_REJECTIONS_ALWAYS_ALLOWED = 2
+_PROBES = 100
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build from and into; paths and URLs as given, rule and recipe validated."""
+
+    images: list[str]
+    labels: str
+    out: str | Path
+    rule: PlanRule = field(default_factory=PlanRule)
+    recipe: Recipe = field(default_factory=Recipe)
+    categories: str | None = None
+    id_column: str | None = None
+    label_column: str | None = None
+    md5: str | None = None
+    title: str = ""
+    license: str = ""
+    workers: int | None = None
+    scheduler: str | None = None
+    max_rejected: float = 0.05
+    retry_rejected: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_recipe(self.recipe)
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers}: must be at least 1")
+        if self.workers is not None and self.scheduler is not None:
+            raise UserError(f"--workers {self.workers}: is for one machine; a cluster has the workers that it has")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"--max-rejected {self.max_rejected}: must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """How a build ended: `built_images` were resized now, `already_complete` says that nothing was left to do.
+
+    `num_ignored` counts the files that are in no label table, None where the images were not scanned.
+    """
+
+    manifest: Manifest
+    already_complete: bool
+    built_images: int
+    resumed_images: int
+    num_ignored: int | None
+    seconds: float
+    workers: int
+
+
+def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
+    """Read the labels and make the plan, without looking for an image unless the labels are class folders."""
+    if options.labels == CLASS_FOLDERS:
+        labels = _read_labels(options, open_stores(options.images, open_folder(options.out)), None)[0]
+    else:
+        labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
+    return labels, _plan_of(labels.frame, options)
+
+
+def build(options: BuildOptions) -> BuildResult:
+    """Build a dataset, or go on where an earlier run of the same build stopped.
+
+    Raises UserError for input that cannot be used, BuildError or StorageError for a build that had to end; what
+    was complete is kept and the same call goes on.
+    """
+    started = time.monotonic()
+    out = open_folder(options.out)
+    with holding(out):
+        stores = open_stores(options.images, out)
+        labels, located, num_ignored = _read_labels(options, stores, out)
+        plan = _plan_of(located, options)
+        _check_any_found(plan, stores)
+        inputs = _inputs(labels, plan, options)
+        fingerprint = plan_fingerprint(**inputs)
+        finished = claim(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
+        if finished is not None and _is_wanted(finished, options) and _has_names_of(out, plan):
+            manifest, built, is_complete, workers = finished, 0, True, 0
+        else:
+            with _engine(options, out, plan, stores) as engine:
+                begin(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
+                _write_plan(out, plan)
+                workers = engine.workers
+                receipts, built = _run(options, engine, out, plan, stores, fingerprint)
+            manifest, is_complete = _publish(options, out, plan, inputs, fingerprint, receipts), False
+    return BuildResult(
+        manifest=manifest,
+        already_complete=is_complete,
+        built_images=built,
+        resumed_images=len(plan.samples) - built,
+        num_ignored=num_ignored,
+        seconds=time.monotonic() - started,
+        workers=workers,
+    )
+
+
+@contextmanager
+def _engine(options: BuildOptions, out: Folder, plan: Plan, stores: list[Store]) -> Iterator[Engine]:
+    """What builds the shards: this machine, or a cluster whose workers proved that they see what it sees."""
+    if options.scheduler is None:
+        yield local_engine(options.workers)
+        return
+    with connect(options.scheduler) as engine:
+        check_workers(engine, out, _shown_images(plan, stores))
+        yield engine
+
+
+def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Place]]:
+    """One image of each folder that stores lie in, of those that can be read here."""
+    found = plan.samples[plan.samples["reason"] == ""]
+    shown = []
+    folders = found["store"].map({number: store.folder.root for number, store in enumerate(stores)})
+    for _, images in found.groupby(folders):
+        for _, image in images.iloc[:: max(1, len(images) // _PROBES)].iterrows():
+            place = Place(*(int(image[name]) for name in ("offset", "num_bytes", "method", "crc32")))
+            store, source = stores[image["store"]], str(image["source"])
+            if isinstance(store.read(source, place), bytes):
+                shown.append((store, source, place))
+                break
+    return shown
+
+
+def _read_labels(
+    options: BuildOptions, stores: list[Store], cache: Folder | None
+) -> tuple[LabelTable, pd.DataFrame, int | None]:
+    """The label table, the same with where each image lies, and how many files are in no label table."""
+
+    def members() -> pd.DataFrame:
+        workers = local_engine(options.workers).workers
+        return read_members(stores, cache=cache, md5=options.md5, workers=workers, quiet=options.quiet)
+
+    if options.labels == CLASS_FOLDERS:
+        labels, num_ignored = read_class_folders(stores, members())
+        return labels, labels.frame, num_ignored
+    labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
+    located = locate(labels.frame, stores, members)
+    return labels, located.frame, located.num_ignored
+
+
+def _plan_of(images: pd.DataFrame, options: BuildOptions) -> Plan:
+    names = read_categories(options.categories) if options.categories else None
+    return make_plan(images, options.rule, names)
+
+
+def _check_any_found(plan: Plan, stores: list[Store]) -> None:
+    """Some of the planned images are there: a wrong --images must not end as a dataset of missing ones."""
+    found = plan.samples[plan.samples["reason"] == ""]
+    probes = found.iloc[:: max(1, len(found) // _PROBES)]
+    for number, source in zip(probes["store"], probes["source"], strict=True):
+        store = stores[number]
+        if not isinstance(store, FolderStore) or store.folder.is_file(source):
+            return
+    raise UserError(f"no image of the label table was found below {shown(stores)}; is --images right?")
+
+
+def _inputs(labels: LabelTable, plan: Plan, options: BuildOptions) -> dict[str, Any]:
+    """What the fingerprint covers, as the manifest states it."""
+    return {"source": labels.source, "plan": plan.json(), "recipe": recipe_json(options.recipe, encoder())}
+
+
+def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
+    """Whether a published dataset is what these options ask for, to the words on its card."""
+    same_words = (manifest["title"], manifest["license"]) == (options.title, options.license)
+    return same_words and not (options.retry_rejected and manifest["counts"]["rejected"])
+
+
+def _has_names_of(out: Folder, plan: Plan) -> bool:
+    """Whether a published dataset calls its classes what the plan does."""
+    for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
+        published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
+        if published.to_pylist() != classes["name"].to_list():
+            return False
+    return True
+
+
+def _write_plan(out: Folder, plan: Plan) -> None:
+    """Write the plan for the workers, one row group a shard."""
+    table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
+    with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        start = 0
+        for shard in _planned_shards(plan):
+            writer.write_table(table.slice(start, shard.num_samples), row_group_size=shard.num_samples)
+            start += shard.num_samples
+
+
+def _planned_shards(plan: Plan) -> list[PlannedShard]:
+    """The shards of a plan, in order of `plan.samples`."""
+    split, shard = plan.samples["split"].cat.codes.to_numpy(), plan.samples["shard"].to_numpy()
+    starts = np.flatnonzero(np.diff(split, prepend=-1) | np.diff(shard, prepend=-1))
+    sizes = np.diff(starts, append=len(shard))
+    return [
+        PlannedShard(SPLITS[split[start]], int(shard[start]), int(size), group)
+        for group, (start, size) in enumerate(zip(starts, sizes, strict=True))
+    ]
+
+
+def _run(
+    options: BuildOptions, engine: Engine, out: Folder, plan: Plan, stores: list[Store], fingerprint: str
+) -> tuple[list[Receipt], int]:
+    """Build what has no receipt yet; returns all receipts in order, and the number of images built now."""
+    work = Work(
+        out=out,
+        fingerprint=fingerprint,
+        shards=_planned_shards(plan),
+        engine=engine,
+        description="building",
+        quiet=options.quiet,
+        retry_rejected=options.retry_rejected,
+    )
+
+    def task(shard: PlannedShard) -> ShardTask:
+        place = (shard.split, shard.number, shard.row_group)
+        return ShardTask(out, *place, tuple(stores), options.recipe, fingerprint)
+
+    rejections = _Rejections(len(plan.samples), options.max_rejected)
+    return finish_shards(work, build_shard, task, rejections.add)
+
+
+class _Rejections:
+    """Counts rejections and ends the build as soon as there are too many."""
+
+    def __init__(self, num_planned: int, max_rejected: float) -> None:
+        self._allowed = max(max_rejected * num_planned, _REJECTIONS_ALWAYS_ALLOWED if max_rejected else 0)
+        self._limit = max_rejected
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, receipt: Receipt) -> None:
+        self._reasons.update(receipt.reasons)
+        if self._reasons.total() > self._allowed:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
+            raise BuildError(
+                f"more than {self._limit:.0%} of the images were rejected so far ({reasons}); not published; mend the "
+                "source and run again with --retry-rejected, or allow more with --max-rejected"
+            )
+
+
+def _publish(
+    options: BuildOptions, out: Folder, plan: Plan, inputs: dict[str, Any], fingerprint: str, receipts: list[Receipt]
+) -> Manifest:
+    if not any(receipt.num_samples for receipt in receipts):
+        raise BuildError("every image was rejected; nothing to publish")
+    publication = Publication(
+        fingerprint=fingerprint,
+        title=options.title,
+        license=options.license,
+        counts=plan.counts,
+        classes=plan.classes,
+        dropped=plan.dropped,
+        **inputs,
+    )
+    return publish(out, publication, built_shards(out, fingerprint, receipts))

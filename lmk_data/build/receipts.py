@@ -1,0 +1,77 @@
+"""Finish the shards of a plan: keep those that have a receipt, make the others, in any order and on any engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lmk_data.build.publish import BuiltShard
+from lmk_data.build.shard import Receipt, read_receipt, read_receipt_table
+from lmk_data.dataset.format import SPLITS
+from lmk_data.system.engine import Engine
+from lmk_data.system.storage import Folder
+from lmk_data.system.terminal import progress_bar
+
+Task = TypeVar("Task")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A shard of a plan; `row_group` of the plan's table holds its rows."""
+
+    split: str
+    number: int
+    num_samples: int
+    row_group: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to finish, where, and how it is shown."""
+
+    out: Folder
+    fingerprint: str
+    shards: list[PlannedShard]
+    engine: Engine
+    description: str
+    quiet: bool
+    retry_rejected: bool = False
+
+
+def finish_shards(
+    work: Work,
+    make_shard: Callable[[Task], Receipt],
+    task_of: Callable[[PlannedShard], Task],
+    watch: Callable[[Receipt], None] = lambda _: None,
+) -> tuple[list[Receipt], int]:
+    """All receipts in order of the plan, and the number of samples made now.
+
+    `watch` sees every receipt, those of earlier runs first, and may raise to end the work; receipts are kept.
+    """
+    out = work.out
+    sizes = {name: size for split in SPLITS for name, size in out.sizes(f"shards/{split}").items()}
+    receipts: dict[tuple[str, int], Receipt] = {}
+    missing: list[PlannedShard] = []
+    for shard in work.shards:
+        receipt = read_receipt(out, shard.split, shard.number, work.fingerprint, sizes)
+        if receipt is None or (work.retry_rejected and receipt.reasons):
+            missing.append(shard)
+        else:
+            receipts[shard.split, shard.number] = receipt
+            watch(receipt)
+    missing.sort(key=lambda shard: -shard.num_samples)
+    total, todo = sum(shard.num_samples for shard in work.shards), sum(shard.num_samples for shard in missing)
+    with progress_bar(total, work.description, "images", quiet=work.quiet, initial=total - todo) as bar:
+        for receipt in work.engine.run(make_shard, [task_of(shard) for shard in missing]):
+            receipts[receipt.split, receipt.number] = receipt
+            bar.update(receipt.num_planned)
+            watch(receipt)
+    return [receipts[shard.split, shard.number] for shard in work.shards], todo
+
+
+def built_shards(out: Folder, fingerprint: str, receipts: list[Receipt]) -> list[BuiltShard]:
+    """What publishing needs of each finished shard."""
+    tables = (read_receipt_table(out, r.split, r.number, fingerprint) for r in receipts)
+    return [
+        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, table)
+        for r, table in zip(receipts, tables, strict=True)
+    ]

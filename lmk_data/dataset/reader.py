@@ -1,0 +1,366 @@
+"""A published dataset or a view of one: open it, check that it is whole, read it by its index."""
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lmk_data.dataset.format import (
+    CLASSES,
+    DROPPED_CLASSES,
+    REJECTS,
+    SPLITS,
+    FileEntry,
+    Manifest,
+    Recipe,
+    ShardEntry,
+    SplitEntry,
+    dropped_classes_schema,
+    index_name,
+    rejects_schema,
+)
+from lmk_data.dataset.manifest import read_manifest, recipe_of
+from lmk_data.errors import DatasetError, UserError
+from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
+
+if TYPE_CHECKING:
+    import webdataset
+
+_OPEN_SHARDS = 128
+_COPIED_AT_ONCE = 16 << 20
+_VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One stored sample: its key, dense label, landmark id, and the JPEG's bytes."""
+
+    key: str
+    label: int
+    landmark_id: int | str
+    jpeg: bytes
+
+
+class ShardedDataset:
+    """A published dataset, or a view of one, opened for reading; safe to read from several threads.
+
+    >>> dataset = ShardedDataset.open("shards")
+    >>> dataset.classes.head()                  # label, landmark_id, name, listed, train, val, test, rejected
+    >>> sample = dataset.read("train", 0)       # key, label, landmark_id, jpeg
+    >>> for sample in dataset.samples("val"): ...
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.shards_folder = _base_folder(folder, manifest)
+        self._descriptors: dict[str, int] = {}
+        self._columns: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a dataset by its path or URL and check that it is whole: version, every shard's size, counts that agree.
+
+        Raises DatasetError that names the file and says what to do.
+        """
+        folder = open_folder(path)
+        dataset = cls(folder, read_manifest(folder))
+        try:
+            dataset._check_base()
+            dataset._check_shards()
+            dataset._check_counts()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DatasetError(f"{error.filename or folder.root}: cannot be read: {reason}") from error
+        return dataset
+
+    @property
+    def location(self) -> str:
+        """The dataset's path or URL."""
+        return self.folder.root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the shards lie on this machine, so that `shard_path` names them."""
+        return isinstance(self.shards_folder, LocalFolder)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the shards are another dataset's; their `.cls` are then its labels, not this one's."""
+        return "view_of" in self.manifest
+
+    @property
+    def shards_content_sha256(self) -> str:
+        """The content hash of the dataset that holds the shards."""
+        manifest = self.manifest
+        return str(manifest["view_of"]["content_sha256"] if self.is_view else manifest["content_sha256"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have samples, in the order train, val, test."""
+        return tuple(split for split in SPLITS if split in self.manifest["splits"])
+
+    @property
+    def num_classes(self) -> int:
+        """K: dense labels are 0..K-1."""
+        return int(self.manifest["classes"]["num_classes"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """How each picture was made; pictures to predict on are made the same way."""
+        return recipe_of(self.manifest["recipe"])
+
+    @cached_property
+    def classes(self) -> pd.DataFrame:
+        """classes.parquet: one row per class in order of its label."""
+        return _frame(self.read_table(CLASSES))
+
+    def __len__(self) -> int:
+        """Samples in all splits together."""
+        return sum(split["num_samples"] for split in self.manifest["splits"].values())
+
+    def num_samples(self, split: str) -> int:
+        """Samples in one split, 0 if the dataset has no such split."""
+        entry = self.manifest["splits"].get(split)
+        return entry["num_samples"] if entry else 0
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        """The manifest's shards of one split."""
+        return self._split(split)["shards"]
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One of the dataset's Parquet files as it is, unchecked; DatasetError if it cannot be read."""
+        try:
+            with self.folder.open(name) as file:
+                return pq.read_table(file, columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
+
+    def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
+        """The label index of one split as an Arrow table, one row per sample in shard order.
+
+        Raises DatasetError if it names a shard that the manifest does not.
+        """
+        table = self.read_table(self._split(split)["index"], columns)
+        if "shard" in table.column_names:
+            unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
+            if unknown:
+                named = min(map(str, unknown))
+                raise DatasetError(f"{self.location}: the {split} index names {named!r}, which the manifest does not")
+        return table
+
+    def index(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """The label index of one split as a DataFrame."""
+        return _frame(self.index_table(split, columns))
+
+    def rejects(self) -> pd.DataFrame:
+        """rejects.parquet: every planned image that was not written, with its reason; a view has none."""
+        if self.is_view:
+            return _frame(rejects_schema(pa.string()).empty_table())
+        return _frame(self.read_table(REJECTS))
+
+    def dropped_classes(self) -> pd.DataFrame:
+        """dropped_classes.parquet: the classes that the rule left out; a view has none."""
+        if self.is_view:
+            return _frame(dropped_classes_schema(pa.string()).empty_table())
+        return _frame(self.read_table(DROPPED_CLASSES))
+
+    def shard_path(self, name: str) -> Path:
+        """Where a shard lies on this machine; UserError for a dataset behind a URL."""
+        if not isinstance(self.shards_folder, LocalFolder):
+            raise UserError(f"{self.shards_folder.root}: not on this machine; copy the dataset here first")
+        return Path(self.shards_folder.location(name))
+
+    @cached_property
+    def shard_files(self) -> dict[str, FileEntry]:
+        """Hash and size of each shard, by the manifest of the dataset that holds them."""
+        base = read_manifest(self.shards_folder) if self.is_view else self.manifest
+        named = {shard["name"] for split in self.splits for shard in self.shards(split)}
+        return {name: entry for name, entry in base["files"].items() if name in named}
+
+    def copy_shard(self, name: str, file: BinaryIO) -> None:
+        """Write a whole shard into `file`, in bounded memory.
+
+        Raises StorageError if the storage fails, DatasetError if its hash is not the manifest's.
+        """
+        location, entry, digest = self.shards_folder.location(name), self.shard_files[name], hashlib.sha256()
+        for start in range(0, entry["num_bytes"], _COPIED_AT_ONCE):
+            wanted = min(_COPIED_AT_ONCE, entry["num_bytes"] - start)
+            data = self.read_range(name, start, wanted)
+            digest.update(data)
+            file.write(data)
+        if digest.hexdigest() != entry["sha256"]:
+            raise DatasetError(f"{location}: not the shard that the manifest describes; {_VERIFY_HINT}")
+
+    def read(self, split: str, i: int) -> Sample:
+        """Sample `i` (0-based, in shard order) of a split, by one read at its offset."""
+        columns = self._sample_columns(split)
+        jpeg = self.read_bytes(columns["shard"][i], int(columns["jpg_offset"][i]), int(columns["jpg_size"][i]))
+        return Sample(columns["key"][i], int(columns["label"][i]), columns["landmark_id"][i], jpeg)
+
+    def sample(self, key: str) -> Sample:
+        """The sample of this key, in whatever split it is.
+
+        Raises KeyError if there is none.
+        """
+        for split in self.splits:
+            keys = self._sample_columns(split)["keys"]
+            if key in keys:
+                return self.read(split, int(keys.get_loc(key)))
+        raise KeyError(key)
+
+    def samples(self, split: str) -> Iterator[Sample]:
+        """Every sample of a split in shard order."""
+        for i in range(self.num_samples(split)):
+            yield self.read(split, i)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Every sample: train, then val, then test."""
+        for split in self.splits:
+            yield from self.samples(split)
+
+    def read_range(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """Up to `num_bytes` of a shard from `offset`, fewer at its end; asked for again while the storage fails.
+
+        Raises StorageError if it keeps failing.
+        """
+        folder = self.shards_folder
+        return retrying(partial(folder.read_range, shard, offset, num_bytes), folder.location(shard))
+
+    def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """`num_bytes` of a shard at `offset`; DatasetError if the shard ends before."""
+        location = self.shards_folder.location(shard)
+        try:
+            if isinstance(self.shards_folder, LocalFolder):
+                with self._lock:  # so that no other thread closes the file in between
+                    data = os.pread(self._descriptor(location), num_bytes, offset)
+            else:
+                data = self.shards_folder.read_range(shard, offset, num_bytes)
+        except OSError as error:
+            raise DatasetError(f"{location}: cannot be read: {error.strerror or error}") from error
+        if len(data) != num_bytes:
+            raise DatasetError(f"{location}: ends within the sample at {offset}; {_VERIFY_HINT}")
+        return data
+
+    def webdataset(self, split: str) -> "webdataset.WebDataset":
+        """A ready webdataset pipeline over the split's shards, in shard order and undecoded.
+
+        Raises UserError for a view: its shards hold samples that are not in it, under the base's labels.
+        """
+        import webdataset
+
+        if self.is_view:
+            raise UserError(f"{self.location}: a view; `lmk-shard subset --copy` writes shards of its own")
+        urls = [str(self.shard_path(shard["name"])) for shard in self.shards(split)]
+        return webdataset.WebDataset(urls, shardshuffle=False)
+
+    def close(self) -> None:
+        """Close the shards that reading opened."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _split(self, split: str) -> SplitEntry:
+        entry = self.manifest["splits"].get(split)
+        if entry is None:
+            raise DatasetError(f"{self.location}: no split {split!r}; it has {', '.join(self.splits)}")
+        return entry
+
+    def _sample_columns(self, split: str) -> dict[str, Any]:
+        if split not in self._columns:
+            table = self.index_table(split, ["key", "label", "landmark_id", "shard", "jpg_offset", "jpg_size"])
+            columns: dict[str, Any] = {name: table[name].to_pandas().array for name in table.column_names}
+            self._columns[split] = {**columns, "keys": pd.Index(columns["key"])}
+        return self._columns[split]
+
+    def _descriptor(self, path: str) -> int:
+        """An open shard; the one opened first is closed when there are too many."""
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            if len(self._descriptors) >= _OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return descriptor
+
+    def _check_base(self) -> None:
+        """A view's base is the very dataset that it was made of."""
+        if self.is_view:
+            stated = self.manifest["view_of"]["content_sha256"]
+            found = read_manifest(self.shards_folder)["content_sha256"]
+            if found != stated:
+                raise DatasetError(
+                    f"{self.location}: a view of another dataset than {self.shards_folder.root} is now (content "
+                    f"{found[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
+                )
+
+    def _check_shards(self) -> None:
+        """Every shard is there at its full size, by listing each folder once."""
+        for split in self.splits:
+            entries = {shard["name"]: shard["num_bytes"] for shard in self.shards(split)}
+            sizes: dict[str, int] = {}
+            for folder in {os.path.dirname(name) for name in entries}:
+                sizes |= self.shards_folder.sizes(folder)
+            for name, num_bytes in entries.items():
+                location = self.shards_folder.location(name)
+                if name not in sizes:
+                    raise DatasetError(f"{location}: shard is missing; copy it again or build the dataset again")
+                if sizes[name] != num_bytes:
+                    stated = f"{sizes[name]:,} bytes instead of {num_bytes:,}"
+                    raise DatasetError(f"{location}: {stated}; copy it again or build the dataset again")
+
+    def _check_counts(self) -> None:
+        """The manifest, the indexes and the classes state the same numbers."""
+        classes, where = self.classes, self.folder.location
+        if len(classes) != self.num_classes:
+            raise DatasetError(f"{where(CLASSES)}: {len(classes)} classes, the manifest says {self.num_classes}")
+        for split in SPLITS:
+            stated, counted = self.num_samples(split), int(classes[split].sum())
+            if stated != counted:
+                raise DatasetError(f"{where(CLASSES)}: {counted} {split} samples, the manifest says {stated}")
+            if stated and (rows := self._num_rows(self._split(split)["index"])) != stated:
+                raise DatasetError(f"{where(index_name(split))}: {rows} rows, the manifest says {stated}")
+
+    def _num_rows(self, name: str) -> int:
+        try:
+            with self.folder.open(name) as file:
+                return int(pq.read_metadata(file).num_rows)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DatasetError(
+                f"{self.folder.location(name)}: cannot be read; copy it again or build the dataset again"
+            ) from error
+
+
+def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
+    """Where the shards are: this folder, or for a view the one that `view_of.path` names."""
+    if "view_of" not in manifest:
+        return folder
+    path = str(manifest["view_of"]["path"])
+    if is_url(path):
+        return open_folder(path)
+    if isinstance(folder, LocalFolder):
+        return open_folder(os.path.normpath(os.path.join(folder.root, path)))
+    scheme, _, rest = folder.root.partition("://")
+    return open_folder(f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}")
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

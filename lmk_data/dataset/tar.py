@@ -1,0 +1,109 @@
+"""The tar of a shard, byte for byte: the members of a sample, their headers, and the end."""
+
+import hashlib
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from lmk_data.dataset.format import canonical_json
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+# What webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
+_OWNER, _MODE = "lmk", 0o444
+
+
+def _blank_header() -> bytes:
+    """A header without name, size and checksum, whose field counts as spaces while it is summed."""
+    member = tarfile.TarInfo("")
+    member.mode, member.uname, member.gname = _MODE, _OWNER, _OWNER
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[124:135], header[148:156] = bytes(11), b" " * 8
+    return bytes(header)
+
+
+_HEADER = _blank_header()
+_HEADER_SUM = sum(_HEADER)
+
+
+class TarFile:
+    """An uncompressed USTAR file in the making, byte for byte as webdataset's `TarWriter` writes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member; returns the offset of its payload in bytes."""
+        offset = self.num_bytes + BLOCK_BYTES
+        self._write(b"".join((member_header(name, len(data)), data, padding(len(data)))))
+        return offset
+
+    def close(self) -> str:
+        """Write the end of the archive; returns the sha256 of the whole file."""
+        self._write(bytes(end_bytes(self.num_bytes)))
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+
+def member_header(name: str, num_bytes: int) -> bytes:
+    """The 512 bytes before the payload of a member: all are alike but for name, size and checksum."""
+    encoded, size = name.encode(), b"%011o" % num_bytes
+    assert len(encoded) <= 100, "keys are short enough for the name field"
+    assert len(size) == 11, "pictures are small enough for the size field"
+    header = bytearray(_HEADER)
+    header[: len(encoded)] = encoded
+    header[124:135] = size
+    header[148:156] = b"%06o\0 " % (_HEADER_SUM + sum(encoded) + sum(size))
+    return bytes(header)
+
+
+def padding(num_bytes: int) -> bytes:
+    """The zeros after a payload, up to a whole block."""
+    return bytes(-num_bytes % BLOCK_BYTES)
+
+
+def end_bytes(num_bytes: int) -> int:
+    """How many zeros end an archive whose members take `num_bytes`: two blocks, up to a whole record."""
+    end = 2 * BLOCK_BYTES
+    return end + -(num_bytes + end) % tarfile.RECORDSIZE
+
+
+class Member(NamedTuple):
+    """Where one member's payload lies in a tar, in bytes."""
+
+    extension: str
+    offset: int
+    num_bytes: int
+
+
+def sample_members(row: Mapping[str, Any]) -> tuple[Member, Member, Member]:
+    """The `.cls`, `.jpg` and `.json` of a sample, of its row of the index; headers are the blocks before them."""
+    at, jpg_bytes = row["jpg_offset"], row["jpg_size"]
+    after = at + jpg_bytes + len(padding(jpg_bytes)) + BLOCK_BYTES
+    return (
+        Member("cls", at - 2 * BLOCK_BYTES, len(cls_bytes(row))),
+        Member("jpg", at, jpg_bytes),
+        Member("json", after, len(json_bytes(row))),
+    )
+
+
+def end_of_members(members: Sequence[Member]) -> int:
+    """Where the last of these members ends, its padding included."""
+    last = members[-1]
+    return last.offset + last.num_bytes + len(padding(last.num_bytes))
+
+
+def cls_bytes(row: Mapping[str, Any]) -> bytes:
+    """The content of a sample's `.cls`: its dense label in ASCII."""
+    return str(row["label"]).encode()
+
+
+def json_bytes(row: Mapping[str, Any]) -> bytes:
+    """The content of a sample's `.json`, of a row of the index."""
+    names = ("key", "label", "landmark_id", "original_height", "original_width")
+    return canonical_json({name: row[name] for name in names})

@@ -1,0 +1,180 @@
+"""Image stores: folders, tars and zips, on this machine or behind URLs, and one picture's bytes."""
+
+import errno
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lmk_data.dataset.format import Rejection
+from lmk_data.errors import UserError
+from lmk_data.sources.archives import MAX_IMAGE_BYTES, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
+from lmk_data.system.storage import (
+    Folder,
+    LocalFolder,
+    expand_glob,
+    is_url,
+    open_folder,
+    path_within,
+    retrying,
+    split_location,
+)
+
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+class Store(Protocol):
+    """A place that holds images; what is read is named by `source`, a relative path with forward slashes."""
+
+    @property
+    def folder(self) -> Folder:
+        """The folder that the store is, or lies in."""
+
+    @property
+    def location(self) -> str:
+        """The path or URL of the store."""
+
+    def read(self, source: str, place: Place) -> bytes | Rejection:
+        """The bytes of one image, or why there are none; `place` matters to archives only.
+
+        Raises StorageError when the storage itself fails: only an image that is not there, in a store that is,
+        is the image's own fault.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStore:
+    """A folder of image files; what lies in `left_out`, a path in it, is none of them."""
+
+    folder: Folder
+    left_out: str = ""
+
+    @property
+    def location(self) -> str:
+        return self.folder.root
+
+    def read(self, source: str, place: Place) -> bytes | Rejection:
+        if place.num_bytes > MAX_IMAGE_BYTES:
+            return _too_large(place.num_bytes)
+        return retrying(lambda: self._read_once(source), self.folder.location(source))
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """The path and the size in bytes (-1 where a listing does not say) of every file, in no order."""
+        outside = f"{self.left_out}/" if self.left_out else "\0"
+        return (member for member in self.folder.walk() if not member[0].startswith(outside))
+
+    def _read_once(self, source: str) -> bytes | Rejection:
+        try:
+            if isinstance(self.folder, LocalFolder):
+                return _read_bounded(self.folder.location(source))
+            return self.folder.read(source)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self._is_there():
+                raise
+            return Rejection("missing", "no such file")
+        except IsADirectoryError:
+            return Rejection("not-an-image", "a folder, not a file")
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Rejection("missing", "no such file: its name is too long")
+            raise
+
+    def _is_there(self) -> bool:
+        """Whether the folder is there and holds anything: an unmounted disk leaves an empty one behind."""
+        if isinstance(self.folder, LocalFolder):
+            try:
+                with os.scandir(self.folder.root) as entries:
+                    return next(entries, None) is not None
+            except FileNotFoundError:
+                return False
+        return self.folder.root.startswith(("http://", "https://")) or self.folder.exists("")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStore:
+    """A tar or a zip whose members are read by their offsets; nothing is extracted."""
+
+    folder: Folder
+    name: str
+    kind: ArchiveKind
+
+    @property
+    def location(self) -> str:
+        return self.folder.location(self.name)
+
+    def read(self, source: str, place: Place) -> bytes | Rejection:
+        if place.num_bytes > MAX_IMAGE_BYTES:
+            return _too_large(place.num_bytes)
+        return retrying(lambda: self._read_once(place), f"{self.location}/{source}")
+
+    def _read_once(self, place: Place) -> bytes | Rejection:
+        content = unpack(self.folder.read_range(self.name, place.offset, bytes_to_read(place)), place)
+        if isinstance(content, int):
+            widened = replace(place, num_bytes=content)
+            content = unpack(self.folder.read_range(self.name, place.offset, bytes_to_read(widened)), place)
+            assert not isinstance(content, int)
+        return content
+
+
+def open_stores(paths: Sequence[str], out: Folder | None = None) -> list[Store]:
+    """Open each path given as `--images`: a folder, a tar, a zip, a glob of these, or an fsspec URL of one.
+
+    A folder that holds tars and no folders counts as these tars; hidden folders, and `out`, which is written to, are
+    not looked at. Raises UserError for what is none of these.
+    """
+    stores: list[Store] = []
+    for path in paths:
+        for found in _expanded(path):
+            stores += _open(found, out)
+    return stores
+
+
+def _expanded(path: str) -> list[str]:
+    if not glob.has_magic(path) or (not is_url(path) and os.path.exists(path)):
+        return [path]
+    found = expand_glob(path)
+    if not found:
+        raise UserError(f"--images {path}: nothing fits this pattern")
+    return found
+
+
+def _open(path: str, out: Folder | None) -> list[Store]:
+    """The stores at one path: one, or the tars of a folder of tars."""
+    folder = open_folder(path)
+    if isinstance(folder, LocalFolder):
+        if os.path.isfile(folder.root):
+            return [_open_archive(path)]
+        if not os.path.isdir(folder.root):
+            raise UserError(f"--images {path}: no such folder or archive; give what holds the images")
+    elif path.endswith((".tar", ".zip")):
+        return [_open_archive(path)]
+    tars = sorted(name for name in retrying(folder.sizes, folder.root) if name.endswith(".tar"))
+    left_out = (path_within(out, folder) or "") if out is not None else ""
+    if tars and not any(name != left_out and not name.startswith(".") for name in folder.folders()):
+        return [_open_archive(folder.location(name)) for name in tars]
+    return [FolderStore(folder, left_out)]
+
+
+def _open_archive(path: str) -> ArchiveStore:
+    folder, name = split_location(path)
+    try:
+        head = folder.read_range(name, 0, 512)
+    except OSError as error:
+        raise UserError(f"--images {path}: cannot be read: {error.strerror or error}") from error
+    kind = archive_kind(head)
+    if kind is None:
+        packed = head.startswith(_COMPRESSED)
+        hint = "compressed as a whole; unpack it once to a plain tar" if packed else "neither a folder, a tar nor a zip"
+        raise UserError(f"--images {path}: {hint}")
+    return ArchiveStore(folder, name, kind)
+
+
+def _read_bounded(path: str) -> bytes | Rejection:
+    with open(path, "rb", buffering=0) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        return _too_large(num_bytes) if num_bytes > MAX_IMAGE_BYTES else file.readall()
+
+
+def _too_large(num_bytes: int) -> Rejection:
+    return Rejection("too-large", f"the file has {num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")

@@ -1,0 +1,73 @@
+"""Reading ahead of whoever uses what is read, by as many threads as the latency of the source asks for."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+_LEAST_AHEAD, _MOST_AHEAD = 4, 64
+_FEW_AHEAD = 8  # where this window was enough, the source is fast after all
+_MOST_BYTES = 256 << 20
+_FAST_SECONDS = 100e-6  # a read that takes less costs less than handing it to a thread and back
+_MOST_LOST_SECONDS = 20e-3  # a hiccup of a fast source, and less than one read of a slow one
+_NEW_WEIGHT = 1 / 16
+
+
+class _Source:
+    """What is known of the source, kept for the process, so that a slow one is known after its first shard."""
+
+    is_slow = False
+    window = _LEAST_AHEAD
+    largest = 1  # bytes of a read
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
+    """`read` of each item, in order, called ahead of the consumer by as many threads as the source's latency asks for.
+
+    A source as fast as a warm disk is read as its items are asked for. Once reads take longer, threads read ahead,
+    and their window grows whenever the consumer has to wait; it is bounded in items, and in bytes that wait to be
+    used. What `read` raises is raised here.
+    """
+    remaining = iter(items)
+    mean = lost = 0.0  # seconds of a read, recent ones weighing more; and all that fast reads would have saved
+    while not _Source.is_slow:
+        started = time.perf_counter()
+        try:
+            item = next(remaining)
+        except StopIteration:
+            return
+        data = read(item)
+        seconds = time.perf_counter() - started
+        mean += (seconds - mean) * _NEW_WEIGHT
+        lost += max(0.0, seconds - _FAST_SECONDS)
+        _Source.is_slow = mean > _FAST_SECONDS and lost > _MOST_LOST_SECONDS
+        yield data
+    yield from _read_by_threads(read, remaining)
+
+
+def _read_by_threads(read: Callable[[Item], Read], remaining: Iterator[Item]) -> Iterator[Read]:
+    with ThreadPoolExecutor(_MOST_AHEAD) as pool:
+        pending: deque[Future[Read]] = deque()
+        try:
+            while True:
+                while len(pending) < min(_Source.window, max(1, _MOST_BYTES // _Source.largest)):
+                    try:
+                        pending.append(pool.submit(read, next(remaining)))
+                    except StopIteration:
+                        break
+                if not pending:
+                    break
+                if not pending[0].done():
+                    _Source.window = min(_Source.window + 1, _MOST_AHEAD)
+                data = pending.popleft().result()
+                if isinstance(data, bytes):
+                    _Source.largest = max(_Source.largest, len(data))
+                yield data
+        finally:
+            for future in pending:
+                future.cancel()
+    if _Source.window <= _FEW_AHEAD:
+        _Source.is_slow, _Source.window = False, _LEAST_AHEAD

@@ -1,0 +1,271 @@
+"""Prove that a dataset is what its manifest says: every hash, every byte of every tar, every count."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lmk_data.build.plan import Ints, plan_fingerprint
+from lmk_data.dataset.format import (
+    CARD,
+    CLASSES,
+    DROP_REASONS,
+    DROPPED_CLASSES,
+    MANIFEST,
+    REJECTS,
+    SPLITS,
+    Manifest,
+    canonical_json,
+    content_sha256_of,
+    index_name,
+    index_schema,
+    is_safe_key,
+)
+from lmk_data.dataset.manifest import read_manifest
+from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.errors import DatasetError
+from lmk_data.system.engine import local_engine
+from lmk_data.system.storage import Folder, open_folder
+from lmk_data.system.terminal import progress_bar
+from lmk_data.verify.shard import Problem, ShardToCheck, check_shard, first_difference
+from lmk_data.views.view import view_fingerprint
+
+_DECODED_PICTURES = 2_000
+_NOTHING = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and every problem that was found."""
+
+    num_files: int
+    num_bytes: int
+    num_samples: int
+    num_decoded: int
+    problems: list[Problem]
+
+
+def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet: bool = False) -> Verification:
+    """Check a dataset or a view to the last byte; `quick` leaves out decoding a sample of its pictures.
+
+    Raises DatasetError if there is no readable manifest, or a view's base is another dataset.
+    """
+    folder = open_folder(path)
+    manifest = read_manifest(folder)
+    dataset = ShardedDataset(folder, manifest)
+    if dataset.is_view and read_manifest(dataset.shards_folder)["content_sha256"] != _base_content(manifest):
+        raise DatasetError(f"{folder.root}: a view of another dataset than {dataset.shards_folder.root} is now")
+    problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
+    if not dataset.is_view:
+        problems += _check_strays(folder, manifest)
+    if set(manifest["files"]) != _expected_files(manifest):
+        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # nothing that says what belongs to it
+    damaged = {problem.location for problem in problems}
+    if damaged.isdisjoint(map(folder.location, _tables_of_samples(manifest))):
+        problems += _check_indexes(dataset)
+    if {problem.location for problem in problems} & set(map(folder.location, _tables_of_samples(manifest))):
+        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # nothing to hold the tars against
+    if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
+        problems += _check_counts(dataset)
+    tasks = list(_tasks(dataset, quick))
+    total = sum(task.num_bytes for task in tasks)
+    num_decoded = 0
+    with progress_bar(total, "verifying", "bytes", quiet=quiet) as bar:
+        for number, found, decoded in local_engine(workers).run(check_shard, tasks):
+            problems += found
+            num_decoded += decoded
+            bar.update(tasks[number].num_bytes)
+    problems.sort(key=lambda problem: (problem.location, problem.start or 0))
+    small = sum(entry["num_bytes"] for name, entry in manifest["files"].items() if not name.endswith(".tar"))
+    return Verification(len(manifest["files"]), total + small, len(dataset), num_decoded, problems)
+
+
+def _base_content(manifest: Manifest) -> str:
+    return str(manifest["view_of"]["content_sha256"])
+
+
+def _tables_of_samples(manifest: Manifest) -> list[str]:
+    """The files that tars are held against."""
+    return [CLASSES, *(split["index"] for split in manifest["splits"].values())]
+
+
+def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
+    """The manifest is canonical, its hashes follow from what it states, and the card says the same."""
+    location, data = folder.location(MANIFEST), folder.read(MANIFEST)
+    canonical = canonical_json(json.loads(data)) + b"\n"
+    if data != canonical:
+        start = first_difference(data, canonical)
+        yield Problem(location, "not canonical JSON", start, start + 1)
+    if content_sha256_of(manifest["files"]) != manifest["content_sha256"]:
+        yield Problem(location, "content_sha256 does not follow from files")
+    inputs = {name: manifest[name] for name in ("source", "plan", "recipe")}
+    is_view = "view_of" in manifest
+    if (view_fingerprint(manifest) if is_view else plan_fingerprint(**inputs)) != manifest["fingerprint"]:
+        yield Problem(location, "fingerprint does not follow from what it covers")
+    if set(manifest["files"]) != _expected_files(manifest):
+        yield Problem(location, "files are not those that splits and classes name")
+    for split, entry in manifest["splits"].items():
+        if entry["num_bytes"] != sum(shard["num_bytes"] for shard in entry["shards"]):
+            yield Problem(location, f"splits.{split}.num_bytes is not the sum of its shards")
+        for shard in entry["shards"]:
+            stated = manifest["files"].get(shard["name"])
+            if stated is not None and stated["num_bytes"] != shard["num_bytes"]:
+                yield Problem(location, f"files and splits differ in the size of {shard['name']}")
+    if not is_view and folder.exists(CARD):
+        card = folder.read(CARD).decode("utf-8", "replace")
+        for words in (" ".join(manifest["title"].split()), manifest["license"]):
+            if words not in card:
+                yield Problem(location, f"the card does not say {words!r}")
+
+
+def _expected_files(manifest: Manifest) -> set[str]:
+    if "view_of" in manifest:
+        return set(_tables_of_samples(manifest))
+    shards = {shard["name"] for split in manifest["splits"].values() for shard in split["shards"]}
+    return {*_tables_of_samples(manifest), CARD, DROPPED_CLASSES, REJECTS, *shards}
+
+
+def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
+    """Every file beside the tars has its size and hash."""
+    for name, entry in manifest["files"].items():
+        if name.endswith(".tar"):
+            continue
+        try:
+            data = folder.read(name)
+        except OSError as error:
+            yield Problem(folder.location(name), f"cannot be read: {error.strerror or error}")
+            continue
+        if len(data) != entry["num_bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            what = f"its sha256 is not that of the manifest ({len(data):,} bytes, {entry['num_bytes']:,} expected)"
+            yield Problem(folder.location(name), what, 0, max(1, len(data)))
+
+
+def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
+    """Nothing else lies among the tars: readers that take all of a folder would read it."""
+    known = set(manifest["files"])
+    for split in SPLITS:
+        for name in sorted(set(folder.sizes(f"shards/{split}")) - known):
+            yield Problem(folder.location(name), "is not in the manifest; remove it")
+
+
+def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
+    """Manifest, classes, indexes, rejects and dropped classes state the same numbers, class by class."""
+    folder, classes, counts = dataset.folder, dataset.classes, dataset.manifest["counts"]
+    where = folder.location(CLASSES)
+    if classes["label"].tolist() != list(range(dataset.num_classes)):
+        yield Problem(where, f"labels are not 0 to {dataset.num_classes - 1}")
+        return
+    if (classes["listed"] != classes[[*SPLITS, "rejected"]].sum(axis=1)).any():
+        yield Problem(where, "listed is not train + val + test + rejected for every class")
+    for split in SPLITS:
+        labels = dataset.index(split, ["label"])["label"].to_numpy() if split in dataset.splits else _NOTHING
+        if (np.bincount(labels, minlength=len(classes)) != classes[split].to_numpy()).any():
+            yield Problem(where, f"{split} is not what index/{split}.parquet counts")
+    rejected = dataset.rejects()["label"].to_numpy(dtype=np.int64)
+    if (np.bincount(rejected, minlength=len(classes)) != classes["rejected"].to_numpy()).any():
+        yield Problem(where, f"rejected is not what {REJECTS} counts")
+    dropped = dataset.dropped_classes().groupby("reason")["listed"].sum()
+    expected = {
+        "written": len(dataset),
+        "rejected": len(rejected),
+        **{
+            name: int(dropped.get(reason, 0))
+            for name, reason in zip(("below_min_samples", "outside_top"), DROP_REASONS, strict=True)
+        },
+    }
+    expected["listed"] = sum(expected.values())
+    if counts != expected:
+        yield Problem(folder.location(MANIFEST), f"counts are {counts}, the files say {expected}")
+
+
+def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
+    """Every row of the indexes names a class, a shard and a place in it; no key occurs twice."""
+    keys = []
+    for split in dataset.splits:
+        location = dataset.folder.location(index_name(split))
+        index = dataset.read_table(index_name(split))
+        landmark_id = index.schema.field("landmark_id").type if "landmark_id" in index.column_names else pa.null()
+        if index.schema.remove_metadata() != index_schema(landmark_id):
+            yield Problem(location, "does not have the columns of the format")
+            return
+        if any(column.null_count for column in index.columns):
+            yield Problem(location, "has empty fields")
+            return
+        if index.num_rows != dataset.num_samples(split):
+            yield Problem(location, f"{index.num_rows:,} rows, the manifest says {dataset.num_samples(split):,}")
+        labels, names = index["label"].to_numpy(), pa.array(dataset.classes["landmark_id"]).cast(landmark_id)
+        if not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+            yield Problem(location, "has a label of no class")
+            return
+        if not pc.all(pc.equal(names.take(pa.array(labels)), index["landmark_id"].combine_chunks())).as_py():
+            yield Problem(location, "has a landmark_id that is not its label's")
+        if not all(map(is_safe_key, index["key"].to_pylist())):
+            yield Problem(location, "has a key that is not of the documented form")
+        keys.append(index["key"])
+        yield from _check_places(dataset, split, index)
+    if (
+        len(all_keys := pa.chunked_array([chunk for key in keys for chunk in key.chunks]))
+        != pc.count_distinct(all_keys).as_py()
+    ):
+        yield Problem(dataset.folder.location(CLASSES), "a key occurs twice in the indexes")
+
+
+def _check_places(dataset: ShardedDataset, split: str, index: pa.Table) -> Iterator[Problem]:
+    location, shards = dataset.folder.location(index_name(split)), dataset.shards(split)
+    unknown = set(index["shard"].combine_chunks().dictionary.to_pylist()) - {entry["name"] for entry in shards}
+    if unknown:
+        yield Problem(location, f"names the shard {min(unknown)}, which the manifest does not")
+        return
+    of_row = _shard_of_row(dataset, split, index)
+    if (np.diff(of_row) < 0).any():
+        yield Problem(location, "is not in the order of the shards")
+    num_bytes = np.array([entry["num_bytes"] for entry in shards])[of_row]
+    start, size = index["jpg_offset"].to_numpy(), index["jpg_size"].to_numpy()
+    if ((start < 0) | (size < 1) | (start + size > num_bytes)).any():
+        yield Problem(location, "has a picture that lies outside its shard")
+    if np.bincount(of_row, minlength=len(shards)).tolist() != [entry["num_samples"] for entry in shards]:
+        yield Problem(location, "does not have as many samples in each shard as the manifest says")
+
+
+def _shard_of_row(dataset: ShardedDataset, split: str, index: pa.Table) -> Ints:
+    """The number of each row's shard in the manifest, int64 [N]."""
+    number = {entry["name"]: i for i, entry in enumerate(dataset.shards(split))}
+    shard = index["shard"].combine_chunks()
+    numbers = np.array([number[name] for name in shard.dictionary.to_pylist()], dtype=np.int64)
+    found: Ints = numbers[shard.indices.to_numpy()]
+    return found
+
+
+def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
+    decode_every = 0 if quick else max(1, len(dataset) // _DECODED_PICTURES)
+    number = 0
+    for split in dataset.splits:
+        index = dataset.read_table(index_name(split))
+        bounds = np.searchsorted(_shard_of_row(dataset, split, index), np.arange(len(dataset.shards(split)) + 1))
+        index = index.drop_columns(["shard"])
+        for i, shard in enumerate(dataset.shards(split)):
+            rows = index.slice(bounds[i], bounds[i + 1] - bounds[i])
+            entry = dataset.manifest["files"].get(shard["name"])  # none for a view, or in a damaged manifest
+            yield ShardToCheck(
+                number=number,
+                folder=dataset.shards_folder,
+                name=shard["name"],
+                num_bytes=shard["num_bytes"],
+                sha256=entry["sha256"] if entry else "",
+                rows=_as_stream(rows),
+                size=dataset.recipe.size,
+                decode_every=decode_every,
+                is_view=dataset.is_view,
+            )
+            number += 1
+
+
+def _as_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())

@@ -1,0 +1,190 @@
+"""One shard held against its rows of the index: every byte, as webdataset reads it, and as pictures."""
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from lmk_data.dataset.tar import cls_bytes, end_bytes, json_bytes, member_header, padding
+from lmk_data.system.storage import Folder
+
+_READ_AT_ONCE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be; bytes `start` to `end` (exclusive) of a file where that is known."""
+
+    location: str
+    what: str
+    start: int | None = None
+    end: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.start is None else f" bytes {self.start:,} to {(self.end or self.start + 1) - 1:,}:"
+        return f"{self.location}:{where} {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardToCheck:
+    """One shard to check; `rows` is its part of the index as an Arrow stream, `is_view` says that it is only a part."""
+
+    number: int
+    folder: Folder
+    name: str
+    num_bytes: int
+    sha256: str
+    rows: bytes
+    size: int
+    decode_every: int
+    is_view: bool
+
+
+def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
+    """Check one tar; returns the task's number, its problems, and how many pictures were decoded."""
+    rows = pa.ipc.open_stream(task.rows).read_all().to_pylist()
+    location = task.folder.location(task.name)
+    try:
+        found = task.folder.size(task.name)
+        if found != task.num_bytes:
+            at = min(found, task.num_bytes)
+            what = f"{found:,} bytes instead of {task.num_bytes:,}"
+            return task.number, [Problem(location, what, at, max(found, task.num_bytes))], 0
+        problems = list(_check_pictures(task, rows) if task.is_view else _check_bytes(task, rows))
+        if not problems and not task.is_view:
+            problems = list(_check_as_others_read(task, rows))
+        decoded = 0
+        if not problems and task.decode_every:
+            chosen = rows[:: task.decode_every]
+            problems, decoded = list(_check_decoding(task, chosen)), len(chosen)
+    except OSError as error:
+        return task.number, [Problem(location, f"cannot be read: {error.strerror or error}")], 0
+    return task.number, problems, decoded
+
+
+def first_difference(found: bytes, expected: bytes) -> int:
+    """Where two byte strings differ first, or where the shorter one ends."""
+    a, b = np.frombuffer(found, np.uint8), np.frombuffer(expected, np.uint8)
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size
+
+
+def _check_bytes(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
+    """Every byte of a tar is either derived from the index or covered by a picture's checksum; and the tar's hash."""
+    location = task.folder.location(task.name)
+    with task.folder.open(task.name) as file:
+        reader = _Hashing(file)
+        for position, row in enumerate(rows):
+            if row["position"] != position:
+                yield Problem(location, f"the index has sample {row['key']} at position {row['position']}")
+                return
+            cls, jpg_bytes = cls_bytes(row), row["jpg_size"]
+            before = member_header(f"{row['key']}.cls", len(cls)) + cls + padding(len(cls))
+            before += member_header(f"{row['key']}.jpg", jpg_bytes)
+            json_data = json_bytes(row)
+            after = padding(jpg_bytes) + member_header(f"{row['key']}.json", len(json_data))
+            after += json_data + padding(len(json_data))
+            if (
+                problem := reader.expect(before, f"sample {row['key']}: not what the index says", location)
+            ) is not None:
+                yield problem
+                return
+            if reader.position != row["jpg_offset"]:
+                yield Problem(
+                    location, f"sample {row['key']}: its picture lies at {reader.position:,}, not where the index says"
+                )
+                return
+            start = reader.position
+            if zlib.crc32(reader.read(jpg_bytes)) != row["jpg_crc32"]:
+                what = f"sample {row['key']}: the picture is damaged (its checksum differs)"
+                yield Problem(location, what, start, start + jpg_bytes)
+                return
+            if (problem := reader.expect(after, f"sample {row['key']}: not what the index says", location)) is not None:
+                yield problem
+                return
+        end = bytes(end_bytes(reader.position))
+        if (problem := reader.expect(end, "not the end of the tar", location)) is not None:
+            yield problem
+        elif reader.read(1):
+            yield Problem(location, "bytes after the end of the tar", reader.position - 1, task.num_bytes)
+        elif reader.sha256() != task.sha256:
+            yield Problem(location, "its sha256 is not that of the manifest, though every byte agrees with the index")
+
+
+class _Hashing:
+    """A file that is read from front to back, hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = io.BufferedReader(file, _READ_AT_ONCE) if isinstance(file, io.RawIOBase) else file
+        self._digest = hashlib.sha256()
+        self.position = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._file.read(num_bytes)
+        self._digest.update(data)
+        self.position += len(data)
+        return data
+
+    def expect(self, expected: bytes, what: str, location: str) -> Problem | None:
+        """Read what must be there; the first byte that is not, otherwise."""
+        start = self.position
+        found = self.read(len(expected))
+        if found == expected:
+            return None
+        at = start + first_difference(found, expected)
+        return Problem(location, what, at, at + 1)
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _check_pictures(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
+    """The pictures of a view are those that its index describes."""
+    location = task.folder.location(task.name)
+    for row in rows:
+        start, num_bytes = row["jpg_offset"], row["jpg_size"]
+        if zlib.crc32(task.folder.read_range(task.name, start, num_bytes)) != row["jpg_crc32"]:
+            yield Problem(location, f"sample {row['key']}: the picture is damaged", start, start + num_bytes)
+            return
+
+
+def _check_as_others_read(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
+    """webdataset, the independent reader, finds the samples of the index in its order."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    location = task.folder.location(task.name)
+    with task.folder.open(task.name) as file:
+        samples = list(group_by_keys(tar_file_expander([{"url": location, "stream": file}])))
+    read = [(sample["__key__"], sample["cls"], zlib.crc32(sample["jpg"]), sample["json"]) for sample in samples]
+    indexed = [(row["key"], cls_bytes(row), row["jpg_crc32"], json_bytes(row)) for row in rows]
+    if read != indexed:
+        first = next(
+            (i for i, (a, b) in enumerate(zip(read, indexed, strict=False)) if a != b), min(len(read), len(rows))
+        )
+        yield Problem(
+            location, f"webdataset reads {len(read)} samples, the index has {len(rows)}; they differ from {first} on"
+        )
+
+
+def _check_decoding(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
+    """Pictures decode to what the recipe says."""
+    location = task.folder.location(task.name)
+    for row in rows:
+        start, num_bytes = row["jpg_offset"], row["jpg_size"]
+        try:
+            with Image.open(io.BytesIO(task.folder.read_range(task.name, start, num_bytes)), formats=["JPEG"]) as image:
+                image.load()
+                shape = (image.mode, image.size)
+        except (OSError, SyntaxError, ValueError) as error:
+            yield Problem(location, f"sample {row['key']}: does not decode: {error}", start, start + num_bytes)
+            continue
+        if shape != ("RGB", (task.size, task.size)):
+            what = f"sample {row['key']}: {shape[0]} {shape[1]} instead of RGB {task.size}x{task.size}"
+            yield Problem(location, what, start, start + num_bytes)

@@ -1,0 +1,7 @@
+"""How to choose a part of a dataset: views and copies, and duplicates."""
+
+from lmk_data.views.copy import write_copy
+from lmk_data.views.selection import Selection, read_class_list
+from lmk_data.views.view import write_view
+
+__all__ = ["Selection", "read_class_list", "write_copy", "write_view"]

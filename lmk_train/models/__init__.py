@@ -1,0 +1,1 @@
+"""Which backbones, heads and losses there are."""

@@ -1,0 +1,56 @@
+"""One atomic file that holds all there is to resume, and one with the best weights; plain tensors and values only."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmk_data.errors import StorageError, UserError
+from lmk_data.system.files import atomic_file
+
+FORMAT, VERSION = "lmk-checkpoint", 2
+FOLDER, LAST, BEST = "checkpoints", "last.pt", "best.pt"
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """Where a run keeps `last.pt` and `best.pt`."""
+    return run / FOLDER / name
+
+
+def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that the earlier one stays whole until this one is; StorageError if it cannot be."""
+    path = checkpoint_path(run, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise StorageError(f"{path}: cannot be saved ({reason}); the earlier checkpoint is whole") from error
+
+
+def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
+    """Read a checkpoint of plain tensors and values; nothing in it is executed.
+
+    Raises UserError if it is absent, damaged, or not one of ours.
+    """
+    path = checkpoint_path(run, name)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; is {run} the folder of a run?") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
+        raise UserError(f"{path}: not a checkpoint of this version of lmk")
+    return state
+
+
+def weights_to_evaluate(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint's model, averaged if the training averages its weights."""
+    averaged: dict[str, torch.Tensor] | None = state.get("averaged")
+    if averaged is None:
+        return dict(state["model"])
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""How a model is trained, from its parts to the end of the last epoch."""

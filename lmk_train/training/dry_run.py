@@ -1,0 +1,119 @@
+"""What a training would be: sizes, steps, memory, the loss to expect at first; one batch goes through the model."""
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.config.training import TrainConfig
+from lmk_train.data.augment import augmentation_draws
+from lmk_train.data.stream import Batch
+from lmk_train.models.losses import ldam_margins, log_prior
+from lmk_train.models.registry import ARCHITECTURES, num_parameters
+from lmk_train.runs.folder import check_run
+from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.world import joined_world
+from lmk_train.training.assembly import make_trainer
+from lmk_train.training.loop import batch_stream, micro_batches
+from lmk_train.training.trainer import Trainer
+
+_FLOAT32 = 4
+_OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Sizes are numbers of parameters, memory is in bytes of one process on the training device.
+
+    `expected_loss` is what random features give under the new head; `first_loss` is the mean of the first micro-batch.
+    """
+
+    rank: int
+    backbone_parameters: int
+    head_parameters: int
+    num_steps: int
+    steps_per_epoch: int
+    micro_batch: int
+    weights_bytes: int
+    activations_bytes: int
+    expected_loss: float
+    first_loss: float
+
+
+def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
+    """Put a training together and push its first micro-batch through; nothing is written.
+
+    Raises what `train` raises before its first step, but does not look into a checkpoint to go on from.
+    """
+    config = config.resolved()
+    assert config.out is not None
+    run = config.out
+    device = resolve_device(config.device)
+    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+        config = check_run(run, config)
+        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce))
+        trainer.model.freeze(config.freeze_backbone_epochs >= (config.epochs or 0))
+        with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
+            batch = next(batches)
+            activations, first_loss = _one_pass(trainer, batch)
+        assert config.optimizer is not None
+        backbone, head = num_parameters(trainer.model.backbone), num_parameters(trainer.model.head)
+        trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+        floats = backbone + head + trained * (1 + _OPTIMIZER_FLOATS[config.optimizer])
+        floats += (backbone + head) * (config.ema is not None)
+        counts = dataset.classes["train"].to_numpy(np.int64)
+        return Rehearsal(
+            rank=world.rank,
+            backbone_parameters=backbone,
+            head_parameters=head,
+            num_steps=trainer.num_steps,
+            steps_per_epoch=trainer.steps_per_epoch,
+            micro_batch=len(batch.picks),
+            weights_bytes=floats * _FLOAT32,
+            activations_bytes=activations,
+            expected_loss=expected_loss(config, counts),
+            first_loss=first_loss,
+        )
+
+
+def expected_loss(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> float:
+    """Mean loss of a resolved configuration over the training split when the head knows nothing.
+
+    A linear head's logits are about 0: log K, or under balanced softmax the entropy of the class prior. Random cosines
+    have a variance of 1 / D: s^2 / 2D more. LDAM adds its margins, s times each under the cosine head.
+    """
+    share = train_counts / train_counts.sum()
+    if config.loss == "balanced-softmax":
+        base = -float(share @ log_prior(train_counts).double().numpy())
+    else:
+        base = math.log(len(train_counts))
+    if config.cosine_scale is not None:
+        base += config.cosine_scale**2 / (2 * ARCHITECTURES[config.model].num_features)
+    if config.loss == "ldam":
+        margins = ldam_margins(train_counts, config.ldam_max_margin).double().numpy()
+        base += (config.cosine_scale or 1.0) * float(share @ margins)
+    return base
+
+
+def _one_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
+    """Bytes that a forward pass keeps for its backward pass, pixels included, and the mean loss."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, trainer.config.seed, 0))
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        with trainer.precision.autocast():
+            logits = trainer.model(pictures)
+        losses = trainer.criterion(logits, batch.labels)
+    gradient_of_logits = logits.numel() * _FLOAT32
+    return sum(kept.values()) + batch.pixels.nbytes + gradient_of_logits, losses.mean().item()
