@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.ports import free_port
+
 Main = Callable[[list[str]], int]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -49,7 +51,31 @@ def run(main: Main, words: list[str], said: Path, **environment: str) -> tuple[i
     return start(main, words, said, **environment).finish()
 
 
+def wait_until(is_so: Callable[[], bool], program: Forked) -> None:
+    """Wait until something is so; an AssertionError if the program ends before."""
+    while not is_so():
+        assert program.process.exitcode is None, program.said.read_text()
+        program.process.join(0.02)
+
+
+def run_ranks(main: Main, words: list[str], folder: Path, world: int) -> list[int]:
+    """Run a program as torchrun would, on so many ranks, but without an agent: one that ends does not end the others.
+
+    Returns the exit codes by rank; what they say is in `folder`.
+    """
+    place = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    place["MASTER_PORT"] = str(free_port())
+    ranks = [
+        start(main, words, folder / f"said-{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(world)
+    ]
+    return [rank.finish()[0] for rank in ranks]
+
+
 def _run(main: Main, words: list[str], said: Path, environment: dict[str, str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
     os.environ.update(environment)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):

@@ -1,6 +1,7 @@
-"""`lmk-train` that writes down what micro-batches were made of and what it fetched; run by tests, under torchrun too.
+"""`lmk-train` that writes down what micro-batches were made of and what it fetched.
 
-python -m tests.train.training.recorded_training LOG STOP_AFTER [lmk-train's words]
+Tests fork it, or start it by torchrun: python -m tests.train.training.recorded_training LOG STOP_AFTER [options of
+lmk-train]. After STOP_AFTER steps the last rank is asked to stop; 0: it is not.
 """
 
 import json
@@ -21,8 +22,8 @@ from lmk_train.training import loop
 from lmk_train.training.trainer import Trainer
 
 
-def main() -> int:
-    log, stop_after = Path(f"{sys.argv[1]}.{os.environ.get('RANK', '0')}"), int(sys.argv[2])
+def main(words: list[str]) -> int:
+    log, stop_after = Path(f"{words[0]}.{os.environ.get('RANK', '0')}"), int(words[1])
     torch.set_num_threads(1)
     accumulate = loop._accumulate
 
@@ -38,20 +39,21 @@ def main() -> int:
         with open(log, "a") as file:
             file.write(json.dumps(line) + "\n")
         accumulate(trainer, forward, batch, part)
-        if trainer.progress.step + 1 == stop_after and part == trainer.config.grad_accum - 1:
+        is_last = trainer.world.rank == trainer.world.size - 1 and part == trainer.config.grad_accum - 1
+        if trainer.progress.step + 1 == stop_after and is_last:
             os.kill(os.getpid(), signal.SIGTERM)
 
     copy = ShardedDataset.copy_shard
 
     def counted(self: ShardedDataset, name: str, file: BinaryIO) -> None:
-        with open(f"{sys.argv[1]}-fetched", "a") as fetched:
+        with open(f"{words[0]}-fetched", "a") as fetched:
             fetched.write(f"{name}\n")
         copy(self, name, file)
 
     loop._accumulate = recording
     ShardedDataset.copy_shard = counted  # type: ignore[method-assign]
-    return train_main(sys.argv[3:])
+    return train_main(words[2:])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
