@@ -13,7 +13,10 @@ from tests.ports import free_port
 Main = Callable[[list[str]], int]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "lmk_train.training.loop", "lmk_train.evaluation.evaluate"])
+# What a training imports, also what it imports late: seconds for each process that would do so by itself.
+_IMPORTED = ["torch._dynamo", "efficientnet_lite_pytorch", "tensorboard", "matplotlib.backends.backend_svg", "tyro"]
+_IMPORTED += ["lmk_train.training.loop", "lmk_train.evaluation.evaluate"]
+_CONTEXT.set_forkserver_preload(_IMPORTED)
 
 
 @dataclass(frozen=True)

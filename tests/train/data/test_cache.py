@@ -70,7 +70,7 @@ def test_a_remote_dataset_is_read_as_a_local_one_each_shard_fetched_once(
     assert sorted(copies) == sorted(shard["name"] for shard in remote.shards("train"))
     reader.close()
     again = SplitReader(remote, "train", cache)
-    again.decode(np.array([0]), np.empty((1, 64, 64, 3), np.uint8))
+    again.decode(np.array([0]), np.empty((1, 32, 32, 3), np.uint8))
     assert len(copies) == len(remote.shards("train")), "what is there is not fetched again"
     again.close()
     assert not list((tmp_path / "cache").rglob("*.tmp"))
@@ -245,7 +245,7 @@ def test_a_shard_damaged_in_the_cache_is_fetched_once_more(
     remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
 ) -> None:
     reader, local = (SplitReader(which, "train", Cache(tmp_path / "cache", 10**9)) for which in (remote, dataset))
-    out, expected = (np.empty((len(reader), 64, 64, 3), np.uint8) for _ in range(2))
+    out, expected = (np.empty((len(reader), 32, 32, 3), np.uint8) for _ in range(2))
     rows = np.arange(len(reader))
     local.decode(rows, expected)
     reader.decode(rows, out)
@@ -276,7 +276,7 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
         for key, pixels in zip(keys, batch.pixels.numpy(), strict=True):
             index = dataset.index("train")
             row = int(index.index[index["key"] == key][0])
-            expected = np.empty((64, 64, 3), np.uint8)
+            expected = np.empty((32, 32, 3), np.uint8)
             SplitReader(dataset, "train", Cache(tmp_path, 0)).decode(np.array([row]), expected[None])
             assert (pixels == expected).all()
         reader.close()
@@ -296,7 +296,7 @@ def test_pictures_fetched_one_by_one_are_asked_for_again_and_named_where_the_sha
 
     monkeypatch.setattr("time.sleep", lambda _: None)
     with ShardedDataset.open("memory://bucket/view") as view:
-        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 64, 64, 3), np.uint8)
+        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 32, 32, 3), np.uint8)
         monkeypatch.setattr(MemoryFileSystem, "cat_file", unreliable)
         reader.decode(np.array([0]), out)
         assert len(failures) == 2

@@ -57,7 +57,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Pa
         "--out",
         str(tmp_path / "run"),
         "--model",
-        "efficientnet-lite0",
+        "resnet32",
         "--epochs",
         "1",
     ]
