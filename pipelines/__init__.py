@@ -1,1 +1,1 @@
-"""Recipes: choices, no logic; nothing imports them."""
+"""Recipes: scripts that choose options and run the commands. No other code imports them."""

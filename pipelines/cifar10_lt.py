@@ -2,19 +2,25 @@
 
     python -m pipelines.cifar10_lt TRAIN TEST [--out runs/cifar10-lt] [--imbalance 10 100] [--epochs 200] [--seeds 3]
 
-TRAIN and TEST are folders of class folders of PNG or JPEG, as CIFAR-10 is often unpacked; the build encodes them anew,
-as JPEG of quality 95 without chroma subsampling (4:4:4). From the n pictures of the largest class, class i of K keeps n
-* imbalance^(-i / (K - 1)), classes in order of their names, pictures drawn once (seed 0). TEST is a dataset of its own,
-whole. ResNet-32, random weights, batch 128, SGD 0.1, weight decay 2e-4, padded crop and flip, no colours changed;
-warm-up for 2.5 % of training, rates down to a hundredth at 80 % and again at 90 %: the paper's 5, 160 and 180 epochs of
-200, scaled to --epochs. Deferred re-weighting starts at 80 %. The last epoch counts; nothing is chosen on the test set.
-What is done is not done again: interrupt it, and the same command goes on; with other settings in the same --out it is
-refused.
+TRAIN and TEST are folders of class folders of PNG or JPEG, as CIFAR-10 is often unpacked. The build re-encodes the
+images as JPEG of quality 95 without chroma subsampling (4:4:4).
 
-Hardware: a CPU does. About 18 s an epoch at imbalance 100 (12,406 pictures) on 2 cores, 30 s at 10 (20,431): an hour or
-1.6 hours a run of 200 epochs, 32 hours for all 24; a GPU, minutes a run. Score to expect: the published column. It is
-Cao et al. 2019 (table 2); the best epoch on the test set, which their code keeps, is a little kinder than the last.
-Balanced softmax was published with another training.
+Training set: with n images in the largest class, class i of K keeps n * imbalance^(-i / (K - 1)) images. Classes are in
+order of their names; images are drawn once (seed 0). TEST is a dataset of its own and is used whole.
+
+Training: ResNet-32, random weights, batch 128, SGD 0.1, weight decay 2e-4, padded crop and flip, no colour jitter.
+Warm-up lasts 2.5 % of training; the learning rate drops to a hundredth at 80 % and again at 90 %. These are the paper's
+epochs 5, 160 and 180 of 200, scaled to --epochs. Deferred re-weighting starts at 80 %. The last epoch is evaluated;
+nothing is chosen on the test set.
+
+Resume: finished steps are not repeated. After an interruption, run the same command again. Other settings in the same
+--out are refused.
+
+Hardware: a CPU suffices. An epoch takes about 18 s at imbalance 100 (12,406 images) on 2 cores, and 30 s at 10
+(20,431). A run of 200 epochs takes an hour or 1.6 hours, all 24 runs take 32 hours. On a GPU a run takes minutes.
+
+Expected score: the published column, from Cao et al. 2019 (table 2). Their code keeps the best epoch on the test set,
+which is slightly optimistic compared with the last epoch. Balanced softmax was published with a different training.
 """
 
 import argparse
@@ -48,7 +54,10 @@ _BUILD = ("--size", 32, "--subsampling", "4:4:4", "--quality", 95, "--min-sample
 
 
 def class_folders(folder: Path) -> dict[str, list[str]]:
-    """The pictures of each class folder, in order of their names; UserError unless there are two classes or more."""
+    """Return the image names of each class folder; folders and images are sorted by name.
+
+    Raises UserError if there are fewer than two classes or a class is empty.
+    """
     classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = {path.name: sorted(p.name for p in path.iterdir() if p.suffix.lower() in _PICTURES) for path in classes}
     if len(found) < 2 or not all(found.values()):
@@ -57,7 +66,7 @@ def class_folders(folder: Path) -> dict[str, list[str]]:
 
 
 def draw_tail(folder: Path, imbalance: float) -> pd.DataFrame:
-    """A label table, columns `path` and `class`, of an exponentially imbalanced part of a folder of class folders."""
+    """Return a label table (columns `path` and `class`) of an exponentially imbalanced part of the class folders."""
     found = class_folders(folder)
     largest, random, rows = max(map(len, found.values())), np.random.default_rng(0), []
     for i, (name, files) in enumerate(found.items()):
@@ -67,7 +76,7 @@ def draw_tail(folder: Path, imbalance: float) -> pd.DataFrame:
 
 
 def check(folder: Path, test: Path, imbalances: list[int], epochs: int, seeds: int) -> None:
-    """Raise UserError for what would only be found hours later, or spoil the table unseen."""
+    """Raise UserError for mistakes that would only show hours later, or would spoil the table unnoticed."""
     require(min(imbalances) >= 1, "--imbalance", min(imbalances), "at least 1")
     require(epochs >= 1, "--epochs", epochs, "at least 1")
     require(seeds >= 1, "--seeds", seeds, "at least 1")
@@ -77,7 +86,7 @@ def check(folder: Path, test: Path, imbalances: list[int], epochs: int, seeds: i
 
 
 def benchmark(folder: Path, test: Path, out: Path, imbalances: list[int], epochs: int, seeds: int) -> str:
-    """Build, train and evaluate what is not there yet; returns the table as Markdown, also written to OUT/table.md."""
+    """Run the steps that are not finished and return the table as Markdown; it is also written to OUT/table.md."""
     check(folder, test, imbalances, epochs, seeds)
     out.mkdir(parents=True, exist_ok=True)
     judged = out / "test"

@@ -1,10 +1,10 @@
-"""Runs side by side on one split: metrics, parameters, speed, and how sure the differences are.
+"""Compare runs on one split: metrics, parameters, speed, and confidence intervals of the differences.
 
     python -m pipelines.compare RUN RUN [RUN ...] [--split test] [--resamples 1000]
 
-Every run must have been evaluated on the same pictures (`lmk-eval RUN --split SPLIT`). Differences are against the
-first run, with a 95 % interval by a paired bootstrap over pictures. Where the training split was evaluated too, its
-accuracy is a column. Prints Markdown.
+All runs must have been evaluated on the same images (`lmk-eval RUN --split SPLIT`). Differences are relative to the
+first run, with a 95 % interval by a paired bootstrap over images. If the training split was evaluated too, its accuracy
+is a column. Prints Markdown.
 """
 
 import argparse
@@ -32,8 +32,8 @@ _BATCH, SECONDS = 32, 3.0
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its metrics, the accuracy on its training split (None if that was not evaluated), parameters, images a
-    second, targets and best labels by key."""
+    """One run: metrics, accuracy on its training split (None if not evaluated), parameters, images per second, and the
+    targets and best labels by key."""
 
     name: str
     metrics: dict[str, float | None]
@@ -45,7 +45,10 @@ class Row:
 
 
 def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
-    """A run's files, and the speed of its model here over some seconds. Raises UserError without an evaluation."""
+    """Return the figures of a run, and the speed of its model on this machine, measured for `seconds`.
+
+    Raises UserError if the run was not evaluated on `split`, or with its last weights.
+    """
     path = run / f"eval-{split}.json"
     if not path.exists():
         raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
@@ -69,16 +72,16 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
 
 
 def _train_accuracy(run: Path, metrics: dict[str, float | None]) -> float | None:
-    """Accuracy on the training split of the same dataset, by the same checkpoint."""
+    """Return the accuracy on the training split of the same dataset with the same checkpoint, or None."""
     path = run / "eval-train.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return found["accuracy"] if found and same_source(found, metrics) else None
 
 
 def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, float, float]]:
-    """Difference of accuracy and macro F1 (other - first) with the 2.5 % and 97.5 % quantiles over resampled pictures.
+    """Return the differences of accuracy and macro F1 (other - first), each with 2.5 % and 97.5 % bootstrap quantiles.
 
-    Raises UserError if the two were evaluated on different pictures.
+    Raises UserError if the two were evaluated on different images.
     """
     if not first.predictions["target"].equals(other.predictions["target"]):
         raise UserError(f"{other.name} was evaluated on other pictures or classes than {first.name}")
@@ -103,7 +106,7 @@ def _scores(targets: Ints, labels: Ints, num_classes: int) -> tuple[float, float
 
 
 def _speed(model: torch.nn.Module, size: int, seconds: float) -> float:
-    """Images a second of the forward pass, from normalised pictures to logits."""
+    """Return images per second of the forward pass, from normalised images to logits."""
     device = resolve_device("auto")
     precision = Precision.resolve("auto", device)
     model.to(device).to(memory_format=torch.channels_last)
@@ -119,7 +122,7 @@ def _speed(model: torch.nn.Module, size: int, seconds: float) -> float:
 
 
 def comparison(runs: list[Path], split: str, resamples: int, seconds: float = SECONDS) -> str:
-    """The tables of these runs as Markdown, each timed for some seconds.
+    """Return the tables of these runs as Markdown; each model is timed for `seconds`.
 
     Raises UserError for a run that was not evaluated on the split.
     """

@@ -1,10 +1,10 @@
-"""The whole main job on pictures drawn here, offline: sample -> build -> report -> train -> evaluate.
+"""Run the whole job on synthetic images, offline: sample -> build -> report -> train -> evaluate.
 
     make demo
 
-Draws 24 synthetic landmarks, shards them, trains EfficientNet-Lite0 with LDAM from its ImageNet weights (they come
-with a Python package, nothing is downloaded), and prints where to look. Takes about 3 minutes of work on 2 cores;
-expect a test accuracy above 0.9. Everything lands in demo/, and a second run goes on where the first one stopped.
+Draws 24 synthetic landmarks, builds shards, and trains EfficientNet-Lite0 with LDAM from its ImageNet weights (they
+come with a Python package; nothing is downloaded). Prints where to find the results. Takes about 3 minutes on 2 cores;
+the expected test accuracy is above 0.9. Everything is written to demo/. A second run resumes where the first stopped.
 """
 
 import json
@@ -19,7 +19,7 @@ NUM_CLASSES, NUM_IMAGES, EPOCHS = 24, 900, 5
 
 
 def demonstrate() -> None:
-    """Run every step as a user would, by its command."""
+    """Run every step by its command, as a user would."""
     run("lmk-shard", "sample", IMAGES, "--classes", NUM_CLASSES, "--images", NUM_IMAGES)
     run(
         "lmk-shard",
@@ -35,11 +35,13 @@ def demonstrate() -> None:
     train(SHARDS, RUN, *model)
     run("lmk-eval", RUN, "--split", "val")
     metrics = json.loads((RUN / "eval-test.json").read_text())
-    print(f"\nlook at  {SHARDS / 'report' / 'index.html'}  (the dataset)")
-    print(f"and      {RUN / 'report' / 'index.html'}  (the model)")
-    print(f"and      tensorboard --logdir {RUN}  (the training)")
-    print(f"figures  {RUN / 'eval-test.json'}, {RUN / 'per-class-test.parquet'}, {RUN / 'predictions-test.parquet'}")
-    print(f"result   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")
+    print(f"\ndataset report   {SHARDS / 'report' / 'index.html'}")
+    print(f"model report     {RUN / 'report' / 'index.html'}")
+    print(f"training curves  tensorboard --logdir {RUN}")
+    print(f"figures          {RUN / 'eval-test.json'}")
+    print(f"                 {RUN / 'per-class-test.parquet'}")
+    print(f"                 {RUN / 'predictions-test.parquet'}")
+    print(f"result           test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The steps of a recipe as a user would type them; what is done is not done again, and with other settings refused."""
+"""The steps of a recipe, run as commands. A finished step is not repeated; other settings in its folder are refused."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ from lmk_data.errors import UserError
 
 
 def run(*command: object) -> None:
-    """Show a command and run it from this environment; stop with its exit code if it fails.
+    """Print a command and run it from this environment; exit with its code if it fails.
 
-    An interruption is passed on and waited for, so that a training saves where it is.
+    On Ctrl-C, send SIGTERM to the command and wait for it, so that a training saves a checkpoint.
     """
     words = [str(word) for word in command]
     print("\n$", " ".join(words), flush=True)
@@ -29,15 +29,18 @@ def run(*command: object) -> None:
 
 
 def view(dataset: Path, out: Path, *arguments: object) -> Path:
-    """A view of a dataset, by `lmk-shard subset`, which keeps the one that is there and refuses another."""
+    """Make a view of a dataset with `lmk-shard subset` and return its path.
+
+    The command keeps an existing view that is the same, and refuses a different one.
+    """
     run("lmk-shard", "subset", dataset, "--out", out, *arguments)
     return out
 
 
 def train(dataset: Path, out: Path, *arguments: object) -> Path:
-    """A run, trained to its end: from the start, or on from its last checkpoint.
+    """Train a run to its end, from the start or resumed from its last checkpoint, and return its folder.
 
-    Raises UserError if it was trained with other arguments or on other pictures.
+    Raises UserError if the run was trained with other arguments or on other images.
     """
     asked, marker = _spelled(dataset, arguments), out / "trained"
     if not _is_done(marker, asked):
@@ -48,9 +51,9 @@ def train(dataset: Path, out: Path, *arguments: object) -> Path:
 
 
 def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[str, Any]:
-    """The metrics of a run's best weights on a split of its own dataset, or of another one.
+    """Return the metrics of a run's best weights on a split of its own dataset, or of `dataset`.
 
-    Raises UserError if they are there, but of other weights or another dataset.
+    Raises UserError if the existing metrics are of other weights or another dataset.
     """
     path, marker = run_folder / f"eval-{split}.json", run_folder / f"evaluated-{split}"
     asked = "" if dataset is None else _spelled(dataset)
@@ -66,7 +69,7 @@ def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[
 
 
 def _is_done(marker: Path, asked: str) -> bool:
-    """Whether a step has left its marker; UserError if that was done with something else than is asked."""
+    """Return whether a step has left its marker. Raises UserError if it was done with other settings than `asked`."""
     if not marker.exists():
         return False
     if (done := marker.read_text()) != asked:

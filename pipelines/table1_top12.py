@@ -1,17 +1,17 @@
-"""The report's first table: the 12 largest landmarks, ResNet-50 and EfficientNet-B0.
+"""The first table of the report: the 12 largest landmarks, ResNet-50 and EfficientNet-B0.
 
     python -m pipelines.table1_top12 KAGGLE            # the folder with train.csv and train/
-    python -m pipelines.table1_top12 --smoke           # the same steps on drawn pictures, a minute or two, in CI
+    python -m pipelines.table1_top12 --smoke           # the same steps on synthetic images, a minute or two, in CI
 
-Builds the full set once (shared with the other tables), takes a view of the top 12 (19,999 images) and trains both
-models for 8 epochs with the defaults of docs/training.md; interrupt it, and the same command goes on. The report does
-not say how long, at which rates, or with which seed it trained, so its figures are a mark to reach, not to the digit.
+Builds the full set once (shared with the other tables), makes a view of the top 12 (19,999 images) and trains both
+models for 8 epochs with the defaults of docs/training.md. After an interruption, the same command resumes. The report
+does not state epochs, learning rates or seed, so its figures are a target, not values to reproduce digit by digit.
 
-Hardware: one GPU of 8 GB or more (the report had an RTX 2070 Super); nothing here was timed on one. An epoch is 14,399
-training images, so at R images a second (`lmk-train --shards runs/report/table1/view --profile-input`) a run takes
-8 * 14,399 / R seconds: 4 minutes at 500. The build takes half an hour on 2 cores where pictures are read as fast as
-they are decoded (969 to 1,075 a second, docs/benchmarks.md).
-Score to expect: the report's, 96.65 % (ResNet-50) and 98.05 % (EfficientNet-B0) testing accuracy.
+Hardware: one GPU with 8 GB or more (the report used an RTX 2070 Super); nothing here was timed on one. An epoch has
+14,399 training images. At R images/s (`lmk-train --shards runs/report/table1/view --profile-input`) a run takes
+8 * 14,399 / R seconds: 4 minutes at 500. The build takes half an hour on 2 cores if images are read as fast as they are
+decoded (969 to 1,075 images/s, docs/benchmarks.md).
+Expected score: the report's testing accuracy, 96.65 % (ResNet-50) and 98.05 % (EfficientNet-B0).
 """
 
 from pipelines.tables import Row, Table, main

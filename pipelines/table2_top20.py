@@ -1,16 +1,16 @@
-"""The report's second table: the 20 largest landmarks, both models with cross entropy and with LDAM.
+"""The second table of the report: the 20 largest landmarks, both models with cross entropy and with LDAM.
 
     python -m pipelines.table2_top20 KAGGLE            # the folder with train.csv and train/
-    python -m pipelines.table2_top20 --smoke           # the same steps on drawn pictures, in minutes, in CI
+    python -m pipelines.table2_top20 --smoke           # the same steps on synthetic images, in minutes, in CI
 
-Builds the full set once (shared with the other tables), takes a view of the top 20 (26,779 images) and trains four
-runs of 8 epochs with the defaults of docs/training.md; LDAM with its cosine head. Interrupt it, and the same command
-goes on.
+Builds the full set once (shared with the other tables), makes a view of the top 20 (26,779 images) and trains four
+runs of 8 epochs with the defaults of docs/training.md; LDAM uses its cosine head. After an interruption, the same
+command resumes.
 
-Hardware: one GPU of 8 GB or more; nothing here was timed on one. An epoch is 19,279 training images, so at R images a
-second (`lmk-train --profile-input`) a run takes 8 * 19,279 / R seconds: 5 minutes at 500.
-Score to expect: the report's testing accuracy and F1, from 92.72 % and 0.91 (EfficientNet-B0) to 98.02 % and 0.97 (with
-LDAM). Five seeds of both losses on 12 monuments, which were measured, are in docs/training.md.
+Hardware: one GPU with 8 GB or more; nothing here was timed on one. An epoch has 19,279 training images. At R images/s
+(`lmk-train --profile-input`) a run takes 8 * 19,279 / R seconds: 5 minutes at 500.
+Expected score: the report's testing accuracy and F1, from 92.72 % and 0.91 (EfficientNet-B0) to 98.02 % and 0.97 (with
+LDAM). docs/training.md has measured figures: five seeds of both losses on 12 monuments.
 """
 
 from pipelines.tables import Row, Table, main

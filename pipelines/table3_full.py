@@ -1,15 +1,15 @@
-"""The report's third table: all 57,042 landmarks with at least 6 photos, both models with LDAM.
+"""The third table of the report: all 57,042 landmarks with at least 6 photos, both models with LDAM.
 
     python -m pipelines.table3_full KAGGLE             # the folder with train.csv and train/
-    python -m pipelines.table3_full --smoke            # the same steps on drawn pictures, in minutes, in CI
+    python -m pipelines.table3_full --smoke            # the same steps on synthetic images, in minutes, in CI
 
 Builds the full set (1,490,153 images, shared with the other tables) and trains two runs of 8 epochs with the defaults
-of docs/training.md. Interrupt it, and the same command goes on. The head of ResNet-50 alone has 117 M parameters: where
-memory is short, add `--grad-accum 2` to a row below.
+of docs/training.md. After an interruption, the same command resumes. The head of ResNet-50 alone has 117 M parameters;
+if memory is short, add `--grad-accum 2` to a row below.
 
-Hardware: one GPU of 8 GB or more; nothing here was timed on one. An epoch is 1,068,054 training images, so at R
-images a second (`lmk-train --profile-input`) a run takes 8 * 1,068,054 / R seconds: 4.7 hours at 500.
-Score to expect: the report's, 67.70 % and 0.60 (ResNet-50), 68.19 % and 0.61 (EfficientNet-B0) testing accuracy and F1.
+Hardware: one GPU with 8 GB or more; nothing here was timed on one. An epoch has 1,068,054 training images. At R
+images/s (`lmk-train --profile-input`) a run takes 8 * 1,068,054 / R seconds: 4.7 hours at 500.
+Expected score: the report's testing accuracy and F1, 67.70 % and 0.60 (ResNet-50), 68.19 % and 0.61 (EfficientNet-B0).
 """
 
 from pipelines.tables import Row, Table, main

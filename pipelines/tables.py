@@ -1,4 +1,4 @@
-"""A table of the report, repeated: one build of the full set, a view of it, every row trained, judged and compared."""
+"""Reproduce a table of the report: build the full set once, make a view, train, evaluate and compare every row."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lmk_data.system.terminal import run_command
 from pipelines.compare import SECONDS, comparison
 from pipelines.steps import evaluate, run, train, view
 
-# What `--smoke` changes: drawn pictures instead of Kaggle's, small, and one epoch from random weights.
+# What `--smoke` changes: small synthetic images instead of Kaggle's, and one epoch from random weights.
 _SMOKE_BUILD = ("--min-samples", 2, "--size", 64)
 _SMOKE_TRAIN = ("--weights", "none", "--epochs", 1, "--batch-size", 16)
 _RESAMPLES = 1000
@@ -16,7 +16,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its name, what `lmk-train` is given, and the report's training accuracy, testing accuracy, testing F1."""
+    """A row: its name, the arguments of `lmk-train`, and the report's training accuracy, testing accuracy and F1."""
 
     name: str
     arguments: tuple[object, ...]
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the name of its folder, what `lmk-shard subset` is given (nothing: the full set), and its rows."""
+    """A table: the name of its folder, the arguments of `lmk-shard subset` (none: the full set), and its rows."""
 
     name: str
     subset: tuple[object, ...]
@@ -33,12 +33,14 @@ class Table:
 
 
 def main(table: Table, description: str) -> int:
-    """The command line of a recipe; returns the exit code."""
+    """Run the command line of a recipe and return the exit code."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="the unpacked archive: train.csv and train/ in it")
-    parser.add_argument("--out", type=Path, help="where datasets, runs and tables go (default: runs/report)")
     parser.add_argument(
-        "--smoke", action="store_true", help="run it all on drawn pictures, in minutes: no real figures"
+        "folder", type=Path, nargs="?", help="folder of the unpacked archive, with train.csv and train/"
+    )
+    parser.add_argument("--out", type=Path, help="folder for datasets, runs and tables (default: runs/report)")
+    parser.add_argument(
+        "--smoke", action="store_true", help="run everything on synthetic images, in minutes; the figures mean nothing"
     )
     arguments = parser.parse_args()
     if (arguments.folder is None) != arguments.smoke:
@@ -48,8 +50,10 @@ def main(table: Table, description: str) -> int:
 
 
 def repeat(table: Table, folder: Path | None, out: Path) -> str:
-    """Do what is not done yet; returns the table as Markdown, which is also written to OUT/<name>.md. Without a
-    folder the recipe is tried on drawn pictures."""
+    """Run the steps that are not finished and return the table as Markdown; it is also written to OUT/<name>.md.
+
+    Without a folder, the recipe runs on synthetic images.
+    """
     smoke = folder is None
     if folder is None:
         folder = out / "images"
@@ -62,7 +66,7 @@ def repeat(table: Table, folder: Path | None, out: Path) -> str:
     runs, lines = (
         [],
         [
-            f"{table.name}: {'drawn pictures, to try the recipe; the figures mean nothing' if smoke else folder}",
+            f"{table.name}: {'synthetic images, to try the recipe; the figures mean nothing' if smoke else folder}",
             "",
             "| model | training accuracy | report | testing accuracy | report | testing macro F1 | report |",
             "|---|---:|---:|---:|---:|---:|---:|",

@@ -307,7 +307,7 @@ def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
 def test_messages_that_are_explained_are_those_of_the_programs() -> None:
     """Every part between the `...` of a quoted message stands in one literal of the sources, values left out."""
     sources = "".join(
-        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).glob("*.py")
+        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).rglob("*.py")
     )
     literals = re.sub(r"\{[^{}\n]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
     table = re.findall(r"^\| (`.*?) \| ", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)

@@ -1,1 +1,1 @@
-"""Measurements: each script prints the table that the docs quote."""
+"""Benchmarks: each script prints the table that the docs quote."""

@@ -1,8 +1,8 @@
-"""Building, side by side on the same photos: kernels in memory, `lmk-shard build` to publication, img2dataset.
+"""Compare builds on the same photos: kernels in memory, `lmk-shard build` up to publication, img2dataset.
 
     python -m pipelines.bench.build PHOTOS [PHOTOS ...] [--images 12000] [--out bench-build] [--without-peers]
 
-PHOTOS are folders of JPEGs; they are copied once and hard-linked to as many images as asked for, in the layout of
+PHOTOS are folders of JPEGs. They are copied once and hard-linked to the requested number of images, in the layout of
 GLR2020. img2dataset (with OpenCV and stock Pillow) is installed into OUT/peers. Prints a table and writes
 OUT/build-<images>.json.
 """
@@ -49,7 +49,7 @@ class Row:
 
 
 def link_tree(photos: list[Path], num_images: int, tree: Path) -> None:
-    """A collection of `num_images` hard links in the layout of GLR2020, with its label table."""
+    """Make a collection of `num_images` hard links in the layout of GLR2020, with its label table."""
     done = tree / "train.csv"
     if done.exists():
         return
@@ -67,7 +67,7 @@ def link_tree(photos: list[Path], num_images: int, tree: Path) -> None:
 
 
 def copied(folders: list[Path], pool: Path) -> list[Path]:
-    """The JPEGs of the folders, copied once so that their own link counts stay as they are."""
+    """Copy the JPEGs of the folders once, so that their own link counts do not change, and return the copies."""
     pool.mkdir(parents=True, exist_ok=True)
     found = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")]
     paths = []
@@ -80,7 +80,7 @@ def copied(folders: list[Path], pool: Path) -> list[Path]:
 
 
 def run(what: str, words: list[str], num_images: int, **environment: str) -> Row:
-    """A whole program, its children included."""
+    """Run a program and return its rate, CPU time and peak memory, including its children."""
     started = time.monotonic()
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
@@ -103,7 +103,7 @@ def kernel(what: str, python: str, library: str, listing: Path, processes: int, 
 
 
 def peers(folder: Path) -> str:
-    """The Python of an environment that has img2dataset, OpenCV and stock Pillow."""
+    """Return the Python of an environment that has img2dataset, OpenCV and stock Pillow; install it if missing."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -113,7 +113,7 @@ def peers(folder: Path) -> str:
 
 
 def img2dataset(python: str, tree: Path, out: Path, num_images: int, workers: int) -> Row:
-    """img2dataset on the same files by file:// URLs, to webdataset, cropped at the centre to 224, quality 90."""
+    """Measure img2dataset on the same files (file:// URLs to webdataset, centre crop to 224, quality 90)."""
     listing = out / "urls.csv"
     files = sorted((tree / "train").rglob("*.jpg"))
     listing.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,10 @@ def img2dataset(python: str, tree: Path, out: Path, num_images: int, workers: in
 
 
 def mean_psnr(photos: list[Path]) -> tuple[float, float]:
-    """Of lmk's stored picture and of full decoding with bicubic, in dB against full decoding with Lanczos."""
+    """Return the PSNR of lmk's stored image and of full decoding with bicubic.
+
+    Both are in dB against full decoding with Lanczos, averaged over some of the photos.
+    """
     ours, plain = [], []
     for path in photos[:: max(1, len(photos) // _PSNR_PHOTOS)]:
         with Image.open(path) as image:
@@ -179,18 +182,18 @@ def main() -> None:
     ratios = {
         "build / (cores x one kernel)": built.images_per_second / (cores * one.images_per_second),
         "build / kernels on all cores at once": built.images_per_second / every.images_per_second,
-        "psnr lost against full-decode bicubic, dB": plain_psnr - ours_psnr,
+        "PSNR lost against full decoding with bicubic, dB": plain_psnr - ours_psnr,
     }
     if not arguments.without_peers:
         python = peers(out / "peers")
         rows.append(img2dataset(python, tree, out / "img2dataset", arguments.images, cores))
         rows.append(kernel("kernel in memory, one core", python, "pillow", listing, 1, None))
         rows.append(kernel("kernel in memory, one core", python, "opencv", listing, 1, None))
-        ratios["processor time an image: img2dataset / lmk, both cropping"] = rows[4].cpu_ms / rows[3].cpu_ms
+        ratios["CPU time per image: img2dataset / lmk, both cropping"] = rows[4].cpu_ms / rows[3].cpu_ms
     mean_kb = sum(path.stat().st_size for path in photos) / len(photos) / 1e3
     print(f"{arguments.images:,} images ({len(photos)} photos, {mean_kb:.0f} KB on average), {cores} cores")
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
-    print("| what | images/s | processor ms an image | peak MB | PSNR dB |\n|---|---:|---:|---:|---:|")
+    print("| what | images/s | CPU ms per image | peak MB | PSNR dB |\n|---|---:|---:|---:|---:|")
     for row in rows:
         peak, psnr = row.peak_mb or "", "" if row.psnr is None else f"{row.psnr:.2f}"
         print(f"| {row.what} | {row.images_per_second:,.0f} | {row.cpu_ms:.2f} | {peak} | {psnr} |")

@@ -1,9 +1,10 @@
-"""How fast near duplicates are found at full scale, and how often the rule errs on real photos.
+"""Measure the speed of the search for near duplicates at full scale, and its error rate on real photos.
 
     python -m pipelines.bench.duplicates PHOTOS [PHOTOS ...] [--hashes 1490153]
 
-Time: made-up hashes, half of them a few bits from another. Errors: each photo against all others (different ones that
-count as alike are listed to be looked at), and against copies of itself that were re-encoded, resized or cropped.
+Speed: random hashes, half of them a few bits from another. Errors: each photo is compared with all others (different
+photos that count as alike are listed, to be looked at), and with copies of itself that were re-encoded, resized or
+cropped.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def _cropped(image: Image.Image, share: float) -> Image.Image:
 
 
 def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"] | None:
-    """The hash of a stored picture, and the picture as it is compared."""
+    """Return the hash of the stored image and the small image that is compared, or None if the photo is rejected."""
     result = resize_image(data, Recipe())
     if not isinstance(result, Resized):
         return None
@@ -43,7 +44,7 @@ def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.u
 
 
 def alike(a: tuple[int, object], b: tuple[int, object]) -> tuple[bool, bool]:
-    """Whether two pictures are candidates by their hashes, and whether that is confirmed."""
+    """Return whether two images are candidates by their hashes, and whether they are confirmed as near duplicates."""
     candidate = (a[0] ^ b[0]).bit_count() <= MAX_DISTANCE
     return candidate, candidate and bool(look_alike(a[1], b[1]))  # type: ignore[arg-type]
 
@@ -87,7 +88,7 @@ def main() -> None:
     print(f"{candidates} candidates, {len(wrong)} confirmed")
     for a, b in wrong:
         print(f"  {a.name} {b.name}")
-    print("\n| copy | photos | candidates | found |\n|---|---:|---:|---:|")
+    print("\n| copy | photos | hash within 4 bits | found |\n|---|---:|---:|---:|")
     for what, change in _CHANGES.items():
         verdicts = []
         for path in names:

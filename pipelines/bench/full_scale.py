@@ -1,11 +1,12 @@
-"""What is done with a dataset of 1.49 million images: view, open, verify of the index, in seconds and megabytes.
+"""Measure a dataset of 1.49 million images: plan, open, view and report, in seconds and megabytes.
 
     python -m pipelines.bench.full_scale LABELS [--out DIR] [--near 0.04]
 
-LABELS is a table of GLR2020's size. The dataset is published from a real plan with made-up pictures: each shard holds
-a few, which all of its samples share, and is a hole from there on; everything but the pixels is as in the real one.
-Of the samples 1 % have the source of another one, and a share of `--near` a hash up to 3 bits from that of another one;
-half of these have its picture too, so that as many pairs are confirmed as are rejected.
+LABELS is a table of the size of GLR2020. The dataset is published from a real plan with made-up images. Each shard
+holds a few images that all of its samples share; the rest of the file is a hole. Everything except the pixels is as in
+the real dataset. 1 % of the samples have the source of another sample. A share `--near` of the samples have a hash up
+to 3 bits from that of another sample; half of these also have its image, so that as many pairs are confirmed as
+rejected.
 """
 
 import argparse
@@ -30,13 +31,13 @@ from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
 from lmk_data.system.storage import open_folder
 
-_SAMPLE_BYTES = 20 << 10  # of a sample with its headers, on average
-_PICTURES = 16  # different ones in a shard
+_SAMPLE_BYTES = 20 << 10  # average size of a sample with its headers
+_PICTURES = 16  # different images in a shard
 _EXACT = 0.01
 
 
 def make_dataset(labels_path: str, out: Path, near: float) -> None:
-    """Publish a dataset of the size of the table, with shards of holes."""
+    """Publish a dataset of the size of the label table, with shards that are mostly holes."""
     labels = read_labels(labels_path)
     plan = make_plan(labels.frame, PlanRule())
     shards = []
@@ -118,7 +119,7 @@ def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[b
 
 
 def measure(what: str, words: list[str]) -> dict[str, object]:
-    """Seconds and peak MB of a command."""
+    """Run a command and return its seconds and peak MB."""
     started = time.monotonic()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -131,14 +132,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels")
     parser.add_argument("--out", type=Path, default=Path("full-scale"))
-    parser.add_argument("--near", type=float, default=0.04, help="share of the samples near another one")
-    parser.add_argument("--only-make", action="store_true", help="make the dataset and measure nothing")
+    parser.add_argument("--near", type=float, default=0.04, help="share of samples whose hash is near another one")
+    parser.add_argument("--only-make", action="store_true", help="make the dataset only, without measuring")
     arguments = parser.parse_args()
     dataset = arguments.out / "shards"
     if arguments.only_make:
         make_dataset(arguments.labels, dataset, arguments.near)
         return
-    if not (dataset / "dataset.json").exists():  # in a process of its own: a child's peak begins at its parent's
+    if not (dataset / "dataset.json").exists():  # in its own process: the peak of a child starts at that of its parent
         subprocess.run([*sys.orig_argv, "--only-make"], check=True)
     command = [sys.executable, "-m", "lmk_data.cli"]
     opening = "from lmk_data.dataset import ShardedDataset; ShardedDataset.open({!r})"
@@ -147,15 +148,16 @@ def main() -> None:
     rows = [
         measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset.reader"]),
         measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
-        measure("plan (--dry-run)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
+        measure("plan (`build --dry-run`)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
         measure(
-            "view of the 20 largest", [*command, "subset", str(dataset), "--out", view, "--top", "20", "--overwrite"]
+            "view of the 20 largest classes",
+            [*command, "subset", str(dataset), "--out", view, "--top", "20", "--overwrite"],
         ),
         measure("open the view", [sys.executable, "-c", opening.format(view)]),
         measure("view without near duplicates", [*command, "subset", str(dataset), "--out", clean, *drop]),
         measure("report", [*command, "report", str(dataset), "--out", str(arguments.out / "report")]),
     ]
-    print("| what | seconds | peak MB |\n|---|---:|---:|")
+    print("| step | seconds | peak MB |\n|---|---:|---:|")
     for row in rows:
         print(f"| {row['what']} | {row['seconds']} | {row['peak_mb']} |")
     html = arguments.out / "report" / "index.html"

@@ -1,9 +1,9 @@
-"""Decode, resize and encode photos that are in memory: the floor under every builder, for one library at a time.
+"""Decode, resize and encode photos in memory with one library: the lower bound of the cost of every builder.
 
     python pipelines/bench/kernels.py pillow|opencv LIST --seconds 5 [--processes N] [--size 224]
 
-LIST names photos, one a line. Runs alone, so that another environment can run it. Prints JSON: milliseconds of
-processor time and of wall time an image (over all processes together), and the library's version.
+LIST names photos, one per line. The script imports nothing of this project, so another environment can run it. Prints
+JSON: CPU milliseconds per image, images per second of all processes together, and the version of the library.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 def pillow(size: int) -> tuple[str, Callable[[bytes], bytes]]:
-    """Full decoding, bicubic, JPEG quality 90."""
+    """Return the version, and a function: full decoding, bicubic, JPEG quality 90."""
     import PIL
     from PIL import Image
 
@@ -29,7 +29,7 @@ def pillow(size: int) -> tuple[str, Callable[[bytes], bytes]]:
 
 
 def opencv(size: int) -> tuple[str, Callable[[bytes], bytes]]:
-    """Full decoding, INTER_AREA, JPEG quality 90; one thread, as a worker of many has."""
+    """Return the version, and a function: full decoding, INTER_AREA, JPEG quality 90; one thread, as in a worker."""
     import cv2
     import numpy as np
 
@@ -44,7 +44,7 @@ def opencv(size: int) -> tuple[str, Callable[[bytes], bytes]]:
 
 
 def measure(library: str, paths: list[str], size: int, seconds: float) -> tuple[str, int, float, float]:
-    """Images converted, processor seconds and wall seconds, over whole rounds of the photos."""
+    """Return the library, images converted, CPU seconds and wall seconds, over whole rounds of the photos."""
     name, convert = {"pillow": pillow, "opencv": opencv}[library](size)
     photos = []
     for path in paths:

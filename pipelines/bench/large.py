@@ -1,9 +1,10 @@
-"""Sources that are large or lie in archives: decoding at a fraction of the size, and building from tars.
+"""Measure large sources and archives: decoding at a fraction of the size, and building from tars.
 
     python -m pipelines.bench.large PHOTOS [PHOTOS ...] [--images 6000] [--out bench-large]
 
-Photos are enlarged to 12 megapixels and stored as baseline and as progressive JPEG; the same kernel as in `kernels.py`
-decodes them whole, lmk at a fraction. Then the same collection is built from a folder and from tars of 1,000 images.
+Photos are enlarged to 12 megapixels and stored as baseline and as progressive JPEG. The kernel of `kernels.py` decodes
+them fully, lmk at a fraction of their size. Then the same collection is built from a folder and from tars of 1,000
+images.
 """
 
 import argparse
@@ -34,7 +35,7 @@ _BUILD = (
 
 
 def enlarged(path: Path, *, progressive: bool) -> bytes:
-    """A photo at 12 megapixels."""
+    """Return a photo enlarged to 12 megapixels, as JPEG."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     scale = (_MEGAPIXELS * 1e6 / (image.width * image.height)) ** 0.5
@@ -45,7 +46,7 @@ def enlarged(path: Path, *, progressive: bool) -> bytes:
 
 
 def timed(convert: Callable[[bytes], bytes], photos: list[bytes]) -> tuple[float, list[bytes]]:
-    """Milliseconds of processor time a photo, best of three rounds, and the pictures."""
+    """Return the CPU milliseconds per photo, best of three rounds, and the converted images."""
     best = float("inf")
     for _ in range(3):
         started = time.process_time()
@@ -55,7 +56,7 @@ def timed(convert: Callable[[bytes], bytes], photos: list[bytes]) -> tuple[float
 
 
 def psnr(pictures: list[bytes], photos: list[bytes]) -> float:
-    """Mean over photos, in dB against full decoding with Lanczos."""
+    """Return the mean PSNR over photos, in dB against full decoding with Lanczos."""
     found = []
     for picture, photo in zip(pictures, photos, strict=True):
         with Image.open(io.BytesIO(photo)) as image:
@@ -93,7 +94,7 @@ def main() -> None:
     paths = copied(arguments.photos, out / "photos")
     chosen = paths[:: max(1, len(paths) // _PHOTOS)][:_PHOTOS]
     _, whole = pillow(224)
-    print("| 12 Mpx photos | kernel, whole decoding, ms | PSNR dB | lmk, ms | PSNR dB | ratio |")
+    print("| 12 Mpx photos | kernel, full decoding, ms | PSNR dB | lmk, ms | PSNR dB | ratio |")
     print("|---|---:|---:|---:|---:|---:|")
     for kind in ("baseline", "progressive"):
         photos = [enlarged(path, progressive=kind == "progressive") for path in chosen]
@@ -104,7 +105,7 @@ def main() -> None:
     link_tree(paths, arguments.images, tree)
     shutil.rmtree(out / "tars", ignore_errors=True)
     write_tars(tree, out / "tars")
-    print(f"\n| {arguments.images:,} images, {os.cpu_count()} cores, from | images/s | processor ms an image |")
+    print(f"\n| {arguments.images:,} images, {os.cpu_count()} cores, from | images/s | CPU ms per image |")
     print("|---|---:|---:|")
     for what, images in (("a folder", tree / "train"), ("tars", out / "tars")):
         shutil.rmtree(out / "shards", ignore_errors=True)

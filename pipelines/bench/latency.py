@@ -1,4 +1,4 @@
-"""Building from a source with 30 ms of latency per read, as a share of the local rate; one worker.
+"""Measure a build from a source with 30 ms of latency per read, relative to the local rate; one worker.
 
 python -m pipelines.bench.latency PHOTOS [PHOTOS ...] [--images 640] [--out bench-latency]
 """
@@ -31,7 +31,7 @@ def main() -> None:
         time.sleep(_LATENCY_SECONDS)
         return read_here(path)
 
-    print("| samples in a shard | local images/s | with latency | ratio |\n|---:|---:|---:|---:|")
+    print("| samples per shard | local images/s | with latency | ratio |\n|---:|---:|---:|---:|")
     for size in (256, 1024):
         rates = []
         for read in (read_here, read_far):

@@ -1,9 +1,9 @@
-"""Metrics, files and report of an evaluation at full scale: seconds and megabytes beyond the model's pass.
+"""Measure metrics, files and report of an evaluation at full scale: seconds and megabytes beyond the forward pass.
 
     python -m pipelines.bench.metrics FULL
 
-FULL is a dataset of GLR2020's size, as `pipelines.bench.full_scale --only-make` makes it. Its test split gets made-up
-predictions, right for four in five samples. Prints a table.
+FULL is a dataset of the size of GLR2020, made by `pipelines.bench.full_scale --only-make`. Its test split gets made-up
+predictions that are right for four in five samples. Prints a table.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lmk_train.runs.folder import CONFIG, METRICS
 
 
 def made_up(dataset: ShardedDataset) -> Predictions:
-    """Predictions of the test split."""
+    """Return made-up predictions of the test split."""
     index = dataset.index("test", ["key", "label"])
     random, num_classes = np.random.default_rng(0), dataset.num_classes
     targets = index["label"].to_numpy(np.int64)
@@ -39,7 +39,7 @@ def made_up(dataset: ShardedDataset) -> Predictions:
 
 
 def measure(what: str, action: Callable[[], object]) -> None:
-    """Print a row: the action's seconds, and how much the process's peak memory grew."""
+    """Print a row: the seconds of the action, and the growth of the peak memory of this process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     action()
@@ -55,9 +55,9 @@ def main() -> None:
     with ShardedDataset.open(arguments.full) as dataset, tempfile.TemporaryDirectory() as folder:
         run, classes, predictions = Path(folder), Classes.of_dataset(dataset), made_up(dataset)
         print(f"{len(predictions.targets):,} samples of {dataset.num_classes:,} classes\n")
-        print("| what | seconds | MB more |\n|---|---:|---:|")
+        print("| step | seconds | extra MB |\n|---|---:|---:|")
         measure("every metric", lambda: summarize(predictions, classes.train_counts))
-        measure("confusion matrix without its zeros", lambda: confusion(predictions, dataset.num_classes))
+        measure("sparse confusion matrix", lambda: confusion(predictions, dataset.num_classes))
         metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
         nothing = predictions.rows(np.zeros(len(predictions.targets), dtype=bool))
         evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, [])

@@ -1,12 +1,12 @@
-"""Readers side by side on the same JPEGs: raw, decoded, augmented; and how long each needs to its first batch.
+"""Compare readers on the same JPEGs: raw, decoded and augmented rates, and the time to the first batch.
 
     python -m pipelines.bench.reader DATASET [--full-scale FULL] [--out bench-reader] [--seconds 4] [--rounds 3]
 
-DATASET is one of `lmk-shard build`, some 100,000 images of it; FULL one of GLR2020's size as
-`pipelines.bench.full_scale --only-make` makes it. MosaicML streaming and litData are installed into OUT/peers and the
-training split is copied into their formats. Every measurement is a process of its own, one round after the other, over
-shuffled batches of 64, with the files in the page cache: on one core without workers, or with workers of its own
-(threads for lmk, DataLoader processes for the others). Prints tables of medians and writes OUT/reader.json.
+DATASET is made by `lmk-shard build` and has some 100,000 images. FULL has the size of GLR2020 and is made by
+`pipelines.bench.full_scale --only-make`. MosaicML streaming and litData are installed into OUT/peers, and the training
+split is copied into their formats. Every measurement is a process of its own, one round after the other, over shuffled
+batches of 64, with the files in the page cache: on one core without workers, or with workers (threads for lmk,
+DataLoader processes for the others). Prints tables of medians and writes OUT/reader.json.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Case = tuple[str, str, int]  # reader, stage, workers
 
 
 class Bench:
-    """A folder with everything that is measured."""
+    """A folder with all readers and datasets that are measured."""
 
     def __init__(self, dataset: Path, full: Path | None, out: Path) -> None:
         self._dataset, self._full, self._out = dataset, full, out
@@ -48,7 +48,7 @@ class Bench:
         self._environment = {**os.environ, "PYTHONPATH": str(out / "peers"), **{k: str(v) for k, v in folders.items()}}
 
     def prepare(self) -> None:
-        """Install the other readers and write their copies, once."""
+        """Install the other readers and write their copies of the dataset, if missing."""
         if not (self._out / "peers").exists():
             words = ["-m", "pip", "install", "--quiet", "--no-deps", "-r", str(_REQUIREMENTS), "--target"]
             subprocess.run([sys.executable, *words, str(self._out / "peers")], check=True)
@@ -73,7 +73,7 @@ class Bench:
         return found
 
     def starts(self) -> dict[str, dict[str, float]]:
-        """Seconds and MB to the first decoded batch of a dataset of GLR2020's size, in this process and one core."""
+        """Return seconds and MB to the first decoded batch of a dataset of the size of GLR2020, on one core."""
         found = {}
         if self._full is not None:
             found["lmk"] = json.loads(self._run("start", "lmk", self._full))
@@ -125,7 +125,7 @@ def main() -> None:
         return statistics.median(found[figure] for found in measured[case])
 
     print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
-    print("| samples a second | stage | one core | 1 worker | 2 workers | MB, one core | MB of a worker |")
+    print("| samples/s | stage | one core | 1 worker | 2 workers | MB, one core | MB of a worker |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for reader, name in _NAMES.items():
         for stage in STAGES:
@@ -135,7 +135,7 @@ def main() -> None:
             own = f"{median((reader, stage, 0), 'beyond_imports_mb'):.0f}"
             worker = f"{median((reader, stage, 2), 'worker_mb'):.0f}" if (reader, stage, 2) in measured else ""
             print(f"| {name} | {stage} | {' | '.join(rates)} | {own} | {worker} |")
-    print("\n| to the first batch, 1.49 M samples | seconds | MB |\n|---|---:|---:|")
+    print("\n| time to first batch, 1.49 M samples | seconds | MB |\n|---|---:|---:|")
     for name in starts[0]:
         seconds, mb = (
             statistics.median(found[name][key] for found in starts) for key in ("seconds", "beyond_imports_mb")

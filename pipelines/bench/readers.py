@@ -1,11 +1,11 @@
-"""One reader on one copy of a dataset, for one process at a time: samples a second, or the time to the first batch.
+"""Measure one reader on one copy of a dataset in one process: samples per second, or the time to the first batch.
 
     python -m pipelines.bench.readers prepare|rate|start READER DATA [--stage STAGE] [--workers N] [--seconds S]
                                     [--cold] [--ahead]
 
-READER is memory, lmk, webdataset-pil, webdataset-torchvision, mosaic or litdata; DATA a dataset of lmk or, for the
-last two, a copy that `prepare` made of it (`--into`). Every stage hands over shuffled batches of 64. `--cold` drops the
-shards from the page cache first, `--ahead` has lmk read them ahead, as training does. Prints JSON.
+READER is memory, lmk, webdataset-pil, webdataset-torchvision, mosaic or litdata. DATA is a dataset of lmk or, for the
+last two, a copy that `prepare` made of it (`--into`). Every stage returns shuffled batches of 64. `--cold` first drops
+the shards from the page cache; with `--ahead`, lmk reads them ahead as in training. Prints JSON.
 """
 
 import argparse
@@ -41,19 +41,19 @@ _SEED = 17
 _JITTER = 0.2
 _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-Batches = Iterator[int]  # the length of each batch, when it is there
+Batches = Iterator[int]  # the length of each batch, once it has been read
 Sample = tuple[Any, int]
 
 
 def usual_pipeline() -> v2.Compose:
-    """torchvision v2 on one picture, jittered as it is: a PIL image (1.4 x faster) or a uint8 tensor."""
+    """Return the usual torchvision v2 transforms of one image: a PIL image (1.4 x faster) or a uint8 tensor."""
     jitter = v2.ColorJitter(_JITTER, _JITTER, _JITTER, _JITTER / 4)
     scale, normalize = v2.ToDtype(torch.float32, scale=True), v2.Normalize(_IMAGENET.mean, _IMAGENET.std)
     return v2.Compose([v2.RandomHorizontalFlip(), jitter, v2.ToImage(), scale, normalize])
 
 
 def with_pil(stage: str) -> Callable[[bytes], Any]:
-    """What becomes of a sample's JPEG where Pillow decodes it."""
+    """Return the function that converts the JPEG of a sample with Pillow."""
     if stage == "raw":
         return lambda data: data
     finish = usual_pipeline() if stage == "augmented" else v2.PILToTensor()
@@ -61,7 +61,7 @@ def with_pil(stage: str) -> Callable[[bytes], Any]:
 
 
 def with_torchvision(stage: str) -> Callable[[bytes], Any]:
-    """What becomes of a sample's JPEG where torchvision decodes it."""
+    """Return the function that converts the JPEG of a sample with torchvision."""
     if stage == "raw":
         return lambda data: data
     finish = usual_pipeline() if stage == "augmented" else lambda picture: picture
@@ -69,20 +69,20 @@ def with_torchvision(stage: str) -> Callable[[bytes], Any]:
 
 
 def collate(samples: list[Sample]) -> tuple[Any, torch.Tensor]:
-    """Tensors stacked, bytes left as they are."""
+    """Return the samples as a batch: tensors stacked, bytes unchanged."""
     first = [sample[0] for sample in samples]
     labels = torch.tensor([sample[1] for sample in samples])
     return (torch.stack(first) if isinstance(first[0], torch.Tensor) else first), labels
 
 
 def loaded(dataset: Any, workers: int) -> Batches:
-    """PyTorch's loader over a map-style or iterable dataset of samples."""
+    """Read a map-style or iterable dataset of samples with PyTorch's DataLoader."""
     for images, _ in torch.utils.data.DataLoader(dataset, BATCH, num_workers=workers, collate_fn=collate):
         yield len(images)
 
 
 def memory(data: Path, stage: str, workers: int) -> Batches:
-    """JPEGs that are in memory already, in the order of an epoch: what a core can decode."""
+    """Decode JPEGs that are already in memory, in the order of an epoch: the upper bound of one core."""
     reader, order = _split_reader(data)
     jpegs = list(reader.read(np.arange(len(reader))))
     out = np.empty((BATCH, reader.size, reader.size, 3), np.uint8)
@@ -93,7 +93,7 @@ def memory(data: Path, stage: str, workers: int) -> Batches:
 
 
 def lmk(data: Path, stage: str, workers: int, start: float = 0.0, ahead: bool = False) -> Batches:
-    """This project's; without workers there is one decoding thread, on the core that everything else uses too."""
+    """Read with this project; without workers, one decoding thread shares the core with everything else."""
     reader, order = _split_reader(data)
     if ahead:
         reader.expect(order)
@@ -118,7 +118,7 @@ def _split_reader(data: Path) -> tuple[SplitReader, Any]:
 
 
 def webdataset(data: Path, stage: str, workers: int, convert: Callable[[str], Callable[[bytes], Any]]) -> Batches:
-    """webdataset's own loader, with the shuffling that its documentation shows."""
+    """Read with webdataset, shuffled as in its documentation."""
     import webdataset as wds
 
     shards = sorted(glob.glob(f"{data}/shards/train/*.tar"))
@@ -128,7 +128,7 @@ def webdataset(data: Path, stage: str, workers: int, convert: Callable[[str], Ca
 
 
 def mosaic(data: Path, stage: str, workers: int) -> Batches:
-    """MosaicML streaming; samples are pictures to Pillow, as its own vision datasets have them."""
+    """Read with MosaicML streaming; Pillow decodes the samples, as in its own vision datasets."""
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
@@ -144,7 +144,7 @@ def mosaic(data: Path, stage: str, workers: int) -> Batches:
 
 
 def litdata(data: Path, stage: str, workers: int) -> Batches:
-    """litData, which decodes JPEGs with torchvision."""
+    """Read with litData, which decodes JPEGs with torchvision."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     convert = with_torchvision(stage)
@@ -170,7 +170,7 @@ READERS: dict[str, Callable[[Path, str, int], Batches]] = {
 
 
 def prepare(reader: str, data: Path, into: Path) -> None:
-    """The training split in the format of another reader."""
+    """Write the training split in the format of another reader."""
     split, _ = _split_reader(data)
     if reader == "mosaic":
         from streaming import MDSWriter
@@ -190,7 +190,7 @@ def _lit_sample(split: SplitReader, row: int) -> dict[str, Any]:
 
 
 def grow(reader: str, data: Path, into: Path, num_samples: int) -> None:
-    """A copy that says that it has `num_samples` or more: its shards again and again, as links."""
+    """Make a copy whose index has at least `num_samples` samples: its shards are repeated as hard links."""
     into.mkdir(parents=True)
     if reader == "mosaic":
         index = json.loads((data / "index.json").read_text())
@@ -218,7 +218,7 @@ def grow(reader: str, data: Path, into: Path, num_samples: int) -> None:
 
 
 def rate(batches: Batches, seconds: float) -> float:
-    """Samples a second from the first batch on, until the time is over or the epoch is."""
+    """Return samples per second after the first batch, until the time or the epoch is over."""
     next(batches)
     started, samples = time.perf_counter(), 0
     for length in batches:
@@ -229,7 +229,7 @@ def rate(batches: Batches, seconds: float) -> float:
 
 
 def drop_from_page_cache(data: Path) -> None:
-    """Have the next reader of the shards read them from the disk."""
+    """Drop the shards from the page cache, so that the next reader reads them from disk."""
     for path in data.rglob("*.tar"):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -237,13 +237,13 @@ def drop_from_page_cache(data: Path) -> None:
 
 
 def peak_mb(process: str = "self") -> int:
-    """Peak resident memory of a process."""
+    """Return the peak resident memory of a process in MB."""
     with open(f"/proc/{process}/status") as file:
         return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM"))
 
 
 def children() -> list[str]:
-    """This process's own, by number."""
+    """Return the process ids of the children of this process."""
     found = [Path(path).read_text().split() for path in glob.glob("/proc/self/task/*/children")]
     return [process for processes in found for process in processes]
 
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, default="decoded")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--at", type=float, default=0.0, help="start at this share of the epoch (lmk)")
+    parser.add_argument("--at", type=float, default=0.0, help="start at this fraction of the epoch (lmk)")
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--ahead", action="store_true")
     arguments = parser.parse_args()
@@ -268,7 +268,7 @@ def main() -> None:
     if arguments.what == "grow":
         grow(arguments.reader, arguments.data, arguments.into, arguments.samples)
         return
-    if not arguments.workers:  # one core, for all threads
+    if not arguments.workers:  # all threads on one core
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
     if arguments.cold:

@@ -1,8 +1,8 @@
-"""How building grows: the same photos hard-linked to more and more images; cost of one, and memory.
+"""Measure how a build scales: the same photos hard-linked to more and more images; cost per image, and memory.
 
     python -m pipelines.bench.scale PHOTOS [PHOTOS ...] [--images 10000 30000 100000 300000 1000000] [--out bench-scale]
 
-Small photos make it hard on everything but the pixels. Prints a table, writes OUT/scale.json and OUT/scale.svg.
+Use small photos, so that all costs other than the pixels show. Prints a table, writes OUT/scale.json and OUT/scale.svg.
 """
 
 import argparse
@@ -58,11 +58,9 @@ def plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot([row.images for row in rows], [row.ms_an_image for row in rows], "o-", label="wall, ms an image")
-    axes.plot(
-        [row.images for row in rows], [row.cpu_ms_an_image for row in rows], "s--", label="processor, ms an image"
-    )
-    axes.set(xscale="log", ylim=(0, None), xlabel="images", ylabel="ms an image")
+    axes.plot([row.images for row in rows], [row.ms_an_image for row in rows], "o-", label="wall, ms per image")
+    axes.plot([row.images for row in rows], [row.cpu_ms_an_image for row in rows], "s--", label="CPU, ms per image")
+    axes.set(xscale="log", ylim=(0, None), xlabel="images", ylabel="ms per image")
     axes.legend()
     figure.savefig(path)
     plt.close(figure)
@@ -77,7 +75,7 @@ def main() -> None:
     out = arguments.out.absolute()
     photos = copied(arguments.photos, out / "photos")
     rows = []
-    print("| images | seconds | wall ms an image | processor ms an image | peak MB of the main process |")
+    print("| images | seconds | wall ms per image | CPU ms per image | peak MB of the main process |")
     print("|---:|---:|---:|---:|---:|")
     for num_images in arguments.images:
         tree = out / f"tree-{num_images}"

@@ -1,9 +1,9 @@
-"""Default training over several split seeds: accuracy and macro F1 on validation and test together, last epoch.
+"""Train with the defaults over several split seeds: accuracy and macro F1 of validation and test together, last epoch.
 
     python -m pipelines.bench.seeds IMAGES LABELS [--seeds 5] [--model efficientnet-lite0] [--out bench-seeds]
 
-IMAGES and LABELS are what `lmk-shard build` takes. For each seed the collection is split and built anew, then trained
-on with cross entropy and with LDAM. Prints a table and writes OUT/seeds.json.
+IMAGES and LABELS are those of `lmk-shard build`. For each seed the collection is split and built again, then a model is
+trained with cross entropy and another with LDAM. Prints a table and writes OUT/seeds.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _LOSSES = ("ce", "ldam")
 
 
 def judged(run: Path) -> tuple[float, float]:
-    """Accuracy and macro F1 of the last epoch over validation and test together."""
+    """Return accuracy and macro F1 of the last epoch over validation and test together."""
     tables = []
     for split in ("val", "test"):
         evaluate_run(EvalConfig(run, split=split, checkpoint="last", quiet=True))
@@ -63,7 +63,7 @@ def main() -> None:
             rows.append({"loss": loss, "seed": seed, "accuracy": accuracy, "macro_f1": macro_f1, "seconds": seconds})
             print(rows[-1], flush=True)
     (arguments.out / "seeds.json").write_text(json.dumps(rows, indent=2))
-    print("\n| loss | accuracy, mean | least | greatest | macro F1, mean | least | greatest | seconds |")
+    print("\n| loss | accuracy, mean | min | max | macro F1, mean | min | max | seconds |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for loss in _LOSSES:
         chosen = [row for row in rows if row["loss"] == loss]

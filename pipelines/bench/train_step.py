@@ -1,8 +1,8 @@
-"""A training step: with the reader or one fixed batch, our EfficientNet-B0 or torchvision's, LDAM or cross entropy.
+"""Compare training steps: reader or one fixed batch, our EfficientNet-B0 or torchvision's, LDAM or cross entropy.
 
     python -m pipelines.bench.train_step DATASET [--batch-size 16] [--pairs 9] [--classes 57042]
 
-Each comparison is made of pairs of one step after the other, of which the median ratio counts. Prints a table.
+Each comparison alternates the two steps; the median ratio of the pairs is reported. Prints a table.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from lmk_train.training.assembly import make_criterion, make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
 
 _WARM_UP = 2
-_STEPS_WITH_READER = 4  # in a row: one step alone would take a batch that was decoded before it began
+_STEPS_WITH_READER = 4  # in a row: a single step would take a batch that was decoded before it started
 Step = Callable[[], None]
 
 
 def median_ratio(first: Step, second: Step, pairs: int, device: torch.device) -> tuple[float, float, float]:
-    """Median milliseconds of both and the median of first / second, taken in turns."""
+    """Return the median milliseconds of both steps and the median of first / second, in alternating pairs."""
     for _ in range(_WARM_UP):
         first()
         second()
@@ -61,7 +61,7 @@ def _synchronize(device: torch.device) -> None:
 def reader_against_fixed_batch(
     dataset: Path, model: str, batch_size: int, pairs: int, device: torch.device
 ) -> tuple[float, float, float]:
-    """The real training step on the real reader, and on one batch that is in memory."""
+    """Return `median_ratio` of the training step with the reader against one batch in memory."""
     config = TrainConfig(str(dataset), Path("none"), model=model, weights="none", batch_size=batch_size, epochs=1000)  # type: ignore[arg-type]
     config = config.resolved()
     assert config.out is not None
@@ -85,7 +85,7 @@ def reader_against_fixed_batch(
 
 
 def network_step(network: nn.Module, pictures: torch.Tensor, targets: torch.Tensor, precision: Precision) -> Step:
-    """Forward, cross entropy, backward and SGD."""
+    """Return a step: forward, cross entropy, backward and SGD."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
 
     def run() -> None:
@@ -100,7 +100,7 @@ def network_step(network: nn.Module, pictures: torch.Tensor, targets: torch.Tens
 
 
 def head_step(head: nn.Module, criterion: nn.Module, features: torch.Tensor, targets: torch.Tensor) -> Step:
-    """Forward and backward of a head and a loss."""
+    """Return a step: forward and backward of a head and a loss."""
 
     def run() -> None:
         head.zero_grad(set_to_none=True)
@@ -154,7 +154,7 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{where}, {os.cpu_count()} cores, {precision}, batch {size}, median of {pairs} pairs\n")
-    print("| step | ms | against | ms | ratio |\n|---|---:|---|---:|---:|")
+    print("| step | ms | baseline | ms | ratio |\n|---|---:|---|---:|---:|")
     for what, other, (first, second, ratio) in rows:
         print(f"| {what} | {first:,.0f} | {other} | {second:,.0f} | {ratio:.3f} |")
 

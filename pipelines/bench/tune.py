@@ -1,11 +1,11 @@
-"""Bayesian search against chance, on features of a frozen backbone.
+"""Compare Bayesian search with random search, on features of a frozen backbone.
 
     python -m pipelines.bench.tune DATASET [--trials 20] [--seeds 3] [--out FOLDER]
 
 For each seed: `lmk-tune --cached-features --objective loss` with both strategies, EfficientNet-Lite0 and LDAM. Prints
-the best validation loss of each, its test accuracy, and the minutes that the whole search took. About 2 minutes a
-search of 20 trials on 500 pictures and 2 cores. Exits with 1 unless the best of the Bayesian search is at or below that
-of chance for two thirds of the seeds, and each search took 15 minutes at most.
+the best validation loss of each, its test accuracy, and the minutes of the whole search. A search of 20 trials takes
+about 2 minutes on 500 images and 2 cores. Exits with 1 unless the best of the Bayesian search is at or below that of
+random search for two thirds of the seeds, and each search took 15 minutes at most.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
         won += losses["bayesian"] <= losses["random"]
     print(f"\nBayesian at or below random for {won} of {arguments.seeds} seeds; {longest:.1f} minutes at most.")
     if 3 * won < 2 * arguments.seeds or longest > MOST_MINUTES:
-        sys.exit("FAILED: a search is to do better than chance for two thirds of the seeds, in 15 minutes")
+        sys.exit("FAILED: Bayesian search must be at or below random for two thirds of the seeds, in 15 minutes each")
 
 
 if __name__ == "__main__":

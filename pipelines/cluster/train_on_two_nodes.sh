@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A training by torchrun on two SLURM nodes of eight devices; the global batches are those of one process.
+# Train by torchrun on two SLURM nodes of eight devices each; the global batches are the same as with one rank.
 #
 #     sbatch pipelines/cluster/train_on_two_nodes.sh
 #
-# SHARDS is a path or a URL that every node reads (shards behind a URL are fetched once a node), RUN a folder that all
-# see. Submitted again it goes on from the last checkpoint; SLURM's warning before the end makes it save one.
+# SHARDS is a path or a URL that every node reads (each node downloads the shards of a URL once). RUN is a folder that
+# all nodes see. Submitted again, the job resumes from the last checkpoint. SLURM's signal before the time limit makes
+# it save one.
 #SBATCH --job-name=lmk-train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,7 +18,7 @@ set -euo pipefail
 resume=""
 [ -e "$RUN/checkpoints/last.pt" ] && resume="--resume"
 
-# OPTIONS is several words. The rates are the defaults times the square root of 1024 / 64 (docs/training.md).
+# OPTIONS is several words. The learning rates are the defaults times sqrt(1024 / 64) (docs/training.md).
 # shellcheck disable=SC2086
 srun torchrun --nnodes "${SLURM_NNODES:-2}" --nproc-per-node "$PROCESSES_PER_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$(hostname):$PORT" --rdzv-id "${SLURM_JOB_ID:-lmk}" \

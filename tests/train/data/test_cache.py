@@ -200,7 +200,7 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
 def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
     """Long before the last shard is due."""
     code = (
-        "import sys; from lmk_train import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
+        "import sys; from lmk_train.data import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
         "from tests.train.training.recorded_training import main; sys.exit(main())"
     )
     given = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmk_data.errors import UserError
-from lmk_train.models import registry as models
+from lmk_train.models import weights
 from lmk_train.models.registry import build_model
 from lmk_train.models.weights import load_weights
 
@@ -95,7 +95,7 @@ def test_a_download_that_breaks_off_is_said_in_a_line_and_leaves_nothing(
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights-0123abcd.pth"
         with pytest.raises(UserError, match="the ImageNet weights cannot be downloaded"):
-            models._download(url, check_hash=True)
+            weights._download(url, check_hash=True)
         thread.join()
     assert not list(tmp_path.rglob("weights*"))
 
