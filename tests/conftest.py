@@ -81,8 +81,8 @@ def options(collection: Path, tmp_path: Path) -> Callable[..., BuildOptions]:
 
 
 @pytest.fixture(scope="session")
-def dataset_path(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small published dataset; tests only read it."""
+def dataset_64(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small published dataset of pictures of 64 pixels; tests only read it."""
     out = tmp_path_factory.mktemp("dataset") / "shards"
     build(
         BuildOptions(
@@ -97,6 +97,12 @@ def dataset_path(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def dataset_path(dataset_64: Path) -> Path:
+    """The small dataset that a folder of tests uses."""
+    return dataset_64
 
 
 @pytest.fixture(scope="session")

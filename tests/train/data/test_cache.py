@@ -1,8 +1,6 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,8 @@ from lmk_train.config.training import Cache
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
 from lmk_train.data.stream import BatchStream, SplitReader
+from tests import forked
+from tests.train.training import recorded_training
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_a_remote_dataset_is_read_as_a_local_one_each_shard_fetched_once(
     assert sorted(copies) == sorted(shard["name"] for shard in remote.shards("train"))
     reader.close()
     again = SplitReader(remote, "train", cache)
-    again.decode(np.array([0]), np.empty((1, 32, 32, 3), np.uint8))
+    again.decode(np.array([0]), np.empty((1, 64, 64, 3), np.uint8))
     assert len(copies) == len(remote.shards("train")), "what is there is not fetched again"
     again.close()
     assert not list((tmp_path / "cache").rglob("*.tmp"))
@@ -199,15 +199,11 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
 
 def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
     """Long before the last shard is due."""
-    code = (
-        "import sys; from lmk_train.data import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
-        "from tests.train.training.recorded_training import main; sys.exit(main())"
-    )
-    given = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
-    given += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
-    command = [sys.executable, "-c", code, str(tmp_path / "log"), "1", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 130, done.stderr
+    words = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    words += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
+    main = recorded_training.main_with_windows_of_one_shard
+    code, said = forked.run(main, [str(tmp_path / "log"), "1", *words], tmp_path / "said.txt")
+    assert code == 130, said
     assert len(list((tmp_path / "cache").rglob("*.tar"))) < len(list((dataset_path / "shards/train").iterdir()))
 
 
@@ -245,7 +241,7 @@ def test_a_shard_damaged_in_the_cache_is_fetched_once_more(
     remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path, copies: list[str]
 ) -> None:
     reader, local = (SplitReader(which, "train", Cache(tmp_path / "cache", 10**9)) for which in (remote, dataset))
-    out, expected = (np.empty((len(reader), 32, 32, 3), np.uint8) for _ in range(2))
+    out, expected = (np.empty((len(reader), 64, 64, 3), np.uint8) for _ in range(2))
     rows = np.arange(len(reader))
     local.decode(rows, expected)
     reader.decode(rows, out)
@@ -276,7 +272,7 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
         for key, pixels in zip(keys, batch.pixels.numpy(), strict=True):
             index = dataset.index("train")
             row = int(index.index[index["key"] == key][0])
-            expected = np.empty((32, 32, 3), np.uint8)
+            expected = np.empty((64, 64, 3), np.uint8)
             SplitReader(dataset, "train", Cache(tmp_path, 0)).decode(np.array([row]), expected[None])
             assert (pixels == expected).all()
         reader.close()
@@ -296,7 +292,7 @@ def test_pictures_fetched_one_by_one_are_asked_for_again_and_named_where_the_sha
 
     monkeypatch.setattr("time.sleep", lambda _: None)
     with ShardedDataset.open("memory://bucket/view") as view:
-        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 32, 32, 3), np.uint8)
+        reader, out = SplitReader(view, "train", Cache(tmp_path / "cache", 0)), np.empty((1, 64, 64, 3), np.uint8)
         monkeypatch.setattr(MemoryFileSystem, "cat_file", unreliable)
         reader.decode(np.array([0]), out)
         assert len(failures) == 2

@@ -29,7 +29,7 @@ def test_batches_hold_the_stored_pictures_in_the_order_asked(dataset: ShardedDat
     seen = 0
     for rows, batch in zip(batches, BatchStream(reader, CPU, 7, workers)(batches), strict=True):
         assert batch.picks.tolist() == rows.tolist()
-        assert (batch.pixels.dtype, tuple(batch.pixels.shape)) == (torch.uint8, (len(rows), 32, 32, 3))
+        assert (batch.pixels.dtype, tuple(batch.pixels.shape)) == (torch.uint8, (len(rows), 64, 64, 3))
         for i, row in enumerate(rows):
             sample = dataset.read("train", int(row))
             pixels = np.asarray(Image.open(io.BytesIO(sample.jpeg))).astype(int)
@@ -96,7 +96,7 @@ def test_corrupt_records_are_errors_that_say_where(
 @settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_of_a_record_is_noticed(dataset_path: Path, place: float, bit: int) -> None:
-    row, out = 5, np.empty((1, 32, 32, 3), np.uint8)
+    row, out = 5, np.empty((1, 64, 64, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(dataset_path, folder, dirs_exist_ok=True)
         dataset = ShardedDataset.open(folder)
@@ -116,7 +116,7 @@ def test_any_flipped_bit_of_a_record_is_noticed(dataset_path: Path, place: float
 
 def test_a_shard_cut_short_while_it_is_read_is_an_error_that_says_where(dataset_path: Path, tmp_path: Path) -> None:
     dataset = damaged(dataset_path, tmp_path, 0, b"")
-    sample, out = dataset.index("train").iloc[1], np.empty((1, 32, 32, 3), np.uint8)
+    sample, out = dataset.index("train").iloc[1], np.empty((1, 64, 64, 3), np.uint8)
     reader = SplitReader(dataset, "train", NO_CACHE)
     reader.decode(np.array([1]), out)
     os.truncate(tmp_path / "copy" / sample["shard"], sample["jpg_offset"] + 10)
@@ -135,7 +135,7 @@ def test_a_disk_that_fails_is_an_error_that_says_where(
     monkeypatch.setattr(os, "pread", failing)
     reader = SplitReader(dataset, "train", NO_CACHE)
     with pytest.raises(StorageError, match=r"cannot be read: Input/output error; .* run it again to go on") as error:
-        reader.decode(np.array([3]), np.empty((1, 32, 32, 3), np.uint8))
+        reader.decode(np.array([3]), np.empty((1, 64, 64, 3), np.uint8))
     assert says_where(error.value, dataset, 3)
     reader.close()
 

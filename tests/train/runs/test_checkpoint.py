@@ -1,8 +1,8 @@
 """A checkpoint is whole and finite, or the earlier one stays."""
 
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from lmk_data.errors import TrainingError
+from lmk_train.cli import train_main
 from lmk_train.data.stream import Batch
 from lmk_train.training.loop import train
 from lmk_train.training.trainer import Trainer
+from tests import forked
 from tests.train.run_files import Config
 
 
@@ -37,34 +39,26 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     assert all(value.isfinite().all() for value in last["model"].values())
 
 
+def _train_on_a_small_disk(words: list[str]) -> int:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))
+    return train_main(words)
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for the disk: the second save does not fit any more."""
     train(config(epochs=1))
-    saved = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
-    code = (
-        "import resource, signal, sys; from lmk_train.cli import train_main;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1));"
-        "sys.exit(train_main())"
-    )
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
     shutil.rmtree(tmp_path / "run" / "tensorboard")
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    state = torch.load(last, weights_only=True)
     state["progress"]["step"] -= 1
-    torch.save(state, tmp_path / "run" / "checkpoints" / "last.pt")
-    saved = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
-    words = [
-        "--shards",
-        config().shards,
-        "--out",
-        str(tmp_path / "run"),
-        "--model",
-        "resnet32",
-        "--epochs",
-        "1",
-    ]
+    torch.save(state, last)
+    saved = last.read_bytes()
+    words = ["--shards", config().shards, "--out", str(tmp_path / "run"), "--model", "resnet32", "--epochs", "1"]
     words += ["--batch-size", "10", "--device", "cpu", "--amp", "off", "--weights", "none", "--quiet", "--resume"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "cannot be saved" in done.stderr
-    assert "the earlier checkpoint is whole" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == saved
+    code, said = forked.run(_train_on_a_small_disk, words, tmp_path / "said.txt")
+    assert code == 1
+    assert "cannot be saved" in said
+    assert "the earlier checkpoint is whole" in said
+    assert "Traceback" not in said
+    assert last.read_bytes() == saved

@@ -1,7 +1,8 @@
 """`lmk-train` that writes down what micro-batches were made of and what it fetched.
 
 Tests fork it, or start it by torchrun: python -m tests.train.training.recorded_training LOG STOP_AFTER [options of
-lmk-train]. After STOP_AFTER steps the last rank is asked to stop; 0: it is not.
+lmk-train]. After STOP_AFTER steps the last rank sends itself SIGTERM, or another signal (`3 SIGKILL` is one argument);
+0: none.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import train_main
+from lmk_train.data import order
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
 from lmk_train.training import loop
@@ -23,7 +25,8 @@ from lmk_train.training.trainer import Trainer
 
 
 def main(words: list[str]) -> int:
-    log, stop_after = Path(f"{words[0]}.{os.environ.get('RANK', '0')}"), int(words[1])
+    log = Path(f"{words[0]}.{os.environ.get('RANK', '0')}")
+    stop_after, name = [*words[1].split(), "SIGTERM"][:2]
     torch.set_num_threads(1)
     accumulate = loop._accumulate
 
@@ -40,8 +43,8 @@ def main(words: list[str]) -> int:
             file.write(json.dumps(line) + "\n")
         accumulate(trainer, forward, batch, part)
         is_last = trainer.world.rank == trainer.world.size - 1 and part == trainer.config.grad_accum - 1
-        if trainer.progress.step + 1 == stop_after and is_last:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if trainer.progress.step + 1 == int(stop_after) and is_last:
+            os.kill(os.getpid(), signal.Signals[name])
 
     copy = ShardedDataset.copy_shard
 
@@ -53,6 +56,12 @@ def main(words: list[str]) -> int:
     loop._accumulate = recording
     ShardedDataset.copy_shard = counted  # type: ignore[method-assign]
     return train_main(words[2:])
+
+
+def main_with_windows_of_one_shard(words: list[str]) -> int:
+    """The same, with samples shuffled within a shard only, so that shards are due one after the other."""
+    order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1
+    return main(words)
 
 
 if __name__ == "__main__":

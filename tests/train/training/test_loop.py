@@ -84,13 +84,14 @@ def test_micro_batches_as_large_as_the_last_of_validation(config: Config, option
 
 
 def test_one_picture_of_one_place_is_nothing_to_normalise(
-    config: Config, options: Callable[..., BuildOptions], tmp_path: Path
+    config: Config, options: Callable[..., BuildOptions], dataset_64: Path, tmp_path: Path
 ) -> None:
     """32 pixels are one place of the last map; a frozen backbone does not normalise by the batch."""
     build(options(recipe=Recipe(size=32)))
-    small = config(shards=str(tmp_path / "shards"), batch_size=3, grad_accum=2, epochs=1)
+    chosen = {"model": "efficientnet-lite0", "batch_size": 3, "grad_accum": 2, "epochs": 1}
+    small = config(shards=str(tmp_path / "shards"), **chosen)
     with pytest.raises(UserError, match="--batch-size 3: leaves micro-batches of one picture, whose 32 pixels"):
         train(small)
     assert not (tmp_path / "run").exists()
     train(replace(small, freeze_backbone_epochs=1))
-    train(config(out=tmp_path / "larger", batch_size=3, grad_accum=2, epochs=1))
+    train(config(out=tmp_path / "larger", shards=str(dataset_64), **chosen))
