@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, UnidentifiedImageError
 
 from lmk_data.errors import UserError
 from lmk_data.sample import Sample, class_sizes, draw_sample
+from lmk_data.sample.buildings import design_landmark
+from lmk_data.sample.photograph import photograph
 
 CLASSES, IMAGES = 4, 25
 
@@ -31,6 +34,17 @@ def test_same_bytes_whatever_the_workers_and_another_seed_differs(drawn: Sample,
     draw_sample(tmp_path / "seed", num_classes=2, num_images=18, seed=1, workers=1, quiet=True)
     same = set(contents(tmp_path / "seed").values()) & set(contents(drawn.folder).values())
     assert same == {path_of(drawn, drawn.unreadable).read_bytes()}
+
+
+def test_buildings_are_of_different_kinds_and_every_photograph_differs() -> None:
+    buildings = [design_landmark(5, number) for number in range(15)]
+    assert len({building.noun for building in buildings}) == 15
+    pictures = {
+        photograph(building, np.random.default_rng([number, shot])).resize((64, 64)).tobytes()
+        for number, building in enumerate(buildings)
+        for shot in range(2)
+    }
+    assert len(pictures) == 30
 
 
 def test_labels_names_and_files_agree(drawn: Sample) -> None:

@@ -1,13 +1,14 @@
-"""A long-tailed set of synthetic landmarks in the layout of GLR2020, so that everything can be tried offline.
+"""A long-tailed collection of synthetic landmarks in the layout of GLR2020, to try everything offline.
 
-It has what the real set has: a few large classes and a long tail, classes too small to learn, a file that is no
-picture, and a file that is not there.
+Like the real set it has a few large classes, a long tail, classes too small to learn, a file that is not a picture and
+a file that is missing.
 """
 
 import contextlib
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -16,36 +17,35 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.errors import StorageError, UserError
-from lmk_data.landmarks import design_landmark
-from lmk_data.photograph import photograph
+from lmk_data.sample.buildings import design_landmark
+from lmk_data.sample.photograph import photograph
 from lmk_data.system.engine import LocalEngine, local_engine
 from lmk_data.system.terminal import progress_bar
 
 _RECEIPT = "sample.json"
 _LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"
-_NUM_REAL_IDS = 203_094  # GLR2020's landmark ids lie below
-_SMALL = 6  # classes below are what a default build leaves out
-_MEAN_OF_LARGE = 9  # fewer images per class than this leave no room for a tail
+_NUM_REAL_IDS = 203_094  # the landmark ids of GLR2020 are below
+_SMALL = 6  # a default build leaves out smaller classes
+_MEAN_OF_LARGE = 9  # fewer images per class leave no room for a tail
 _BATCH = 8
+_Batch = tuple[int, list[tuple[int, Path]]]  # number of the class; number and path of each shot
 _NOT_A_PICTURE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>Not Found</body></html>\n"
 _PLACES = (
-    "Alder Avon Beacon Birchwood Calder Carrow Castell Cedar Clifton Copper Coral Dunmore Eastgate Elm Falcon Fenwick "
-    "Garnet Glen Granite Hallow Harbour Hazel Heron Hollin Iron Ivory Juniper King's Lantern Larkspur Linden Marble "
-    "Maren Meadow Mill Moor Northgate Oak Orchard Osprey Otter Pearl Queen's Raven River Rowan Saffron Salt Silver "
-    "Solan St_Ansgar St_Brida St_Corvin Stone Swan Tern Thistle Union Vale Verena Westmark Willow Wren Yarrow"
+    "Alder Avon Beacon Birchwood Calder Carrow Castell Cedar Clifton Copper Coral Dunmore Eastgate Falcon Fenwick "
+    "Glen Granite Hallow Harbour Hazel Heron Ivory Juniper Lantern Larkspur Linden Maren Meadow Mill Northgate Orchard "
+    "Osprey Otter Pearl Raven River Rowan Saffron Silver Solan St_Ansgar St_Corvin Swan Tern Thistle Union Vale Yarrow"
 )
-_SIDES = ("", "Old", "New", "Great", "Little", "North", "South", "East", "West", "Upper", "Lower")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn: `num_images` listed, of which the id `unreadable` is no picture and `missing` is not there."""
+    """The collection that was drawn."""
 
     folder: Path
-    num_images: int
+    num_images: int  # listed in train.csv
     num_classes: int
-    unreadable: str
-    missing: str
+    unreadable: str  # id of the file that is not a picture
+    missing: str  # id of the file that is not there
 
 
 def draw_sample(
@@ -57,13 +57,21 @@ def draw_sample(
     workers: int | None = None,
     quiet: bool = False,
 ) -> Sample:
-    """Draw a sample into `out`: train.csv, train_label_to_category.csv and train/a/b/c/<id>.jpg, 800 px wide or high.
+    """Draw a sample into `out`: train.csv, train_label_to_category.csv and train/a/b/c/<id>.jpg.
 
-    The same arguments give the same bytes, whatever `workers` (processes; None: one per core). A finished sample is
-    left alone, an interrupted one is completed.
+    The same arguments give the same bytes, whatever `workers` is. A finished sample is left alone, an interrupted one
+    is completed.
+
+    Args:
+        out: the folder, new or empty.
+        num_classes: number of landmarks.
+        num_images: number of photographs, over all landmarks; 800 pixels wide or high.
+        seed: 0 or more; decides the buildings, the photographs and the ids.
+        workers: number of processes; None is one per core.
+        quiet: show no progress bar.
 
     Raises:
-        UserError: arguments that allow no long tail, or `out` holds something else.
+        UserError: the arguments allow no long tail, or `out` holds something else.
         StorageError: a file could not be written.
         BuildError: a worker process was killed.
     """
@@ -81,18 +89,18 @@ def draw_sample(
         return sample
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / _LABELS, labels)  # first: an interrupted sample is known by it
+        _write(out / _LABELS, labels)  # first: it identifies an interrupted sample
         _write(out / _CATEGORIES, _categories(listing, seed))
         _draw(listing[listing["id"] != sample.missing], sample, seed, local_engine(workers), quiet)
-        results = {"unreadable": sample.unreadable, "missing": sample.missing}
-        _write(out / _RECEIPT, (json.dumps({**arguments, **results}, indent=2) + "\n").encode())
+        receipt = {**arguments, "unreadable": sample.unreadable, "missing": sample.missing}
+        _write(out / _RECEIPT, (json.dumps(receipt, indent=2) + "\n").encode())
     except OSError as error:
         raise StorageError(f"{out}: cannot write the sample ({error}); run again to complete it") from error
     return sample
 
 
 def class_sizes(num_classes: int, num_images: int) -> list[int]:
-    """Images per class, in descending order and summing to `num_images`: a geometric fall to 6, then a tail below 6.
+    """Return the images per class in descending order: they fall geometrically to 6, then comes a tail below 6.
 
     Raises:
         UserError: fewer than 2 classes, or too few images for a tail.
@@ -112,14 +120,14 @@ def class_sizes(num_classes: int, num_images: int) -> list[int]:
         ratio = (low + high) / 2
         low, high = (ratio, high) if (_SMALL * ratio**fall).sum() < wanted else (low, ratio)
     large = np.floor(_SMALL * low**fall + 1e-9).astype(int)
-    # What rounding took goes back to the largest classes, where it is not seen.
+    # Rounding took some images: the largest classes get them back, where it shows least.
     for k in range(wanted - int(large.sum())):
         large[k % max(1, num_large // 2)] += 1
     return [*large.tolist(), *small]
 
 
 def _listing(sizes: list[int], seed: int) -> pd.DataFrame:
-    """One row per image in the shuffled order of train.csv: id, landmark_id, number (of the class), shot (in it)."""
+    """Return one row per image in the shuffled order of train.csv: id, landmark_id, number of its class, shot in it."""
     rng = np.random.default_rng([seed, 3])
     landmark_ids = rng.choice(_NUM_REAL_IDS, len(sizes), replace=False)
     number = np.repeat(np.arange(len(sizes)), sizes)
@@ -131,16 +139,12 @@ def _listing(sizes: list[int], seed: int) -> pd.DataFrame:
 
 
 def _categories(listing: pd.DataFrame, seed: int) -> bytes:
-    """The table of names, as Kaggle publishes it: one Wikimedia Commons category per landmark."""
+    """Return the table of names as Kaggle publishes it: one Wikimedia Commons category per landmark."""
     classes = listing.drop_duplicates("number").sort_values("number")
-    places = _PLACES.split()
-    rng, taken, rows = np.random.default_rng([seed, 4]), set[str](), []
+    places, rng, taken, rows = _PLACES.split(), np.random.default_rng([seed, 4]), set[str](), []
     for number, landmark_id in zip(classes["number"].tolist(), classes["landmark_id"].tolist(), strict=True):
-        noun = design_landmark(seed, number).noun.replace(" ", "_")
-        place, side = places[rng.integers(len(places))], _SIDES[max(0, int(rng.integers(-8, len(_SIDES))))]
-        name = plain = "_".join(part for part in (side, place, noun) if part)
-        while name in taken:
-            name = f"{plain}_({places[rng.integers(len(places))]}_{len(taken)})"
+        name = f"{places[rng.integers(len(places))]}_{design_landmark(seed, number).noun.replace(' ', '_')}"
+        name = f"{name}_({number})" if name in taken else name
         taken.add(name)
         rows.append((landmark_id, f"http://commons.wikimedia.org/wiki/Category:{name}"))
     table = pd.DataFrame(sorted(rows), columns=["landmark_id", "category"])
@@ -148,7 +152,7 @@ def _categories(listing: pd.DataFrame, seed: int) -> bytes:
 
 
 def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
-    """Whether `out` holds this sample; False where it is to be drawn or completed. Raises UserError otherwise."""
+    """Return whether `out` holds this sample, finished. Raises UserError if it holds something else."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -166,39 +170,31 @@ def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
 
 
 def _draw(listing: pd.DataFrame, sample: Sample, seed: int, engine: LocalEngine, quiet: bool) -> None:
-    """Draw what is not there yet, in batches of one class, so that a building is designed once per batch."""
+    """Draw the pictures that are missing, in batches of one class: a building is designed once per batch."""
     batches: list[_Batch] = []
-    unreadable = _path(sample.folder, sample.unreadable)
     for number, rows in listing.sort_values("shot").groupby("number"):
         shots = list(zip(rows["shot"].tolist(), (_path(sample.folder, key) for key in rows["id"]), strict=True))
-        for k in range(0, len(shots), _BATCH):
-            batches.append(_Batch(seed, int(str(number)), shots[k : k + _BATCH], unreadable))
+        batches += [(int(str(number)), shots[k : k + _BATCH]) for k in range(0, len(shots), _BATCH)]
+    draw = partial(_draw_batch, seed, _path(sample.folder, sample.unreadable))
     with progress_bar(len(listing), "drawing", "images", quiet=quiet) as bar:
-        for done in engine.run(_draw_batch, batches):
+        for done in engine.run(draw, batches):
             bar.update(done)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    seed: int
-    number: int
-    shots: list[tuple[int, Path]]
-    unreadable: Path
-
-
-def _draw_batch(batch: _Batch) -> int:
-    landmark = design_landmark(batch.seed, batch.number)
-    for shot, path in batch.shots:
+def _draw_batch(seed: int, unreadable: Path, batch: _Batch) -> int:
+    number, shots = batch
+    landmark = design_landmark(seed, number)
+    for shot, path in shots:
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path == batch.unreadable:
+        if path == unreadable:
             _write(path, _NOT_A_PICTURE)
             continue
         photo = BytesIO()
-        photograph(landmark, np.random.default_rng([batch.seed, 5, batch.number, shot])).save(photo, "JPEG", quality=85)
+        photograph(landmark, np.random.default_rng([seed, 5, number, shot])).save(photo, "JPEG", quality=85)
         _write(path, photo.getvalue())
-    return len(batch.shots)
+    return len(shots)
 
 
 def _path(folder: Path, key: str) -> Path:
@@ -206,7 +202,7 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none; not synced, since a lost picture is drawn again."""
+    """Write a whole file or none. It is not synced, because a lost picture is drawn again."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
