@@ -1,6 +1,7 @@
 """Folders on this machine or behind an fsspec URL: the same few operations, and files that are whole or absent."""
 
 import glob
+import io
 import os
 import platform
 import shutil
@@ -190,7 +191,8 @@ class RemoteFolder:
     def open(self, name: str) -> BinaryIO:
         fs, path = self._file(name)
         reading = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "readahead"}
-        return cast(BinaryIO, _asked(lambda: fs.open(path, "rb", **reading), self.location(name)))
+        file = _asked(lambda: fs.open(path, "rb", **reading), self.location(name))
+        return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name))))
 
     def exists(self, name: str) -> bool:
         fs, path = self._file(name)
@@ -258,6 +260,36 @@ class RemoteFolder:
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = _file_system(self.root)
         return fs, f"{root}/{name}" if name else root
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file behind a URL, each of whose reads is a request that is repeated and fails with OSError like any other."""
+
+    def __init__(self, file: BinaryIO, location: str) -> None:
+        self._file, self._location = file, location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = _asked(lambda: self._file.read(len(view)), self._location)
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
