@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ Main = Callable[[list[str]], int]
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What a training imports, also what it imports late: seconds for each process that would do so by itself.
 _IMPORTED = ["torch._dynamo", "efficientnet_lite_pytorch", "tensorboard", "matplotlib.backends.backend_svg", "tyro"]
-_IMPORTED += ["lmk_train.training.loop", "lmk_train.evaluation.evaluate"]
+_IMPORTED += ["lmk_train.training.loop", "lmk_train.evaluation.evaluate", "ax.api.client"]
 _CONTEXT.set_forkserver_preload(_IMPORTED)
 
 
@@ -34,6 +35,10 @@ class Forked:
     @property
     def is_running(self) -> bool:
         return self.process.is_alive()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
 
     def finish(self) -> tuple[int, str]:
         """Wait for its end; returns its exit code (minus the signal that killed it) and what it said."""
