@@ -30,6 +30,11 @@ settings.load_profile("lmk")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes minutes goes first, so that other cores are not idle while it ends."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_main_job.py"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real pictures, which are not part of the project."""

@@ -16,7 +16,7 @@ Main = Callable[[list[str]], int]
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What a training imports, also what it imports late: seconds for each process that would do so by itself.
 _IMPORTED = ["torch._dynamo", "efficientnet_lite_pytorch", "tensorboard", "matplotlib.backends.backend_svg", "tyro"]
-_IMPORTED += ["lmk_train.training.loop", "lmk_train.evaluation.evaluate", "ax.api.client"]
+_IMPORTED += ["lmk_train.training.loop", "lmk_train.evaluation.evaluate"]
 _CONTEXT.set_forkserver_preload(_IMPORTED)
 
 

@@ -3,36 +3,28 @@
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import Optimizer
 
 from lmk_data.errors import TrainingError
 from lmk_train.cli import train_main
-from lmk_train.data.stream import Batch
 from lmk_train.training.loop import train
-from lmk_train.training.trainer import Trainer
 from tests import forked
 from tests.train.run_files import Config
+from tests.train.updates import after_each_update
 
 
-def test_weights_that_are_not_finite_never_replace_a_checkpoint(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(config: Config, tmp_path: Path) -> None:
     """A save is due after every step; the third one's update is not finite though its loss was."""
-    from lmk_train.training import loop
 
-    step = loop.training_step
+    def spoil(number: int, optimizer: Optimizer) -> None:
+        if number == 3:
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
 
-    def breaking(trainer: Trainer, batches: Iterator[Batch]) -> None:
-        step(trainer, batches)
-        if trainer.progress.step == 3:
-            next(trainer.model.backbone.parameters()).data[0, 0, 0, 0] = torch.nan
-
-    monkeypatch.setattr(loop, "training_step", breaking)
-    with pytest.raises(TrainingError, match="the weights are not finite at step 2 "):
+    with after_each_update(spoil), pytest.raises(TrainingError, match="the weights are not finite at step 2 "):
         train(config(model="resnet32", checkpoint_minutes=1e-8))
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert last["progress"]["step"] == 2

@@ -18,6 +18,7 @@ from lmk_data.views.view import write_view
 from lmk_train.cli import train_main
 from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines, weights
+from tests.train.updates import after_each_update
 
 
 def test_a_view_trains_as_a_dataset_does(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
@@ -58,16 +59,14 @@ def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: P
 
 
 def test_running_out_of_memory_is_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
 ) -> None:
-    from lmk_train.training import loop
-
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nand more")
 
-    monkeypatch.setattr(loop, "training_step", out_of_memory)
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--batch-size", "9"]
-    assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
+    with after_each_update(out_of_memory):
+        assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(
         "lmk-train: error: out of memory (CUDA out of memory. Tried to allocate 8.00 GiB.); a smaller"

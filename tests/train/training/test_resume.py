@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmk_data.errors import UserError
+from lmk_data.errors import StorageError, UserError
 from lmk_train.cli import train_main
 from lmk_train.models.registry import build_model
 from lmk_train.runtime import precision
-from lmk_train.training import record
 from lmk_train.training.dry_run import rehearse
 from lmk_train.training.loop import train
 from tests import forked
 from tests.train.run_files import Config, lines, weights
 from tests.train.training import recorded_training
+from tests.train.updates import after_each_update
 
 
 @pytest.mark.parametrize(
@@ -89,18 +89,12 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
-) -> None:
-    from lmk_train.training import loop
-
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config, tmp_path: Path, resume: bool) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(model="resnet32"))
+    with after_each_update(killed), pytest.raises(KeyboardInterrupt):
+        train(config(model="resnet32"))
     run, said = tmp_path / "run", list[str]()
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
     (run / "tensorboard" / "events.of.before").touch()
@@ -115,13 +109,18 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
 def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The disk is full when the second file is written."""
+    save, saved = torch.save, []
 
-    def no_space(run: Path, name: str, state: dict[str, object]) -> None:
-        raise OSError(28, "No space left on device")
+    def no_space(state: object, file: object) -> None:
+        if saved:
+            raise OSError(28, "No space left on device")
+        save(state, file)  # type: ignore[arg-type]
+        saved.append(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "save_checkpoint", no_space)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", no_space)
+        with pytest.raises(StorageError, match="No space left"):
             train(config(model="resnet32"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
     train(config(model="resnet32", resume=True))
