@@ -30,6 +30,11 @@ settings.load_profile("lmk")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes minutes goes first, so that other cores are not idle while it ends."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_main_job.py"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real pictures, which are not part of the project."""
@@ -81,8 +86,8 @@ def options(collection: Path, tmp_path: Path) -> Callable[..., BuildOptions]:
 
 
 @pytest.fixture(scope="session")
-def dataset_path(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small published dataset; tests only read it."""
+def dataset_64(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small published dataset of pictures of 64 pixels; tests only read it."""
     out = tmp_path_factory.mktemp("dataset") / "shards"
     build(
         BuildOptions(
@@ -97,6 +102,12 @@ def dataset_path(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def dataset_path(dataset_64: Path) -> Path:
+    """The small dataset that a folder of tests uses."""
+    return dataset_64
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,11 @@ import torch
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from tests import forked
 from tests.build_process import one_line, start, wait_for, words
 from tests.ports import free_port
 from tests.published import hashes
+from tests.train.training import recorded_training
 
 pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytestmark = pytest.mark.slow
@@ -50,7 +52,7 @@ class Server:
         ports = [f"-{name}.port={self._ports[name]}" for name in ("master", "volume", "filer")]
         ports += [f"-s3.port={self._ports['s3']}", "-s3", f"-s3.config={self._folder / 's3.json'}"]
         ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # two that are always the same
-        sizes = ["-master.volumeSizeLimitMB=64", "-volume.max=30"]
+        sizes = ["-master.volumeSizeLimitMB=64", "-volume.max=30", "-volume.preStopSeconds=0"]
         with open(self._folder / "log", "ab") as log:
             command = [str(WEED), "server", "-ip=127.0.0.1", f"-dir={self._folder / 'data'}", *ports, *sizes]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -63,8 +65,9 @@ class Server:
         raise AssertionError((self._folder / "log").read_text()[-2000:])
 
     def stop(self) -> None:
+        """Kill it, as a machine that fails would."""
         assert self._process is not None
-        self._process.terminate()
+        self._process.kill()
         self._process.wait(240)
 
 
@@ -137,34 +140,44 @@ def test_from_a_folder_to_the_store_and_everything_on_urls(
     capsys.readouterr()
 
 
-TINY = ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--amp", "off"]
+TINY = ["--model", "resnet32", "--epochs", "1", "--batch-size", "16", "--amp", "off", "--device", "cpu", "--quiet"]
+
+
+def trained_by_two(shards: str, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that two ranks train; the names of the shards that they fetch are appended to folder/log-fetched."""
+    more = ["--shards", shards, "--out", str(folder / "run"), "--cache", str(folder / "cache"), *TINY]
+    folder.mkdir()
+    assert forked.run_ranks(recorded_training.main, [str(folder / "log"), "0", *more], folder, 2) == [0, 0]
+    model: dict[str, torch.Tensor] = torch.load(folder / "run" / "checkpoints" / "last.pt", weights_only=True)["model"]
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained_here(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a training on the local copy of the dataset."""
+    return trained_by_two(str(dataset_path), tmp_path_factory.mktemp("here") / "near")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])
-def test_two_processes_train_on_a_url_and_share_what_they_fetch(
-    server: Server, serve: Callable[[Path], str], source: Path, tmp_path: Path, scheme: str
+def test_two_ranks_train_on_a_url_and_share_what_they_fetch(
+    server: Server,
+    serve: Callable[[Path], str],
+    dataset_path: Path,
+    trained_here: dict[str, torch.Tensor],
+    tmp_path: Path,
+    scheme: str,
 ) -> None:
     """The same weights as on a copy of the dataset, whatever the storage; each shard was fetched once."""
-    local = tmp_path / "shards"
-    assert main(words(source, local, "--workers", "2", "--quiet")[3:]) == 0
     if scheme == "s3":
         url = "s3://bucket/train/shards"
-        fsspec.filesystem("s3").put(f"{local}/", "bucket/train/shards/", recursive=True)
+        fsspec.filesystem("s3").put(f"{dataset_path}/", "bucket/train/shards/", recursive=True)
     else:
-        url = serve(local)
-    for run, shards in (("far", url), ("near", str(local))):
-        more = ["--shards", shards, "--out", str(tmp_path / run), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
-        log = str(tmp_path / "log")
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-        command = [sys.executable, *launcher, "-m", "tests.train.training.recorded_training", log, "0"]
-        done = subprocess.run([*command, *more, *TINY, "--quiet"], capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr[-3000:]
-    far, near = (
-        torch.load(tmp_path / run / "checkpoints" / "last.pt", weights_only=True)["model"] for run in ("far", "near")
-    )
-    assert all(torch.equal(far[name], near[name]) for name in far)
-    fetched = (tmp_path / "log-fetched").read_text().split()
-    assert sorted(fetched) == sorted(path.relative_to(local).as_posix() for path in local.rglob("*.tar"))
+        url = serve(dataset_path)
+    far = trained_by_two(url, tmp_path / "far")
+    assert all(torch.equal(far[name], trained_here[name]) for name in far)
+    fetched = (tmp_path / "far" / "log-fetched").read_text().split()
+    shards = [path.relative_to(dataset_path).as_posix() for path in dataset_path.rglob("*.tar")]
+    assert sorted(fetched) == sorted(shards)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Folders behind fsspec URLs: every request is repeated while it fails, and a file appears whole or not at all."""
 
 import glob
+import io
 import os
 import platform
 import shutil
@@ -48,7 +49,8 @@ class RemoteFolder:
     def open(self, name: str) -> BinaryIO:
         fs, path = self._file(name)
         options = {"block_size": _BLOCK_BYTES, "cache_type": "readahead"}
-        return cast(BinaryIO, _request(lambda: fs.open(path, "rb", **options), self.location(name)))
+        file = _request(lambda: fs.open(path, "rb", **options), self.location(name))
+        return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name))))
 
     def exists(self, name: str) -> bool:
         fs, path = self._file(name)
@@ -119,6 +121,36 @@ class RemoteFolder:
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.root)
         return fs, f"{root}/{name}" if name else root
+
+
+class _RemoteFile(io.RawIOBase):
+    """An open file behind a URL. Each read is a request: it is repeated while it fails, and then raises OSError."""
+
+    def __init__(self, file: BinaryIO, location: str) -> None:
+        self._file, self._location = file, location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = _request(lambda: self._file.read(len(view)), self._location)
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 @lru_cache(maxsize=64)

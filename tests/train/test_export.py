@@ -187,7 +187,7 @@ def test_a_run_without_its_dataset_is_checked_on_noise_and_says_so(
     assert export_main(command) == 0
     assert "noise, since the dataset of the run is not there any more" in capsys.readouterr().out
     out.unlink()
-    for shards, said in ((gone, "no such file"), (full_size, "its pictures have 224 pixels, those of the run 64")):
+    for shards, said in ((gone, "no such file"), (full_size, "its pictures have 224 pixels, those of the run 32")):
         assert export_main([*command, "--shards", str(shards)]) == 1
         assert said in capsys.readouterr().err
     assert not out.exists()

@@ -11,20 +11,19 @@ from typing import Any
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 
-# What a tool read, printed by the program that read it: [key or null, label, sha256 of the JPEG or null].
-_PRELUDE = """
-import hashlib, json, sys
+SPLITS = ("train", "val")
+# Prints what a tool read of each split, as [key or null, label, sha256 of the JPEG or null]: `read` is the tool's part.
+_READ_SPLITS = """
+import hashlib, json
 
-def say(samples):
-    read = [[key, int(label), jpeg and hashlib.sha256(jpeg).hexdigest()] for key, label, jpeg in samples]
-    print("READ", json.dumps(read))
-
-root, split = sys.argv[1:]
+for split in json.loads(sys.argv[2]):
+    samples = [[key, int(label), jpeg and hashlib.sha256(jpeg).hexdigest()] for key, label, jpeg in read(split)]
+    print("READ", json.dumps(samples))
 """
 
 
-def run_reader(code: str, root: Path, split: str, home: Path, path: Path | None = None) -> list[list[Any]]:
-    """Run another tool in a process of its own, away from the network; returns what it read."""
+def run_apart(code: str, root: Path, home: Path, *arguments: str, path: Path | None = None) -> str:
+    """Run a program of another tool, which finds `root` under that name, away from the network; returns its output."""
     environment = {
         **os.environ,
         "HOME": str(home),
@@ -32,19 +31,24 @@ def run_reader(code: str, root: Path, split: str, home: Path, path: Path | None 
         "WIDS_CACHE": str(home / "wids"),
         "PYTHONPATH": str(path or ""),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", _PRELUDE + code, str(root), split],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    program = [sys.executable, "-c", "import sys\nroot = sys.argv[1]\n" + code, str(root), *arguments]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    read: list[list[Any]] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("READ"))[5:])
-    return read
+    return done.stdout
 
 
-def expected(dataset: ShardedDataset, split: str) -> list[list[Any]]:
+def run_reader(code: str, root: Path, home: Path, path: Path | None = None) -> dict[str, list[list[Any]]]:
+    """What another tool reads of each of SPLITS, in one process; `code` defines `read(split)`, which yields samples."""
+    said = run_apart(code + _READ_SPLITS, root, home, json.dumps(SPLITS), path=path)
+    lines = [line for line in said.splitlines() if line.startswith("READ ")]
+    return {split: json.loads(line[5:]) for split, line in zip(SPLITS, lines, strict=True)}
+
+
+def expected(dataset: ShardedDataset) -> dict[str, list[list[Any]]]:
+    return {split: _samples(dataset, split) for split in SPLITS}
+
+
+def _samples(dataset: ShardedDataset, split: str) -> list[list[Any]]:
     return [[s.key, s.label, hashlib.sha256(s.jpeg).hexdigest()] for s in dataset.samples(split)]
 
 

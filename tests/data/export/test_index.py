@@ -10,32 +10,34 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from tests.data.export.readers import expected, export, run_reader
+from tests.data.export.readers import SPLITS, expected, export, run_reader
 
 
 @pytest.mark.slow
-def test_wids(
-    dataset: ShardedDataset, dataset_path: Path, tmp_path: Path, split: str, old_webdataset: Path | None
-) -> None:
+def test_wids(dataset: ShardedDataset, dataset_path: Path, tmp_path: Path, old_webdataset: Path | None) -> None:
     if old_webdataset is None:
         pytest.skip("webdataset 0.2, which has wids, cannot be installed here")
     code = """
 import wids
-data = wids.ShardListDataset(f"{root}/{split}.json", transformations=[])
-say((s["__key__"], s[".cls"].read(), s[".jpg"].read()) for s in (data[i] for i in range(len(data))))
+def read(split):
+    data = wids.ShardListDataset(f"{root}/{split}.json", transformations=[])
+    for i in range(len(data)):
+        sample = data[i]
+        yield sample["__key__"], sample[".cls"].read(), sample[".jpg"].read()
 """
     root = export(dataset_path, "wids", tmp_path / "wids")
-    assert run_reader(code, root, split, tmp_path, old_webdataset) == expected(dataset, split)
+    assert run_reader(code, root, tmp_path, old_webdataset) == expected(dataset)
 
 
 @pytest.mark.slow
-def test_timm(dataset: ShardedDataset, dataset_path: Path, tmp_path: Path, split: str) -> None:
+def test_timm(dataset: ShardedDataset, dataset_path: Path, tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="the extra `interop` is not installed")
     code = """
 from timm.data import create_dataset
-data = create_dataset("wds/", root=root, split=split, is_training=False, batch_size=4)
-assert len(data) == len(list(data))
-say((None, label, image.tobytes()) for image, label in data)
+def read(split):
+    data = create_dataset("wds/", root=root, split=split, is_training=False, batch_size=4)
+    assert len(data) == len(list(data))
+    return [(None, label, image.tobytes()) for image, label in data]
 """
     from PIL import Image
 
@@ -44,7 +46,9 @@ say((None, label, image.tobytes()) for image, label in data)
             return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
     root = export(dataset_path, "timm", tmp_path / "timm")
-    assert run_reader(code, root, split, tmp_path) == [[None, s.label, pixels(s.jpeg)] for s in dataset.samples(split)]
+    assert run_reader(code, root, tmp_path) == {
+        split: [[None, s.label, pixels(s.jpeg)] for s in dataset.samples(split)] for split in SPLITS
+    }
 
 
 def test_dali_indexes_are_those_of_wds2idx(dataset: ShardedDataset, dataset_path: Path, tmp_path: Path) -> None:

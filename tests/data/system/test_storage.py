@@ -1,5 +1,6 @@
 """Folders behind URLs: requests that fail, and what is left on this machine."""
 
+import io
 import resource
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from lmk_data.errors import StorageError
 from lmk_data.sources.archives import Place
@@ -82,6 +83,30 @@ def test_requests_are_sent_four_times_at_most(folder: Folder, failing: Callable[
     with pytest.raises(StorageError, match=f"{FOLDER}/a: RuntimeError: slow down; is the storage there"):
         FolderStore(folder).read("a", Place(-1, -1, -1, 0))
     assert len(calls) == 8
+
+
+def test_reads_of_an_open_file_are_sent_again_and_fail_as_the_storage_does(
+    folder: Folder, failing: Callable[[str, int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of an open file are requests of their own, made when they are read."""
+    failures: list[int] = []
+
+    def read(file: MemoryFile, size: int = -1) -> bytes:
+        if failures:
+            raise RuntimeError(f"no connection, {failures.pop()} more times")
+        return io.BytesIO.read(file, size)
+
+    failing("open", 0)
+    monkeypatch.setattr(MemoryFile, "read", read, raising=False)
+    with folder.open("a") as file:
+        file.seek(3)
+        failures[:] = range(3)
+        assert file.read() == b"tent"
+        file.seek(1)
+        failures[:] = range(100)
+        with pytest.raises(OSError, match="no connection") as caught:
+            file.read(2)
+    assert caught.value.filename == f"{FOLDER}/a"
 
 
 def test_an_answer_is_no_failure(folder: Folder, failing: Callable[[str, int], list[str]]) -> None:

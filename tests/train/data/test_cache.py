@@ -1,8 +1,6 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,8 @@ from lmk_train.config.training import Cache
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
 from lmk_train.data.stream import BatchStream, SplitReader
+from tests import forked
+from tests.train.training import recorded_training
 
 CPU = torch.device("cpu")
 
@@ -199,15 +199,11 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
 
 def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
     """Long before the last shard is due."""
-    code = (
-        "import sys; from lmk_train.data import order; order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1;"
-        "from tests.train.training.recorded_training import main; sys.exit(main())"
-    )
-    given = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
-    given += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
-    command = [sys.executable, "-c", code, str(tmp_path / "log"), "1", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 130, done.stderr
+    words = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    words += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
+    main = recorded_training.main_with_windows_of_one_shard
+    code, said = forked.run(main, [str(tmp_path / "log"), "1", *words], tmp_path / "said.txt")
+    assert code == 130, said
     assert len(list((tmp_path / "cache").rglob("*.tar"))) < len(list((dataset_path / "shards/train").iterdir()))
 
 

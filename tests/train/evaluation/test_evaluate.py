@@ -95,10 +95,10 @@ def test_a_run_that_went_on_where_its_dataset_is_now_is_evaluated_there(
 def test_an_evaluation_that_is_cut_short_leaves_no_figures_of_the_one_before(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_space(*_: object) -> None:
+    def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lmk_train.evaluation.evaluate._write_table", no_space)
+    monkeypatch.setattr("pyarrow.parquet.write_table", no_space)
     assert eval_main([str(run), "--checkpoint", "last", "--quiet", *EXACT]) == 1
     assert not (run / "eval-test.json").exists()
 

@@ -1,7 +1,6 @@
 """What is in a run's folder, and which folders are refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +10,11 @@ import torch
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig
-from lmk_train.data.stream import Batch
 from lmk_train.evaluation.evaluate import evaluate_run
 from lmk_train.training.dry_run import rehearse
 from lmk_train.training.loop import train
-from lmk_train.training.trainer import Trainer
 from tests.train.run_files import Config, lines
+from tests.train.updates import after_each_update
 
 
 def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
@@ -47,23 +45,19 @@ def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDatas
     assert again.metrics["accuracy"] == metrics["accuracy"]
 
 
-def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmk_train.training import loop
+def test_two_trainings_never_share_a_folder(config: Config, tmp_path: Path) -> None:
+    refused = []
 
-    step, refused = loop.training_step, []
-
-    def beside_others(trainer: Trainer, batches: Iterator[Batch]) -> None:
+    def beside_others(*_: object) -> None:
         for resume in (False, True):  # before the first checkpoint both would start anew
             with pytest.raises(UserError, match="run: another training is at work there") as error:
                 train(config(model="resnet32", seed=1, resume=resume))
             refused.append(error)
-        step(trainer, batches)
 
-    monkeypatch.setattr(loop, "training_step", beside_others)
-    train(config(model="resnet32", seed=2))
+    with after_each_update(beside_others):
+        train(config(model="resnet32", seed=2))
     assert len(refused) == 16
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
-    monkeypatch.undo()
     train(config(model="resnet32", seed=2, resume=True))
 
 

@@ -1,6 +1,8 @@
-"""`lmk-train` that writes down what micro-batches were made of and what it fetched; run by tests, under torchrun too.
+"""`lmk-train` that writes down what micro-batches were made of and what it fetched.
 
-python -m tests.train.training.recorded_training LOG STOP_AFTER [lmk-train's words]
+Tests fork it, or start it by torchrun: python -m tests.train.training.recorded_training LOG STOP_AFTER [options of
+lmk-train]. After STOP_AFTER steps the last rank sends itself SIGTERM, or another signal (`3 SIGKILL` is one argument);
+0: none.
 """
 
 import json
@@ -15,14 +17,16 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import train_main
+from lmk_train.data import order
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
 from lmk_train.training import loop
 from lmk_train.training.trainer import Trainer
 
 
-def main() -> int:
-    log, stop_after = Path(f"{sys.argv[1]}.{os.environ.get('RANK', '0')}"), int(sys.argv[2])
+def main(words: list[str]) -> int:
+    log = Path(f"{words[0]}.{os.environ.get('RANK', '0')}")
+    stop_after, name = [*words[1].split(), "SIGTERM"][:2]
     torch.set_num_threads(1)
     accumulate = loop._accumulate
 
@@ -38,20 +42,27 @@ def main() -> int:
         with open(log, "a") as file:
             file.write(json.dumps(line) + "\n")
         accumulate(trainer, forward, batch, part)
-        if trainer.progress.step + 1 == stop_after and part == trainer.config.grad_accum - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        is_last = trainer.world.rank == trainer.world.size - 1 and part == trainer.config.grad_accum - 1
+        if trainer.progress.step + 1 == int(stop_after) and is_last:
+            os.kill(os.getpid(), signal.Signals[name])
 
     copy = ShardedDataset.copy_shard
 
     def counted(self: ShardedDataset, name: str, file: BinaryIO) -> None:
-        with open(f"{sys.argv[1]}-fetched", "a") as fetched:
+        with open(f"{words[0]}-fetched", "a") as fetched:
             fetched.write(f"{name}\n")
         copy(self, name, file)
 
     loop._accumulate = recording
     ShardedDataset.copy_shard = counted  # type: ignore[method-assign]
-    return train_main(sys.argv[3:])
+    return train_main(words[2:])
+
+
+def main_with_windows_of_one_shard(words: list[str]) -> int:
+    """The same, with samples shuffled within a shard only, so that shards are due one after the other."""
+    order.WINDOW_SHARDS = order.WINDOW_SAMPLES = 1
+    return main(words)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

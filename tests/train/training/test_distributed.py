@@ -2,36 +2,40 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lmk_train.cli import eval_main, train_main
+from tests import forked
+from tests.forked import Main, run_ranks, wait_until
 from tests.ports import free_port
+from tests.train.training import recorded_training
 
 pytestmark = pytest.mark.slow
 
 
-def train(dataset: Path, run: Path, log: Path, *words: str, world: int = 1, stop_after: int = 0) -> int:
-    """Run the recorded training with so many processes; returns its exit code."""
-    given = ["--shards", str(dataset), "--out", str(run), "--model", "efficientnet-lite0", "--weights", "none"]
-    given += ["--epochs", "2", "--batch-size", "10", "--device", "cpu", "--amp", "off", "--quiet", *words]
-    return run_module("tests.train.training.recorded_training", str(log), str(stop_after), *given, world=world)
+# Without pretrained weights: what is compared are batches, gradients and exit codes.
+OPTIONS = ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "2", "--batch-size", "10"]
+OPTIONS += ["--device", "cpu", "--amp", "off", "--quiet"]
+INTERRUPTED = 130
 
 
-def run_module(module: str, *words: str, world: int) -> int:
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={free_port()}"]
-    launcher = launch if world > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", module, *words], capture_output=True, text=True, timeout=500
-    )
-    if done.returncode not in (0, 1, 130):
-        raise AssertionError(done.stderr[-3000:])
-    return done.returncode
+def train(dataset: Path, run: Path, log: Path, *words: str, world: int = 1, stop_after: int = 0) -> set[int]:
+    """Run the recorded training on so many ranks; returns their exit codes."""
+    given = ["--shards", str(dataset), "--out", str(run), *OPTIONS, *words]
+    return run_world(recorded_training.main, [str(log), str(stop_after), *given], log.parent, world)
+
+
+def run_world(main: Main, words: list[str], folder: Path, world: int) -> set[int]:
+    if world > 1:
+        return set(run_ranks(main, words, folder, world))
+    return {forked.run(main, words, folder / "said.txt")[0]}
 
 
 def steps(log: Path) -> dict[int, dict[str, list[Any]]]:
@@ -54,12 +58,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_another_world_goes_on_with_the_same_batches(dataset_path: Path, tmp_path: Path, sampling: str) -> None:
     """1 process with 2 threads, stopped on the way, goes on as 2 processes with 1 thread and 2 micro-batches each."""
     more = ["--sampling", sampling]
-    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, "--workers", "2") == 0
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, "--workers", "2") == {0}
     whole = steps(tmp_path / "a")
     parts = ["--workers", "2", *more]
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, stop_after=3) == 130
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, stop_after=3) == {INTERRUPTED}
     parts = ["--workers", "1", "--grad-accum", "2", "--resume", *more]
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=2) == 0
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=2) == {0}
     assert (tmp_path / "b.1").exists()
     assert len(whole) > 6
     assert steps(tmp_path / "b") == whole
@@ -68,12 +72,12 @@ def test_another_world_goes_on_with_the_same_batches(dataset_path: Path, tmp_pat
 
 def test_three_processes_stop_and_go_on_as_one_with_the_same_batches(dataset_path: Path, tmp_path: Path) -> None:
     """Promise (a): 10 samples are no whole number each, and one of 3 processes has 4 of them."""
-    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", "--workers", "2") == 0
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", "--workers", "2") == {0}
     whole = steps(tmp_path / "a")
     parts = ["--workers", "1", "--grad-accum", "2"]
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=3, stop_after=3) != 0
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *parts, world=3, stop_after=3) == {INTERRUPTED}
     assert (tmp_path / "b.2").exists()
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume") == 0
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume") == {0}
     assert steps(tmp_path / "b") == whole
 
 
@@ -88,7 +92,7 @@ def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_
     for world, accumulated in worlds:
         run = tmp_path / f"{world}-{accumulated}"
         more = [*fixed, "--grad-accum", accumulated]
-        assert train(dataset_path, run, tmp_path / f"log-{run.name}", *more, world=world) == 0
+        assert train(dataset_path, run, tmp_path / f"log-{run.name}", *more, world=world) == {0}
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["train_loss"] for line in epochs if line["kind"] == "epoch"]
         runs.append((losses, weights(run)["head.weight"]))
@@ -97,26 +101,34 @@ def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_
         torch.testing.assert_close(head, runs[0][1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, tmp_path: Path) -> None:
-    port = free_port()
+def test_a_rank_that_dies_ends_the_others_with_a_message(dataset_path: Path, tmp_path: Path) -> None:
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
-    workers = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-m", "lmk_train.cli", *words, "--batch-size", "10", "--epochs", "500"]
-        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    saved = tmp_path / "run" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 240
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert saved.exists()
-    workers[1].kill()
-    _, said = workers[0].communicate(timeout=240)
-    workers[1].communicate()
-    assert workers[0].returncode == 1, said
+    words += ["--batch-size", "10", "--epochs", "500"]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, second = (
+        forked.start(train_main, words, tmp_path / f"said-{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(2)
+    )
+    wait_until((tmp_path / "run" / "checkpoints" / "last.pt").exists, first)
+    os.kill(second.pid, signal.SIGKILL)
+    code, said = first.finish()
+    assert second.finish()[0] == -signal.SIGKILL
+    assert code == 1, said
     assert "another process of the training" in said
     assert "Traceback" not in said
+
+
+def test_under_torchrun_two_ranks_stop_and_resume(dataset_path: Path, tmp_path: Path) -> None:
+    """As users start it: torchrun, its variables, and its exit code, which is 1 for any other than 0."""
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), *OPTIONS]
+    module, log = ["-m", "tests.train.training.recorded_training"], str(tmp_path / "a")
+    for stop_after, more, code in ((3, [], 1), (0, ["--resume"], 0)):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+        command = [sys.executable, *launch, *module, log, str(stop_after), *words, *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == code, done.stderr[-3000:]
+    assert (tmp_path / "a.1").exists()
+    assert sorted(steps(tmp_path / "a")) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -124,28 +136,27 @@ def test_a_process_that_dies_ends_the_others_with_a_message(dataset_path: Path, 
     [(2, ["--ema", "0.9", "--freeze-backbone-epochs", "1"]), (3, [])],
     ids=["averaged weights, and a backbone that thaws after the stop", "the order of a sum of three matters"],
 )
-def test_one_process_asked_to_stop_stops_all_and_they_go_on_to_the_same_bits(
+def test_one_rank_asked_to_stop_stops_all_and_they_resume_to_the_same_bits(
     dataset_path: Path, tmp_path: Path, world: int, more: list[str]
 ) -> None:
-    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, world=world) == 0
-    # torchrun reports any other exit code than 0 as 1; what counts is the checkpoint.
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *more, world=world, stop_after=3) != 0
+    assert train(dataset_path, tmp_path / "whole", tmp_path / "a", *more, world=world) == {0}
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", *more, world=world, stop_after=3) == {INTERRUPTED}
     saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)
     assert saved["progress"]["step"] == 3
     assert len(saved["buffers"]) == world
-    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume", *more, world=world) == 0
+    assert train(dataset_path, tmp_path / "parts", tmp_path / "b", "--resume", *more, world=world) == {0}
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_evaluation_counts_every_sample_once_whatever_the_world(dataset_path: Path, tmp_path: Path) -> None:
-    assert train(dataset_path, tmp_path / "run", tmp_path / "a", world=3) == 0
+    assert train(dataset_path, tmp_path / "run", tmp_path / "a", world=3) == {0}
     exact = ["--amp", "off", "--device", "cpu", "--quiet"]
     by_three = (tmp_path / "run" / "eval-test.json").read_text()
-    assert run_module("tests.train.training.evaluate", str(tmp_path / "run"), "--batch-size", "3", *exact, world=1) == 0
+    assert run_world(eval_main, [str(tmp_path / "run"), "--batch-size", "3", *exact], tmp_path, 1) == {0}
     alone, together = json.loads((tmp_path / "run" / "eval-test.json").read_text()), json.loads(by_three)
     # GAP orders samples by probabilities, which a hardly trained network gives to within their rounding.
     assert alone | {"gap": 0} == pytest.approx(together | {"gap": 0})
-    assert run_module("tests.train.training.evaluate", str(tmp_path / "run"), "--split", "train", *exact, world=2) == 0
+    assert run_world(eval_main, [str(tmp_path / "run"), "--split", "train", *exact], tmp_path, 2) == {0}
     counted = json.loads((tmp_path / "run" / "eval-train.json").read_text())["num_samples"]
     assert counted == json.loads((dataset_path / "dataset.json").read_text())["splits"]["train"]["num_samples"]

@@ -16,7 +16,15 @@ from tests.train.run_files import Config, lines, weights
 def test_a_loss_that_is_not_finite_stops_with_the_step_the_rate_and_the_pictures(
     config: Config, tmp_path: Path, dataset: ShardedDataset
 ) -> None:
-    changes = {"optimizer": "sgd", "lr": 1e30, "head_lr": 1e30, "warmup_epochs": 0.0, "loss": "ce", "batch_size": 4}
+    changes = {
+        "model": "efficientnet-lite0",
+        "optimizer": "sgd",
+        "lr": 1e30,
+        "head_lr": 1e30,
+        "warmup_epochs": 0.0,
+        "loss": "ce",
+        "batch_size": 4,
+    }
     with pytest.raises(
         TrainingError, match=r"not finite at step [12] \(learning rate 9\.\d+e\+29, pictures "
     ) as caught:

@@ -18,6 +18,7 @@ from lmk_data.views.view import write_view
 from lmk_train.cli import train_main
 from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines, weights
+from tests.train.updates import after_each_update
 
 
 def test_a_view_trains_as_a_dataset_does(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
@@ -58,16 +59,14 @@ def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: P
 
 
 def test_running_out_of_memory_is_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
 ) -> None:
-    from lmk_train.training import loop
-
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nand more")
 
-    monkeypatch.setattr(loop, "training_step", out_of_memory)
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--batch-size", "9"]
-    assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
+    with after_each_update(out_of_memory):
+        assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(
         "lmk-train: error: out of memory (CUDA out of memory. Tried to allocate 8.00 GiB.); a smaller"
@@ -84,13 +83,14 @@ def test_micro_batches_as_large_as_the_last_of_validation(config: Config, option
 
 
 def test_one_picture_of_one_place_is_nothing_to_normalise(
-    config: Config, options: Callable[..., BuildOptions], tmp_path: Path
+    config: Config, options: Callable[..., BuildOptions], dataset_64: Path, tmp_path: Path
 ) -> None:
     """32 pixels are one place of the last map; a frozen backbone does not normalise by the batch."""
     build(options(recipe=Recipe(size=32)))
-    small = config(shards=str(tmp_path / "shards"), batch_size=3, grad_accum=2, epochs=1)
+    chosen = {"model": "efficientnet-lite0", "batch_size": 3, "grad_accum": 2, "epochs": 1}
+    small = config(shards=str(tmp_path / "shards"), **chosen)
     with pytest.raises(UserError, match="--batch-size 3: leaves micro-batches of one picture, whose 32 pixels"):
         train(small)
     assert not (tmp_path / "run").exists()
     train(replace(small, freeze_backbone_epochs=1))
-    train(config(out=tmp_path / "larger", batch_size=3, grad_accum=2, epochs=1))
+    train(config(out=tmp_path / "larger", shards=str(dataset_64), **chosen))

@@ -3,64 +3,53 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lmk_data.errors import UserError
+from lmk_data.errors import StorageError, UserError
 from lmk_train.cli import train_main
 from lmk_train.models.registry import build_model
 from lmk_train.runtime import precision
-from lmk_train.training import record
 from lmk_train.training.dry_run import rehearse
 from lmk_train.training.loop import train
+from tests import forked
 from tests.train.run_files import Config, lines, weights
+from tests.train.training import recorded_training
+from tests.train.updates import after_each_update
 
 
 @pytest.mark.parametrize(
-    ("more", "signal_number"),
+    ("more", "stop"),
     [
-        ("--model resnet32 --epochs 8 --amp off --drw-start 0.4", signal.SIGINT),
+        ("--model resnet32 --epochs 2 --amp off --drw-start 0.6", "3 SIGINT"),
+        ("--model resnet32 --epochs 2 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1", "6 SIGKILL"),
         # A processor without 16-bit instructions takes seconds for a step of these.
         pytest.param(
-            "--model efficientnet-lite0 --weights none --epochs 2 --amp fp16", signal.SIGTERM, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            "--model resnet32 --epochs 3 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1",
-            signal.SIGKILL,
-            marks=pytest.mark.slow,
+            "--model efficientnet-lite0 --weights none --epochs 1 --amp fp16", "2 SIGTERM", marks=pytest.mark.slow
         ),
     ],
 )
 def test_interrupted_training_goes_on_to_the_same_bits(
-    config: Config, tmp_path: Path, more: str, signal_number: signal.Signals
+    dataset_path: Path, tmp_path: Path, more: str, stop: str
 ) -> None:
     """Ctrl-C and SIGTERM after the step in hand, SIGKILL from the last checkpoint before it."""
-    words = ["--shards", config().shards, "--batch-size", "10", "--lr", "0.01"]
-    words += ["--device", "cpu", "--checkpoint-minutes", "0.0001", *more.split()]
+    words = ["--shards", str(dataset_path), "--batch-size", "10", "--lr", "0.01"]
+    words += ["--device", "cpu", "--checkpoint-minutes", "0.000001", *more.split()]
     assert train_main([*words, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
     words += ["--out", str(tmp_path / "parts")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmk_train.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    saved = tmp_path / "parts" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 240
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal_number)
-    _, said = process.communicate(timeout=240)
-    if signal_number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL, said
+    code, said = forked.run(recorded_training.main, [str(tmp_path / "log"), stop, *words], tmp_path / "said.txt")
+    step, number = int(stop.split(maxsplit=1)[0]), signal.Signals[stop.split()[1]]
+    saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"]
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL, said
+        assert saved == step - 1
     else:
-        assert process.returncode == 130, said
-        assert "give the same command with --resume to go on at step" in said
+        assert code == 130, said
+        assert f"give the same command with --resume to go on at step {step}" in said
+        assert saved == step
     assert "Traceback" not in said
-    stopped = torch.load(saved, weights_only=True)["progress"]["step"]
-    assert 0 < stopped < 4 * int(words[words.index("--epochs") + 1])
     assert train_main([*words, "--resume", "--quiet", "--workers", "1"]) == 0
     for name in ("last.pt", "best.pt"):
         whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
@@ -100,18 +89,12 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
-) -> None:
-    from lmk_train.training import loop
-
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config, tmp_path: Path, resume: bool) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(model="resnet32"))
+    with after_each_update(killed), pytest.raises(KeyboardInterrupt):
+        train(config(model="resnet32"))
     run, said = tmp_path / "run", list[str]()
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
     (run / "tensorboard" / "events.of.before").touch()
@@ -126,13 +109,18 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
 def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The disk is full when the second file is written."""
+    save, saved = torch.save, []
 
-    def no_space(run: Path, name: str, state: dict[str, object]) -> None:
-        raise OSError(28, "No space left on device")
+    def no_space(state: object, file: object) -> None:
+        if saved:
+            raise OSError(28, "No space left on device")
+        save(state, file)  # type: ignore[arg-type]
+        saved.append(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "save_checkpoint", no_space)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", no_space)
+        with pytest.raises(StorageError, match="No space left"):
             train(config(model="resnet32"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
     train(config(model="resnet32", resume=True))

@@ -1,7 +1,6 @@
 """Searches of seconds, and what they find."""
 
 import math
-import sys
 from pathlib import Path
 
 from lmk_train.config.training import TrainConfig
@@ -12,9 +11,6 @@ SPACE = SearchSpace(
     {"lr": Range(1e-5, 1e-1, log=True), "loss": Choice(("ce", "ldam")), "weight_decay": Range(1e-4, 1e-1, log=True)},
     TrainConfig("shards", epochs=4),
 )
-
-
-PROGRAM = [sys.executable, "-c", "import sys; from lmk_train.cli import tune_main; sys.exit(tune_main())"]
 
 
 HEAD = "[search]\nhead_lr = { range = [1e-3, 1e-1], log = true }\nweight_decay = { range = [0.0, 0.1] }\n"

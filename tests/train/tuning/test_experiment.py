@@ -13,9 +13,9 @@ pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 def test_a_search_that_was_loaded_proposes_what_one_that_ran_on_does(tmp_path: Path) -> None:
     at_once = Experiment.new(tmp_path / "a.json", SPACE, "loss", "bayesian", 0, 4)
-    told(at_once, 9)
+    told(at_once, 7)
     Experiment.new(tmp_path / "b.json", SPACE, "loss", "bayesian", 0, 4)
-    for _ in range(9):
+    for _ in range(7):
         told(Experiment.load(tmp_path / "b.json", SPACE, "loss", 0, 4), 1)
     in_parts = Experiment.load(tmp_path / "b.json", SPACE, "loss", 0, 4)
     assert points(at_once) == points(in_parts)
@@ -25,8 +25,8 @@ def test_a_search_that_was_loaded_proposes_what_one_that_ran_on_does(tmp_path: P
     best = best_trial(in_parts.trials(), "loss")
     assert best is not None
     assert best.value == min(bowl(point) for point in points(in_parts))
-    # Chance: of 9 log-uniform rates one in eight is within a factor of 3 of the best; a search has come closer.
-    assert best.value < 0.1
+    # Chance: of 7 log-uniform rates one in eight is within a factor of 3 of the best; a search has come closer.
+    assert best.value < 0.2
 
 
 def test_what_failed_is_not_proposed_again_and_a_search_ends_when_all_is_tried(tmp_path: Path) -> None:

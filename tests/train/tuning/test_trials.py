@@ -5,17 +5,18 @@ import math
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmk_data.errors import TrainingError
+from lmk_train.cli import tune_main
 from lmk_train.config.commands import TuneConfig
 from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial
 from lmk_train.tuning.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
-from tests.train.tuning.searches import PROGRAM, SPACE, searching
+from tests import forked
+from tests.train.tuning.searches import SPACE, searching
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
@@ -104,9 +105,9 @@ def test_a_killed_trial_fails_and_the_search_goes_on(
     dataset_path: Path, tmp_path: Path, how: signal.Signals, reason: str
 ) -> None:
     arguments = searching(dataset_path, tmp_path, "--trials", "2", "--quiet")
-    search = subprocess.Popen([*PROGRAM, *arguments])
+    search = forked.start(tune_main, arguments, tmp_path / "said.txt")
     killed, trial = False, str(tmp_path / "search" / "trials" / "000.json").encode()
-    while search.poll() is None:
+    while search.is_running:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if not killed and trial in path.read_bytes():
@@ -114,8 +115,9 @@ def test_a_killed_trial_fails_and_the_search_goes_on(
                     killed = True
             except OSError:
                 continue  # it has just ended
-        time.sleep(0.02)
-    assert search.returncode == 0
+        search.process.join(0.02)
+    code, said = search.finish()
+    assert code == 0, said
     report = (tmp_path / "search" / "report" / "index.html").read_text()
     assert reason in report
     assert json.loads((tmp_path / "search" / "best.json").read_text())["trial"] == 1
