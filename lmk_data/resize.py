@@ -14,8 +14,8 @@ import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
-from lmk_data.dataset.format import Encoder, Fit, Recipe, Rejection, Resized
-from lmk_data.errors import UserError
+from lmk_data.dataset.format import Encoder, Rejection, Resized
+from lmk_data.options import Fit, Recipe
 
 _REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
@@ -73,14 +73,6 @@ def encoder() -> Encoder:
         simplejpeg=str(_installed_version("simplejpeg")),
         codecs=tuple(sorted([*codecs, "bmp", "gif"])),
     )
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise UserError for a recipe that cannot be carried out."""
-    if not 8 <= recipe.size <= 4096:
-        raise UserError(f"--size {recipe.size}: must be from 8 to 4096 pixels")
-    if not 1 <= recipe.quality <= 100:
-        raise UserError(f"--quality {recipe.quality}: must be from 1 to 100")
 
 
 def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:

@@ -1,9 +1,7 @@
 """The static plan: which images, which label, which split, which shard and place, before a pixel is read. Pure."""
 
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
 from hashlib import sha256
-from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -20,35 +18,11 @@ from lmk_data.dataset.format import (
     make_key,
 )
 from lmk_data.errors import UserError
+from lmk_data.options import PlanRule, split_weights
 
 _MIN_SHARD_SAMPLES, _MAX_SHARD_SAMPLES, _SHARDS_WANTED = 256, 4096, 256
 _GUARANTEED_CLASS_SIZE = 6
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRule:
-    """What decides a plan beside the label table; validated when made.
-
-    `samples_per_shard` None means a 256th of the images kept, within 256..4096. Raises UserError.
-    """
-
-    min_samples: int = 6
-    top: int | None = None
-    split: tuple[float, float, float] = (0.72, 0.18, 0.1)
-    seed: int = 0
-    samples_per_shard: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.min_samples < 1:
-            raise UserError(f"--min-samples {self.min_samples}: must be at least 1")
-        if self.top is not None and self.top < 1:
-            raise UserError(f"--top {self.top}: must be at least 1; leave it out to keep every class")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed}: must be from 0 to 2^63 - 1")
-        if self.samples_per_shard is not None and self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard {self.samples_per_shard}: must be at least 1")
-        _split_weights(self.split)
 
 
 @dataclass(frozen=True)
@@ -104,7 +78,7 @@ def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
     above 0, at least one training image, and at least one in each for a class of 6 or more, taken from the
     class's largest split.
     """
-    weights, total = _split_weights(split)
+    weights, total = split_weights(split)
     # Ratios of many digits, such as 1 - 0.72 - 0.18, need Python's own integers.
     kind = np.int64 if int(num_images.max(initial=0)) * total < 2**63 else object
     products = num_images.astype(kind)[:, None] * np.array(weights, dtype=kind)
@@ -187,23 +161,6 @@ def _keys(ids: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.object_]
 def _with_shard_size(rule: PlanRule, num_images: int) -> PlanRule:
     size = rule.samples_per_shard or default_samples_per_shard(num_images)
     return PlanRule(rule.min_samples, rule.top, rule.split, rule.seed, size)
-
-
-def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
-    """Ratios as exact integers over their sum; UserError unless they are ratios that sum to 1."""
-    shown = " ".join(str(ratio) for ratio in split)
-    try:
-        ratios = [Decimal(str(ratio)) for ratio in split]
-    except InvalidOperation:
-        raise UserError(f"--split {shown}: not numbers") from None
-    if any(not ratio.is_finite() or not 0 <= ratio <= 1 for ratio in ratios) or len(ratios) != len(SPLITS):
-        raise UserError(f"--split {shown}: wants three ratios from 0 to 1, for train, val and test")
-    if abs(sum(ratios, Decimal(0)) - 1) > Decimal("1e-6"):
-        raise UserError(f"--split {shown}: sums to {sum(ratios)}, must sum to 1")
-    scale = lcm(*(ratio.as_integer_ratio()[1] for ratio in ratios))
-    weights = [int(ratio * scale) for ratio in ratios]
-    divisor = gcd(*weights)
-    return [weight // divisor for weight in weights], sum(weights) // divisor
 
 
 def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical[Any], Ints]":

@@ -16,10 +16,11 @@ from lmk_data.build.shard import PLAN_TABLE, Receipt, write_shard
 from lmk_data.dataset.format import Manifest, dropped_classes_schema
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.options import Selection
 from lmk_data.system.engine import local_engine
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import Folder, open_folder
-from lmk_data.views.selection import Selection, Subset, select, subset_counts
+from lmk_data.views.selection import Subset, select, subset_counts
 from lmk_data.views.view import check_apart
 
 

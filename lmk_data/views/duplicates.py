@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,13 @@ from PIL import Image
 from lmk_data.dataset.format import SPLITS
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.options import DuplicateKind
 from lmk_data.system.engine import local_engine
 from lmk_data.system.terminal import progress_bar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-Kind = Literal["exact", "near"]
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -54,7 +54,7 @@ class Duplicates:
     split's index), label (int32), key.
     """
 
-    kind: Kind
+    kind: DuplicateKind
     samples: pd.DataFrame
 
     @property
@@ -85,7 +85,7 @@ class Duplicates:
 
 
 def find_duplicates(
-    dataset: ShardedDataset, kind: Kind, *, workers: int | None = None, quiet: bool = True
+    dataset: ShardedDataset, kind: DuplicateKind, *, workers: int | None = None, quiet: bool = True
 ) -> Duplicates:
     """Find the duplicates among all splits of a dataset or a view; DatasetError if a picture cannot be read.
 

@@ -13,41 +13,11 @@ import pyarrow.parquet as pq
 from lmk_data.dataset.format import CLASSES, SPLITS, fingerprint_of
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
+from lmk_data.options import Selection
 from lmk_data.system.storage import read_file
-from lmk_data.views.duplicates import Kind, find_duplicates
+from lmk_data.views.duplicates import find_duplicates
 
 _SHOWN_UNKNOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which classes and how much of them; None leaves a rule out. Raises UserError for a rule that makes no sense.
-
-    `classes` are landmark ids as strings. The rules apply in the order of the fields. `min_samples` and `top` judge
-    by the root dataset's `listed`; `drop_duplicates` leaves out validation and test images with a duplicate in
-    training, and within a split all but one of each group; `max_per_class` caps training only.
-    """
-
-    classes: tuple[str, ...] | None = None
-    min_samples: int | None = None
-    top: int | None = None
-    drop_duplicates: Kind | None = None
-    max_per_class: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("min_samples", "top", "max_per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-
-    def json(self) -> dict[str, Any]:
-        """The rules that were given, for the manifest; a list of classes as their number and a hash."""
-        rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
-        given: dict[str, Any] = {name: getattr(self, name) for name in rules}
-        if self.classes is not None:
-            chosen = sorted(set(self.classes))
-            given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -83,6 +53,16 @@ def read_class_list(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def selection_json(selection: Selection) -> dict[str, Any]:
+    """Return the rules that were given, for the manifest; a list of classes as their number and a hash."""
+    rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
+    given: dict[str, Any] = {name: getattr(selection, name) for name in rules}
+    if selection.classes is not None:
+        chosen = sorted(set(selection.classes))
+        given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def select(
     dataset: ShardedDataset,
     selection: Selection,
@@ -116,7 +96,8 @@ def select(
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
     earlier = dataset.manifest["view_of"] if dataset.is_view else {"selection": [], "removed": {}}
-    steps = [*earlier["selection"], *([selection.json()] if selection.json() else [])]
+    step = selection_json(selection)
+    steps = [*earlier["selection"], *([step] if step else [])]
     if any("drop_duplicates" in step for step in steps):
         before = earlier["removed"].get("duplicates", {})
         removed["duplicates"] = {split: before.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS}

@@ -23,9 +23,10 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from lmk_data.build.plan import Plan, PlanRule, make_plan
+from lmk_data.build.plan import Plan, make_plan
 from lmk_data.build.publish import BuiltShard, Publication, publish
-from lmk_data.dataset.format import SPLITS, Recipe, receipt_schema, recipe_json
+from lmk_data.dataset.format import SPLITS, receipt_schema, recipe_json
+from lmk_data.options import PlanRule, Recipe
 from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
 from lmk_data.system.storage import open_folder
