@@ -22,6 +22,6 @@ srun dask worker "$address" --nworkers "$WORKERS_PER_NODE" --nthreads 1 --no-das
 workers=$!
 trap 'kill $workers $scheduler 2>/dev/null || true; wait' EXIT
 
-lmk-shard build --engine dask --scheduler "$address" \
+lmk-shard build --scheduler "$address" \
     --images "$IMAGES" --labels "$LABELS" --out "$OUT" --min-samples "$MIN_SAMPLES"
 lmk-shard verify "$OUT"
