@@ -52,7 +52,7 @@ ONLY_PARSED = {
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
-    "--scheduler tcp://": "a cluster; tests/test_cluster.py has one of its own",
+    "--scheduler ": "a cluster; tests/test_cluster.py has one of its own",
     "dask ": "a cluster; tests/test_cluster.py starts its own",
     "torchrun --nproc-per-node 4": "four devices; tests/train/training/test_distributed.py has two processes",
     "torchrun --nnodes 4": "four machines; tests/test_cluster_scripts.py has two nodes",
