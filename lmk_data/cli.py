@@ -98,22 +98,22 @@ def _verify(command: Verify) -> None:
     from lmk_data.errors import DatasetError
     from lmk_data.verify.dataset import verify
 
-    found = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
-    if found.problems:
-        for problem in found.problems[:_SHOWN_PROBLEMS]:
+    result = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
+    if result.problems:
+        for problem in result.problems[:_SHOWN_PROBLEMS]:
             print(problem)
-        more = len(found.problems) - _SHOWN_PROBLEMS
+        more = len(result.problems) - _SHOWN_PROBLEMS
         if more > 0:
             print(f"and {more:,} more")
         raise DatasetError(
-            f"{command.dataset}: {len(found.problems):,} problems, see above; copy what is damaged again from a good "
-            "copy, or delete dataset.json and the damaged shards and run the build again"
+            f"{command.dataset}: {len(result.problems):,} problems, see above; copy the damaged files again from a "
+            "good copy, or delete dataset.json and the damaged shards and run the build again"
         )
     if not command.quiet:
-        decoded = "" if command.quick else f", {found.num_decoded:,} pictures decoded"
+        decoded = "" if command.quick else f", {result.num_decoded:,} pictures decoded"
         print(
-            f"{command.dataset}: good: {found.num_files:,} files, {found.num_bytes / 1e6:,.1f} MB, every byte of "
-            f"{found.num_samples:,} samples accounted for{decoded}"
+            f"{command.dataset}: good: {result.num_files:,} files, {result.num_bytes / 1e6:,.1f} MB, every byte of "
+            f"{result.num_samples:,} samples accounted for{decoded}"
         )
 
 
@@ -200,7 +200,7 @@ def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> No
     counts, num_samples = plan.counts, plan.samples["split"].value_counts()
     print(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
     print(
-        f"  {labels.conflicting:,} ids with two labels left out, {labels.duplicate_rows:,} repeated rows counted once"
+        f"  {labels.conflicting:,} ids with two labels are left out, {labels.duplicate_rows:,} repeated rows count once"
     )
     print(
         f"  {counts['below_min_samples']:,} images in classes under {options.rule.min_samples}, "
@@ -217,13 +217,13 @@ def _print_built(options: BuildOptions, result: "BuildResult") -> None:
         print(f"{options.out}: this build is already complete; nothing to do")
         return
     if result.num_ignored:
-        print(f"{result.num_ignored:,} files belong to no row of the labels and were ignored")
+        print(f"{result.num_ignored:,} files match no row of the label table and were ignored")
     encoder = result.manifest["recipe"]["encoder"]
     rate = result.built_images / max(result.seconds, 1e-9)
-    went_on = f", going on after {result.resumed_images:,} built earlier" if result.resumed_images else ""
+    resumed = f", resumed after {result.resumed_images:,} built earlier" if result.resumed_images else ""
     print(
         f"{options.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
-        f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){went_on}"
+        f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){resumed}"
     )
 
 

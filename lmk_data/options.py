@@ -206,7 +206,7 @@ class Verify:
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]
     """The dataset or view: a path or a URL."""
     quick: bool = False
-    """Skip decoding."""
+    """Do not decode the sample of pictures."""
     workers: int | None = None
     """Worker processes; by default one per core."""
     quiet: bool = False
