@@ -4,8 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lmk_data.build.cluster import check_workers, connect
 from lmk_data.build.output import Output, writing
-from lmk_data.build.plan import Plan, PlanRule, make_plan, plan_fingerprint
+from lmk_data.build.plan import Plan, make_plan, plan_fingerprint
 from lmk_data.build.publish import Publication, write_tables
 from lmk_data.build.receipts import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.build.shard import Receipt, ShardPlace, ShardTask, build_shard
@@ -25,13 +24,13 @@ from lmk_data.dataset.format import (
     SPLITS,
     Manifest,
     PlanEntry,
-    Recipe,
     SourceEntry,
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, UserError
-from lmk_data.resize import check_recipe, encoder
+from lmk_data.options import BuildOptions
+from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
 from lmk_data.sources.locate import locate, read_class_folders, shown
@@ -43,38 +42,6 @@ from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
 _REJECTIONS_ALWAYS_ALLOWED = 2
 _PROBES = 100
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build from and into; paths and URLs as given, rule and recipe validated."""
-
-    images: list[str]
-    labels: str
-    out: str | Path
-    rule: PlanRule = field(default_factory=PlanRule)
-    recipe: Recipe = field(default_factory=Recipe)
-    categories: str | None = None
-    id_column: str | None = None
-    label_column: str | None = None
-    md5: str | None = None
-    title: str = ""
-    license: str = ""
-    workers: int | None = None
-    scheduler: str | None = None
-    max_rejected: float = 0.05
-    retry_rejected: bool = False
-    overwrite: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        check_recipe(self.recipe)
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be at least 1")
-        if self.workers is not None and self.scheduler is not None:
-            raise UserError(f"--workers {self.workers}: is for one machine; a cluster has the workers that it has")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"--max-rejected {self.max_rejected}: must be from 0 to 1")
 
 
 @dataclass(frozen=True)

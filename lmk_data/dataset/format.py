@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
+from lmk_data.options import Recipe as Recipe  # noqa: PLC0414 - a record of the format too: the manifest states it
 from lmk_data.system.storage import Folder
 
 FORMAT_NAME = "lmk-shards"
@@ -25,9 +26,6 @@ CARD = "README.md"
 REPORT_FOLDER = "report"
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
-Fit = Literal["squash", "crop", "pad"]
-Subsampling = Literal["4:2:0", "4:4:4"]
-Dialect = Literal["wids", "timm", "dali", "energon", "croissant"]
 REJECT_REASONS = (
     "missing",
     "empty",
@@ -57,19 +55,6 @@ class Encoder:
     libjpeg_turbo: str
     simplejpeg: str
     codecs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one picture becomes one stored JPEG; `max_pixels` bounds what is decoded at all."""
-
-    size: int = 224
-    fit: Fit = "squash"
-    quality: int = 90
-    subsampling: Subsampling = "4:2:0"
-    filter: str = "bicubic"
-    exif_transpose: bool = True
-    max_pixels: int = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from lmk_data.dataset.format import Manifest, dropped_classes_schema
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.options import Selection
 from lmk_data.system.engine import local_engine
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
-from lmk_data.views.selection import Selection, Subset, select
+from lmk_data.views.selection import Subset, select
 from lmk_data.views.view import check_apart
 
 

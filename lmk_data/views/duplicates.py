@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,13 @@ from PIL import Image
 from lmk_data.dataset.format import SPLITS
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.options import DuplicateKind
 from lmk_data.system.engine import local_engine
 from lmk_data.system.terminal import progress_bar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-Kind = Literal["exact", "near"]
 MAX_DISTANCE = 4
 # With 4 bits changed, at least 2 of 6 blocks of bits are unchanged: 15 keys of about 21 bits find every pair.
 _BLOCKS = 6
@@ -52,7 +52,7 @@ class Duplicates:
     the split), label (int32), key.
     """
 
-    kind: Kind
+    kind: DuplicateKind
     samples: pd.DataFrame
 
     @property
@@ -83,7 +83,7 @@ class Duplicates:
 
 
 def find_duplicates(
-    dataset: ShardedDataset, kind: Kind, *, workers: int | None = None, quiet: bool = True
+    dataset: ShardedDataset, kind: DuplicateKind, *, workers: int | None = None, quiet: bool = True
 ) -> Duplicates:
     """Return the duplicates in all splits of a dataset or a view. Raises DatasetError if a picture cannot be read.
 

@@ -14,41 +14,11 @@ from numpy.typing import NDArray
 from lmk_data.dataset.format import CLASSES, SPLITS, Counts, Removed, SelectionStep, fingerprint_of
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
+from lmk_data.options import Selection
 from lmk_data.system.storage import read_file
-from lmk_data.views.duplicates import Kind, find_duplicates
+from lmk_data.views.duplicates import find_duplicates
 
 _SHOWN_UNKNOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which classes to keep and how many of their images. None leaves a rule out; the rules apply in field order.
-
-    `classes` are landmark ids as strings. `min_samples` and `top` go by `listed` of the dataset that holds the shards.
-    `drop_duplicates` removes validation and test images with a duplicate in training, and within a split all but one
-    image of each group. `max_per_class` limits training only. Raises UserError for a number below 1.
-    """
-
-    classes: tuple[str, ...] | None = None
-    min_samples: int | None = None
-    top: int | None = None
-    drop_duplicates: Kind | None = None
-    max_per_class: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("min_samples", "top", "max_per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-
-    def json(self) -> SelectionStep:
-        """Return the rules that were given, for the manifest; a list of classes becomes its length and a hash."""
-        rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
-        given: dict[str, Any] = {name: getattr(self, name) for name in rules}
-        if self.classes is not None:
-            chosen = sorted(set(self.classes))
-            given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
-        return cast(SelectionStep, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -86,6 +56,16 @@ def read_class_list(path: str) -> tuple[str, ...]:
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise UserError(f"--classes {path}: not a list of classes: {str(error).splitlines()[0]}") from error
     return tuple(line.strip() for line in lines if line.strip())
+
+
+def selection_json(selection: Selection) -> SelectionStep:
+    """Return the rules that were given, for the manifest; a list of classes as their number and a hash."""
+    rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
+    given: dict[str, Any] = {name: getattr(selection, name) for name in rules}
+    if selection.classes is not None:
+        chosen = sorted(set(selection.classes))
+        given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
+    return cast(SelectionStep, {name: value for name, value in given.items() if value is not None})
 
 
 def select(
@@ -127,7 +107,8 @@ def select(
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
     earlier_steps, earlier_duplicates = _history(dataset)
-    steps = [*earlier_steps, *([selection.json()] if selection.json() else [])]
+    step = selection_json(selection)
+    steps = [*earlier_steps, *([step] if step else [])]
     if any("drop_duplicates" in step for step in steps):
         removed["duplicates"] = {
             split: earlier_duplicates.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS

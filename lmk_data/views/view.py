@@ -29,8 +29,9 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.manifest import Provenance, make_manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
+from lmk_data.options import Selection
 from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, path_within
-from lmk_data.views.selection import Selection, Subset, select, subset_counts
+from lmk_data.views.selection import Subset, select, subset_counts
 
 
 def write_view(
@@ -56,7 +57,7 @@ def write_view(
     """
     folder = open_folder(out)
     check_apart(folder, dataset)
-    if not selection.json():
+    if selection == Selection():
         raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
     with writing(folder, overwrite=overwrite) as output:
         subset = select(dataset, selection, workers=workers, quiet=quiet)

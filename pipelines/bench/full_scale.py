@@ -27,10 +27,11 @@ import pyarrow as pa
 from PIL import Image
 
 from lmk_data.build.output import writing
-from lmk_data.build.plan import Plan, PlanRule, make_plan
+from lmk_data.build.plan import Plan, make_plan
 from lmk_data.build.publish import BuiltShard, Publication, write_tables
-from lmk_data.dataset.format import SPLITS, PlanEntry, Recipe, SourceEntry, receipt_schema, recipe_json
+from lmk_data.dataset.format import SPLITS, PlanEntry, SourceEntry, receipt_schema, recipe_json
 from lmk_data.dataset.manifest import Provenance
+from lmk_data.options import PlanRule, Recipe
 from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
 from lmk_data.system.storage import open_folder

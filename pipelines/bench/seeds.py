@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
+from lmk_data.options import PlanRule
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import evaluate_run
