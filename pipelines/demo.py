@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from lmk_data.system.terminal import run_command
+from lmk_train.runs.folder import RunFolder
 from pipelines.steps import run, train
 
 FOLDER = Path("demo")
@@ -34,11 +35,12 @@ def demonstrate() -> None:
     model = ("--model", "efficientnet-lite0", "--loss", "ldam", "--epochs", EPOCHS)
     train(SHARDS, RUN, *model)
     run("lmk-eval", RUN, "--split", "val")
-    metrics = json.loads((RUN / "eval-test.json").read_text())
+    folder = RunFolder(RUN)
+    metrics = json.loads(folder.evaluation("test").read_text())
     print(f"\nlook at  {SHARDS / 'report' / 'index.html'}  (the dataset)")
-    print(f"and      {RUN / 'report' / 'index.html'}  (the model)")
+    print(f"and      {folder.report()}  (the model)")
     print(f"and      tensorboard --logdir {RUN}  (the training)")
-    print(f"figures  {RUN / 'eval-test.json'}, {RUN / 'per-class-test.parquet'}, {RUN / 'predictions-test.parquet'}")
+    print(f"figures  {folder.evaluation('test')}, {folder.per_class('test')}, {folder.predictions('test')}")
     print(f"result   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")
 
 
