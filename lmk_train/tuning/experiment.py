@@ -46,48 +46,51 @@ class Trial:
         return self.values[max(self.values)] if self.values else None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment optimises, and how.
+
+    `objective` is a metric of the validation split. `strategy` is bayesian, grid or random. `seed` decides what is
+    proposed. `epochs` are those of each trial.
+    """
+
+    space: SearchSpace
+    objective: str
+    strategy: str
+    seed: int
+    epochs: int
+
+
 class Experiment:
     """A search's trials and what proposes the next one; every proposal and every outcome is saved to `path`."""
 
-    def __init__(
-        self, client: "Client", path: Path, space: SearchSpace, objective: str, seed: int, epochs: int
-    ) -> None:
-        self._client, self._path, self._space, self._seed, self._epochs = client, path, space, seed, epochs
-        self.objective = objective
+    def __init__(self, client: "Client", path: Path, plan: Plan) -> None:
+        self._client, self._path, self._plan = client, path, plan
         self._set_early_stopping()
 
     @classmethod
-    def new(cls, path: Path, space: SearchSpace, objective: str, strategy: str, seed: int, epochs: int) -> "Experiment":
-        """Start an experiment without trials and save it.
-
-        Args:
-            path: file of the experiment.
-            space: what the search varies.
-            objective: metric of the validation split to optimise.
-            strategy: `bayesian`, `grid` or `random`.
-            seed: decides the proposals.
-            epochs: epochs of each trial.
-        """
+    def new(cls, path: Path, plan: Plan) -> "Experiment":
+        """Start an experiment without trials and save it."""
         import_ax()
         from ax.api.client import Client
 
         client = Client()
-        client.configure_experiment([_ax_parameter(n, p) for n, p in space.parameters.items()], name="lmk-tune")
-        client.configure_optimization(f"-{objective}" if objective in LOWER_IS_BETTER else objective)
+        client.configure_experiment([_ax_parameter(n, p) for n, p in plan.space.parameters.items()], name="lmk-tune")
+        client.configure_optimization(f"-{plan.objective}" if plan.objective in LOWER_IS_BETTER else plan.objective)
         client.configure_generation_strategy(
-            "random_search" if strategy == "random" else "fast",
+            "random_search" if plan.strategy == "random" else "fast",
             initialization_budget=_FIRST_POINTS,
-            initialization_random_seed=seed,
-            initialize_with_center=strategy != "random",
+            initialization_random_seed=plan.seed,
+            initialize_with_center=plan.strategy != "random",
             allow_exceeding_initialization_budget=True,
         )
-        made = cls(client, path, space, objective, seed, epochs)
+        made = cls(client, path, plan)
         made._save()
         return made
 
     @classmethod
-    def load(cls, path: Path, space: SearchSpace, objective: str, seed: int, epochs: int) -> "Experiment":
-        """Return the experiment that was last saved to `path`; the other parameters are those of `new`.
+    def load(cls, path: Path, plan: Plan) -> "Experiment":
+        """Return the experiment that was last saved to `path`, of the same plan.
 
         Raises UserError if the file is absent or not an experiment.
         """
@@ -101,7 +104,12 @@ class Experiment:
             raise UserError(f"{path}: no such file; leave --resume out to start the search") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, JSONDecodeError) as error:
             raise UserError(f"{path}: not a readable experiment ({str(error)[:100]})") from None
-        return cls(client, path, space, objective, seed, epochs)
+        return cls(client, path, plan)
+
+    @property
+    def objective(self) -> str:
+        """Return the metric that is optimised."""
+        return self._plan.objective
 
     def trials(self) -> list[Trial]:
         """Return every trial so far, by number, without those that would have repeated another."""
@@ -137,12 +145,12 @@ class Experiment:
         # A model starts from the one before it, which the snapshot lacks: a resumed search would propose other points.
         self._client = Client.load_from_json_file(str(self._path))
         self._set_early_stopping()
-        tried = [self._space.config(trial.point) for trial in self.trials()]
-        if len(tried) == self._space.num_points:
+        tried = [self._plan.space.config(trial.point) for trial in self.trials()]
+        if len(tried) == self._plan.space.num_points:
             return None
         for _ in range(_MOST_REPEATS):
             # Ax's own seed would start every proposal at the same point, and is not in its snapshot.
-            fresh = np.random.SeedSequence([self._seed, len(self.ax.trials)]).generate_state(2)
+            fresh = np.random.SeedSequence([self._plan.seed, len(self.ax.trials)]).generate_state(2)
             torch.manual_seed(int(fresh[0]))
             np.random.seed(int(fresh[1]))
             try:
@@ -152,7 +160,7 @@ class Experiment:
                 if "exhaust" in str(error).lower() or "duplicate" in str(error).lower():
                     break
                 raise
-            if self._space.config(dict(point)) not in tried:
+            if self._plan.space.config(dict(point)) not in tried:
                 self._save()
                 return Trial(number, dict(point), RUNNING, {}, "")
             self.ax.trials[number].mark_abandoned(reason=_REPEATED)
@@ -193,7 +201,7 @@ class Experiment:
         """Set when Ax may stop a trial, which the snapshot lacks; not at all if that would save no epoch."""
         from ax.early_stopping.strategies import PercentileEarlyStoppingStrategy
 
-        first, last = max(1.0, _TRAINED_FIRST * self._epochs), self._epochs - 1
+        first, last = max(1.0, _TRAINED_FIRST * self._plan.epochs), self._plan.epochs - 1
         self._may_stop = first < last
         if not self._may_stop:
             return

@@ -21,7 +21,7 @@ from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.tuning.experiment import Experiment, Trial, best_trial, import_ax
+from lmk_train.tuning.experiment import Experiment, Plan, Trial, best_trial, import_ax
 from lmk_train.tuning.report import write_search_report
 from lmk_train.tuning.space import OPTIONS, Point, SearchSpace, default_space, read_space
 from lmk_train.tuning.trials import Search, run_trials
@@ -180,10 +180,11 @@ def _is_of_a_start(folder: SearchFolder, path: Path) -> bool:
 
 def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, identity: dict[str, Any]) -> Experiment:
     """Start or resume the experiment of a folder; search.json is written last and makes it a search."""
-    path, epochs = folder.experiment, space.base.epochs or 1
+    path = folder.experiment
+    plan = Plan(space, config.objective, config.strategy, config.seed, space.base.epochs or 1)
     if config.resume:
-        return Experiment.load(path, space, config.objective, config.seed, epochs)
-    experiment = Experiment.new(path, space, config.objective, config.strategy, config.seed, epochs)
+        return Experiment.load(path, plan)
+    experiment = Experiment.new(path, plan)
     write_bytes(folder.description, json.dumps(identity, indent=2).encode() + b"\n")
     return experiment
 
