@@ -15,7 +15,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.order import batch_picks, num_batches
 from lmk_train.data.stream import BatchStream, SplitReader
@@ -69,10 +69,10 @@ class FeatureStore:
 
     folder: Path
     dataset: ShardedDataset
-    config: TrainConfig
+    config: ResolvedConfig
 
     @classmethod
-    def open(cls, folder: Path, dataset: ShardedDataset, config: TrainConfig) -> "FeatureStore":
+    def open(cls, folder: Path, dataset: ShardedDataset, config: ResolvedConfig) -> "FeatureStore":
         """Open what `compute_features` made for the same dataset, backbone and weights; UserError if it is not that."""
         try:
             found = json.loads((folder / _DESCRIPTION).read_bytes())
@@ -86,7 +86,7 @@ class FeatureStore:
 
     def reader(self, split: str) -> FeatureReader:
         """The features of a split; UserError if they are not of its samples."""
-        pictures = SplitReader(self.dataset, split, self.config.shard_cache)
+        pictures = SplitReader(self.dataset, split, self.config.cache.resolved())
         path = self.folder / f"{split}.npy"
         try:
             features = np.load(path, mmap_mode="r")
@@ -100,7 +100,7 @@ class FeatureStore:
         return FeatureReader(pictures, features)
 
 
-def compute_features(config: TrainConfig, folder: Path, announce: Callable[[str], None]) -> None:
+def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[str], None]) -> None:
     """Run the training and the validation split through the backbone of a resolved configuration, unless it was done.
 
     Writes `<split>.npy`, float32 [N, D] in row order, and last the description that makes them count.
@@ -110,7 +110,6 @@ def compute_features(config: TrainConfig, folder: Path, announce: Callable[[str]
         if (folder / _DESCRIPTION).exists():
             FeatureStore.open(folder, dataset, config)
             return
-        assert config.weights is not None
         device = resolve_device(config.device)
         model = build_model(config.model, 2, head="linear", scale=None, picture_size=dataset.recipe.size)
         announce(f"{config.model}: {load_weights(model, config.model, config.weights)}; computing its features once")
@@ -125,7 +124,7 @@ def compute_features(config: TrainConfig, folder: Path, announce: Callable[[str]
 
 
 def _compute_split(
-    backbone: torch.nn.Module, dataset: ShardedDataset, split: str, config: TrainConfig, path: Path
+    backbone: torch.nn.Module, dataset: ShardedDataset, split: str, config: ResolvedConfig, path: Path
 ) -> None:
     device = resolve_device(config.device)
     precision = Precision.resolve(config.amp, device)
@@ -137,7 +136,7 @@ def _compute_split(
     features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), architecture.num_features))
     wanted = (batch_picks(rows, step, _BATCH) for step in range(num_batches(len(rows), _BATCH, drop_last=False)))
     with (
-        closing(SplitReader(dataset, split, config.shard_cache)) as reader,
+        closing(SplitReader(dataset, split, config.cache.resolved())) as reader,
         closing(BatchStream(reader, device, _BATCH, config.workers)(wanted)) as batches,
         torch.inference_mode(),
         progress_bar(len(rows), f"features of {split}", "images", quiet=config.quiet) as bar,
@@ -160,8 +159,7 @@ def as_they_are(features: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
     return features
 
 
-def _description(dataset: ShardedDataset, config: TrainConfig) -> dict[str, str | None]:
-    assert config.weights is not None
+def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, str | None]:
     path = Path(config.weights)
     return {
         "content_sha256": dataset.manifest["content_sha256"],

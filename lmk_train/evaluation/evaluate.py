@@ -15,7 +15,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.files import atomic_file, remove_durably, write_bytes
 from lmk_train.config.commands import EvalConfig
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.stream import BatchStream, SplitReader
 from lmk_train.evaluation.metrics import ClassCounts, Ints, Predictions, confusion, is_defined, summarize
@@ -23,8 +23,9 @@ from lmk_train.evaluation.predictions import predict_split
 from lmk_train.models.heads import Classifier
 from lmk_train.models.losses import log_prior
 from lmk_train.models.registry import ARCHITECTURES, model_of
-from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
+from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World, joined_world
 
@@ -57,8 +58,8 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     With `tau`, validation is evaluated first, if it is another split, since it is what picks tau; the evaluation that
     was asked for comes last. Raises UserError for a run or a dataset that do not fit together.
     """
-    state = load_checkpoint(config.run, BEST if config.checkpoint == "best" else LAST)
-    trained, classes = TrainConfig.from_json(state["config"]), Classes.of_checkpoint(state)
+    state = load_checkpoint(config.run, config.checkpoint)
+    trained, classes = ResolvedConfig.from_json(state["config"]), Classes.of_checkpoint(state)
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards or trained.shards) as dataset:
         if not dataset.num_samples(config.split):
@@ -90,7 +91,7 @@ def evaluate_model(
     model: Classifier,
     dataset: ShardedDataset,
     classes: Classes,
-    trained: TrainConfig,
+    trained: ResolvedConfig,
     config: EvalConfig,
     device: torch.device,
     world: World,
@@ -98,11 +99,10 @@ def evaluate_model(
     """Evaluate a model on a split of an opened dataset; the first process writes the files into `config.run`."""
     model.to(memory_format=torch.channels_last)
     batch_size = config.batch_size or trained.batch_size
-    assert batch_size is not None
     preprocess = Preprocess(ARCHITECTURES[trained.model].normalization, Augmentation(), device)
     precision = Precision.resolve(config.amp, device)
     adjustments = tau_adjustments(classes.train_counts).to(device) if config.tau else None
-    with closing(SplitReader(dataset, config.split, config.shard_cache)) as reader:
+    with closing(SplitReader(dataset, config.split, config.cache.resolved())) as reader:
         everything = predict_split(
             model,
             reader,
@@ -182,12 +182,12 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
 
     What an earlier evaluation left of the split goes, its sweep over tau too.
     """
-    predictions, split = evaluation.predictions, evaluation.split
-    for name in (f"eval-{split}.json", f"tau-{split}.json"):  # the first is written last, and says that all is there
-        remove_durably(run / name)
+    predictions, split, folder = evaluation.predictions, evaluation.split, RunFolder(run)
+    for path in (folder.evaluation(split), folder.tau_sweep(split)):  # the first is written last: all is there then
+        remove_durably(path)
     counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], len(classes.ids))
     tables = [_prediction_table(part) for part in (predictions, evaluation.unknown)]
-    _write_table(pa.concat_tables(tables), run / f"predictions-{split}.parquet")
+    _write_table(pa.concat_tables(tables), folder.predictions(split))
     per_class = {
         "label": np.arange(len(classes.ids)),
         "landmark_id": pa.array(classes.ids),
@@ -200,13 +200,11 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
         "recall": counts.recall(),
         "f1": counts.f1(),
     }
-    _write_table(pa.table(per_class), run / f"per-class-{split}.parquet")
+    _write_table(pa.table(per_class), folder.per_class(split))
     targets, predicted, count = confusion(predictions, len(classes.ids))
-    _write_table(
-        pa.table({"target": targets, "prediction": predicted, "count": count}), run / f"confusion-{split}.parquet"
-    )
+    _write_table(pa.table({"target": targets, "prediction": predicted, "count": count}), folder.confusion(split))
     said = {**evaluation.source, **evaluation.metrics}
-    write_bytes(run / f"eval-{split}.json", json.dumps(said, indent=2).encode() + b"\n")
+    write_bytes(folder.evaluation(split), json.dumps(said, indent=2).encode() + b"\n")
 
 
 def _write_sweeps(run: Path, evaluations: list[Evaluation]) -> None:
@@ -214,7 +212,7 @@ def _write_sweeps(run: Path, evaluations: list[Evaluation]) -> None:
     picked = picked_tau(evaluations)
     for evaluation in evaluations:
         said = {"picked": picked, "picked_on": None if picked is None else "val", "sweep": evaluation.by_tau}
-        write_bytes(run / f"tau-{evaluation.split}.json", json.dumps(said, indent=2).encode() + b"\n")
+        write_bytes(RunFolder(run).tau_sweep(evaluation.split), json.dumps(said, indent=2).encode() + b"\n")
 
 
 def _prediction_table(predictions: Predictions) -> pa.Table:

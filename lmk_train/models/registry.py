@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.models.efficientnet import make_efficientnet_b0, make_efficientnet_lite0
 from lmk_train.models.heads import Classifier, CosineHead
 from lmk_train.models.resnet32 import make_resnet32
@@ -46,10 +46,8 @@ def build_model(
     return Classifier(architecture.make(picture_size), layer, drop_rate)
 
 
-def model_of(config: TrainConfig, num_classes: int, picture_size: int) -> Classifier:
+def model_of(config: ResolvedConfig, num_classes: int, picture_size: int) -> Classifier:
     """The classifier that a resolved configuration describes, with random weights."""
-    assert config.head is not None
-    assert config.drop_rate is not None
     return build_model(
         config.model,
         num_classes,

@@ -58,7 +58,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def running_out_in_a_line() -> Iterator[None]:
+def oom_as_training_error() -> Iterator[None]:
     """Turn a device's running out of memory into a TrainingError that says what to do."""
     try:
         yield

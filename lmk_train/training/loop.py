@@ -13,7 +13,7 @@ from torch import nn
 from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import EvalConfig
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.features import FeatureStore
 from lmk_train.data.order import counter_hash
@@ -24,7 +24,7 @@ from lmk_train.evaluation.predictions import predict_split
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
-from lmk_train.runs.folder import check_run, is_run, one_training_at_a_time
+from lmk_train.runs.folder import check_run, is_run, training_lock
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.stopping import Stop, stopping_gently
 from lmk_train.runtime.world import Rows, joined_world, share, under_torchrun
@@ -50,7 +50,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig,
+    asked: TrainConfig,
     announce: Callable[[str], None] = lambda _: None,
     *,
     features: Path | None = None,
@@ -64,21 +64,20 @@ def train(
     Raises UserError for a configuration or dataset that does not work, TrainingError if the loss is no longer
     finite, KeyboardInterrupt after a checkpoint when interrupted.
     """
-    config = config.resolved()
-    assert config.out is not None
+    config = asked.resolved()
     run = config.out
     device = resolve_device(config.device)
     with (
         joined_world(device) as world,
         ShardedDataset.open(config.shards) as dataset,
-        one_training_at_a_time(run) as hold,
+        training_lock(run) as hold,
     ):
         if world.is_first and is_run(run):
             hold()
         config = check_run(run, config)
         world.wait()
         store = None if features is None else FeatureStore.open(features, dataset, config)
-        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce), store)
+        trainer = make_trainer(config, dataset, world, world.first_only(announce), store)
         with closing(trainer.train):
             if config.resume:
                 restore_run(trainer)
@@ -118,7 +117,6 @@ def _train_epochs(trainer: Trainer, log: Record, stop: Stop) -> None:
 def batch_stream(trainer: Trainer) -> BatchStream:
     """A stream of this process's micro-batches."""
     config = trainer.config
-    assert config.batch_size is not None
     largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
     return BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
 
@@ -126,7 +124,6 @@ def batch_stream(trainer: Trainer) -> BatchStream:
 def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
     """What this process reads from step `first` of an epoch on: its share of each global batch, in micro-batches."""
     config, start = trainer.config, epoch * trainer.steps_per_epoch
-    assert config.batch_size is not None
     trainer.train.expect(trainer.order(epoch)[first * config.batch_size :])
     for step in range(start + first, start + trainer.steps_per_epoch):
         picks = trainer.world.share(trainer.global_batch(step))
@@ -149,16 +146,14 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
         trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
-    if trainer.averaged is not None:
-        assert trainer.config.ema is not None
-        update_average(trainer.averaged, trainer.model, trainer.config.ema)
+    if trainer.averaged is not None and config.ema is not None:
+        update_average(trainer.averaged, trainer.model, config.ema)
     trainer.progress.step += 1
 
 
 def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -> None:
     """Add the gradient of one micro-batch, each sample by its share of the global batch."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
-    assert config.batch_size is not None
     # For dropout: a function of where training stands, so that no random state is saved.
     torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
     pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
@@ -210,7 +205,6 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
 
 def _validate(trainer: Trainer) -> Predictions:
     config, world, device = trainer.config, trainer.world, trainer.precision.device
-    assert config.batch_size is not None
     with closing(trainer.open_reader("val")) as reader:
         return predict_split(
             trainer.evaluated,
@@ -223,7 +217,7 @@ def _validate(trainer: Trainer) -> Predictions:
         )
 
 
-def _sign(config: TrainConfig) -> int:
+def _sign(config: ResolvedConfig) -> int:
     """What the metric that decides is multiplied by, so that more is better."""
     return -1 if config.best_by in LOWER_IS_BETTER else 1
 
@@ -240,7 +234,6 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         device=config.device,
         workers=config.workers,
         cache=config.cache,
-        cache_gb=config.cache_gb,
         quiet=True,
     )
     device = trainer.precision.device

@@ -42,14 +42,12 @@ class InputProfile:
         )
 
 
-def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> InputProfile:
+def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputProfile:
     """Measure for about half a minute; nothing is written. Raises what `train` raises before it starts."""
-    config = config.resolved()
-    assert config.out is not None
+    config = asked.resolved()
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
-        assert config.batch_size is not None
+        trainer = make_trainer(config, dataset, world, world.first_only(announce))
         images = config.batch_size / world.size
         stream = batch_stream(trainer)
         with closing(trainer.train), closing(stream(_endless(trainer))) as batches:

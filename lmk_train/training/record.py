@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lmk_data.system.files import write_bytes
 from lmk_train.runs.checkpoint import LAST, save_checkpoint
 from lmk_train.runs.classes import dataset_state
-from lmk_train.runs.folder import EVENTS, METRICS
+from lmk_train.runs.folder import RunFolder
 from lmk_train.training.trainer import Trainer
 
 _STEPS_BETWEEN_LINES = 50
@@ -29,14 +29,15 @@ class Record:
         self.postfix = ""
 
     def __enter__(self) -> "Record":
-        path, step = self._trainer.run / METRICS, self._trainer.progress.step
+        folder, step = RunFolder(self._trainer.run), self._trainer.progress.step
+        path = folder.metrics
         self._file: TextIO | None = None
         if self._trainer.world.is_first:
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = open(path, "a", encoding="utf-8")
-            self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(folder.events), purge_step=step + 1 if step else None)
         self._before = self._trainer.sums()
         return self
 

@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
 from lmk_data.system.files import write_bytes
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.order import batch_picks, epoch_order
 from lmk_train.data.stream import Reader
 from lmk_train.models.heads import Classifier
-from lmk_train.runs.folder import NONFINITE
+from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import Rows, World
 from lmk_train.training.optim import lr_factor
@@ -86,7 +86,7 @@ class Trainer:
     training split. `weights_sha256` is the hash of the file that the backbone started from, None without one.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     run: Path
     dataset: ShardedDataset
     world: World
@@ -137,7 +137,7 @@ class Trainer:
     def not_finite(self, what: str, step: int) -> TrainingError:
         """The error of a training that diverged at a step; nonfinite.json has the pictures of its whole batch."""
         keys = [str(key) for key in self.train.keys(self.global_batch(step) % len(self.train))]
-        rate, path = self.learning_rate(step), self.run / NONFINITE
+        rate, path = self.learning_rate(step), RunFolder(self.run).nonfinite
         if self.world.is_first:
             said = {"step": step, "learning_rate": rate, "keys": keys}
             write_bytes(path, json.dumps(said, indent=2).encode() + b"\n")
@@ -166,7 +166,6 @@ class Trainer:
 
     def global_batch(self, step: int) -> Rows:
         """What all processes together pick at a step of the training."""
-        assert self.config.batch_size is not None
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         return batch_picks(self.order(epoch), in_epoch, self.config.batch_size)
 
@@ -198,18 +197,14 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """Updates of the whole training."""
-        assert self.config.epochs is not None
         return self.config.epochs * self.steps_per_epoch
 
     def rate_factor(self, step: int) -> float:
         """What the peak learning rates are multiplied by at a step."""
         config = self.config
-        assert config.warmup_epochs is not None
-        assert config.schedule is not None
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
         return lr_factor(step, self.num_steps, warmup, config.schedule)
 
     def learning_rate(self, step: int) -> float:
         """The backbone's learning rate at a step."""
-        assert self.config.lr is not None
         return self.config.lr * self.rate_factor(step)

@@ -62,11 +62,17 @@ def reader_against_fixed_batch(
     dataset: Path, model: str, batch_size: int, pairs: int, device: torch.device
 ) -> tuple[float, float, float]:
     """Return `median_ratio` of the training step with the reader against one batch in memory."""
-    config = TrainConfig(str(dataset), Path("none"), model=model, weights="none", batch_size=batch_size, epochs=1000)  # type: ignore[arg-type]
-    config = config.resolved()
-    assert config.out is not None
+    config = TrainConfig(
+        str(dataset),
+        Path("none"),
+        model=model,  # type: ignore[arg-type]
+        weights="none",
+        batch_size=batch_size,
+        epochs=1000,
+        device=device.type,  # type: ignore[arg-type]
+    ).resolved()
     with ShardedDataset.open(dataset) as opened:
-        trainer = make_trainer(config, config.out, opened, device, ALONE, lambda _: None)
+        trainer = make_trainer(config, opened, ALONE, lambda _: None)
         epochs = (picks for epoch in range(1000) for picks in micro_batches(trainer, epoch, 0))
         with closing(batch_stream(trainer)(epochs)) as batches:
             one = next(batches)

@@ -12,7 +12,7 @@ from lmk_data.errors import StorageError, UserError
 from lmk_train.cli import train_main
 from lmk_train.models.registry import build_model
 from lmk_train.runtime import precision
-from lmk_train.training.dry_run import rehearse
+from lmk_train.training.dry_run import dry_run
 from lmk_train.training.loop import train
 from tests import forked
 from tests.train.run_files import Config, lines, weights
@@ -67,10 +67,10 @@ def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkey
 
 
 def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
-    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+    with pytest.raises(UserError, match="has no checkpoint to resume from"):
         train(config(resume=True))
     train(config(epochs=1))
-    with pytest.raises(UserError, match="holds a run; go on with --resume or name another folder"):
+    with pytest.raises(UserError, match="holds a run; resume it with --resume or name another folder"):
         train(config(epochs=1))
     with pytest.raises(UserError, match=r"--lr was 0\.0003, is 0\.1; --loss was ldam, is ce|--loss was ldam, is ce"):
         train(config(epochs=1, resume=True, loss="ce", head="cosine"))
@@ -98,9 +98,9 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config
     run, said = tmp_path / "run", list[str]()
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
     (run / "tensorboard" / "events.of.before").touch()
-    assert rehearse(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
+    assert dry_run(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
     train(config(model="resnet32", resume=resume), said.append)
-    assert f"{run}: the training there ended before its first checkpoint; it starts anew" in said
+    assert f"{run}: the training there ended before its first checkpoint; it starts again" in said
     assert [line["step"] for line in lines(run, "train")] == [4, 8]
     assert not (run / "tensorboard" / "events.of.before").exists()
     assert json.loads((run / "config.json").read_text())["resume"] is False

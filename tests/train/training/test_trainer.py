@@ -26,9 +26,9 @@ from tests.train.run_files import Config, lines, weights
 
 
 @contextmanager
-def put_together(config: TrainConfig, dataset: ShardedDataset, run: Path) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
+def put_together(config: TrainConfig, dataset: ShardedDataset) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
     """A trainer before its first step, and its micro-batches."""
-    trainer = make_trainer(config.resolved(), run, dataset, torch.device("cpu"), ALONE, lambda _: None)
+    trainer = make_trainer(config.resolved(), dataset, ALONE, lambda _: None)
     with closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
         yield trainer, batches
     trainer.train.close()
@@ -83,7 +83,7 @@ def test_a_weighted_loss_is_the_sum_of_w_l_over_the_sum_of_w(
     """The gradient of one step's head against float64 over the whole batch at once."""
     chosen = {"loss": "ce", "head": "linear", "drw_start": 0.0, "freeze_backbone_epochs": 2, "drop_rate": 0.0}
     with put_together(
-        config(model="efficientnet-lite0", weights="imagenet", grad_accum=grad_accum, **chosen), dataset, tmp_path
+        config(model="efficientnet-lite0", weights="imagenet", grad_accum=grad_accum, **chosen), dataset
     ) as (
         trainer,
         batches,
@@ -115,7 +115,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(
     chosen |= {"model": "efficientnet-lite0", "weights": "imagenet", "weight_decay": 0.0, "clip_grad": 0.01}
     moves = []
     for amp in ("off", "fp16"):
-        with put_together(config(amp=amp, **chosen), dataset, tmp_path) as (trainer, batches):
+        with put_together(config(amp=amp, **chosen), dataset) as (trainer, batches):
             assert trainer.scaler.get_scale() == (65536 if amp == "fp16" else 1)
             before = trainer.model.head.weight.detach().clone()
             training_step(trainer, batches)
