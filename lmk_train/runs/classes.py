@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_train.runtime.world import Rows as Ints
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Classes:
 
     ids: list[int | str]
     names: list[str | None]
-    train_counts: Ints
+    train_counts: NDArray[np.int64]
     content_sha256: str
 
     @classmethod
@@ -36,7 +36,7 @@ class Classes:
         counts = np.array(state["train_counts"], dtype=np.int64)
         return cls(state["classes"], state["names"], counts, state["content_sha256"])
 
-    def labels_of(self, dataset: ShardedDataset) -> Ints:
+    def labels_of(self, dataset: ShardedDataset) -> NDArray[np.int64]:
         """The label here of each label of a dataset, int64 [its K]; -1 for a landmark that is none of these.
 
         Ids are compared as text: one that is no number makes those of its whole dataset text.

@@ -15,7 +15,8 @@ from PIL import Image
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, LmkError, StorageError
 from lmk_train.config.training import Cache
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 
 CPU = torch.device("cpu")
 NO_CACHE = Cache(Path("/nonexistent"), 0)

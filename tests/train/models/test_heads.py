@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lmk_train.models import registry as models
+from lmk_train.models import heads
 from lmk_train.models.heads import CosineHead
 
 
@@ -12,7 +12,7 @@ from lmk_train.models.heads import CosineHead
 def test_cosine_head_and_its_gradients_are_those_of_normalised_weights(
     rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_PART_BYTES", rows_at_once * 12 * 8)
+    monkeypatch.setattr(heads, "_PART_BYTES", rows_at_once * 12 * 8)
     generator = torch.Generator().manual_seed(0)
     head = CosineHead(12, 7, scale=30.0).double()
     features = torch.randn(5, 12, dtype=torch.float64, generator=generator, requires_grad=True)
