@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import Cache
 
-_OF_A_DATASET = re.compile("[0-9a-f]{32}")  # the name of a folder that this module makes
+_DATASET_FOLDER = re.compile("[0-9a-f]{32}")  # the name of a folder that this module makes
 _OPEN_FILES = 256
 _FETCHERS = 4
 _ADVISED_AT_ONCE = 128 << 10  # bytes; the kernel reads no more for one advice than its own read-ahead
@@ -247,7 +247,7 @@ class _Fetcher:
         Other files in the folder are not touched.
         """
         total, removable = 0, []
-        datasets = [folder for folder in self._root.iterdir() if _OF_A_DATASET.fullmatch(folder.name)]
+        datasets = [folder for folder in self._root.iterdir() if _DATASET_FOLDER.fullmatch(folder.name)]
         for path in chain.from_iterable(folder.rglob(kind) for folder in datasets for kind in ("*.tar", "*.tmp")):
             with suppress(FileNotFoundError):
                 status = path.stat()
