@@ -210,9 +210,7 @@ class _Fetcher:
                         left.unlink(missing_ok=True)
                     self._download(name, self._reserve(path, num_bytes), path)
                 now = time.time_ns()  # finer than the clock that the kernel stamps files with
-                with suppress(
-                    FileNotFoundError
-                ):  # another process has just removed it to make room; `open` tries again
+                with suppress(FileNotFoundError):  # removed by another process to make room; `open` tries again
                     os.utime(path, ns=(now, now))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

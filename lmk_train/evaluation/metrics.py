@@ -52,13 +52,8 @@ def is_defined(name: str, train_counts: NDArray[np.int64], support: NDArray[np.i
         train_counts: training images of each class, int64 [K].
         support: samples of each class in the split, int64 [K].
     """
-    counts = train_counts[support > 0]
-    bands = {
-        "many_accuracy": counts > MANY_ABOVE,
-        "medium_accuracy": (counts >= FEW_BELOW) & (counts <= MANY_ABOVE),
-        "few_accuracy": counts < FEW_BELOW,
-    }
-    return bool(bands[name].any()) if name in bands else len(counts) > 0
+    about = _bands(train_counts).get(name, np.ones(len(train_counts), dtype=bool))
+    return bool((about & (support > 0)).any())
 
 
 def spelled(name: str) -> str:
@@ -84,24 +79,21 @@ def summarize(predictions: Predictions, train_counts: NDArray[np.int64]) -> dict
     counts = ClassCounts.of(predictions.targets, best, len(train_counts))
     correct = best == predictions.targets
     seen = counts.support > 0
-    f1 = counts.f1()
-    many, few = train_counts > MANY_ABOVE, train_counts < FEW_BELOW
+    precision, recall, f1 = counts.precision(), counts.recall(), counts.f1()
     confidence = predictions.probabilities[:, 0].astype(np.float64)
     return {
         "num_samples": len(best),
         "loss": _mean(predictions.losses.astype(np.float64)),
         "accuracy": _mean(correct),
         "top5_accuracy": _mean((predictions.labels == predictions.targets[:, None]).any(axis=1)),
-        "macro_precision": _mean(counts.precision()[seen]),
-        "macro_recall": _mean(counts.recall()[seen]),
+        "macro_precision": _mean(precision[seen]),
+        "macro_recall": _mean(recall[seen]),
         "macro_f1": _mean(f1[seen]),
         "macro_f1_all": _mean(f1),
-        "weighted_precision": _mean(counts.precision()[predictions.targets]),
-        "weighted_recall": _mean(counts.recall()[predictions.targets]),
+        "weighted_precision": _mean(precision[predictions.targets]),
+        "weighted_recall": _mean(recall[predictions.targets]),
         "weighted_f1": _mean(f1[predictions.targets]),
-        "many_accuracy": _mean(counts.recall()[seen & many]),
-        "medium_accuracy": _mean(counts.recall()[seen & ~many & ~few]),
-        "few_accuracy": _mean(counts.recall()[seen & few]),
+        **{name: _mean(recall[seen & band]) for name, band in _bands(train_counts).items()},
         "gap": global_average_precision(correct, confidence, predictions.keys),
         "calibration_error": calibration_error(correct, confidence),
     }
@@ -148,6 +140,12 @@ def confusion(
     """Return the confusion matrix without its zeros: targets, predicted labels and counts, each int64 [M], sorted."""
     pairs, counts = np.unique(predictions.targets * num_classes + predictions.labels[:, 0], return_counts=True)
     return pairs // num_classes, pairs % num_classes, counts.astype(np.int64)
+
+
+def _bands(train_counts: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Return the classes that the accuracy of each band is about, bool [K] by the name of the metric."""
+    many, few = train_counts > MANY_ABOVE, train_counts < FEW_BELOW
+    return {"many_accuracy": many, "medium_accuracy": ~many & ~few, "few_accuracy": few}
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
