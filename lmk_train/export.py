@@ -19,9 +19,10 @@ from lmk_data.errors import LmkError, TrainingError, UserError, missing_extra
 from lmk_data.system.files import write_bytes
 from lmk_train.config.commands import ExportConfig
 from lmk_train.config.training import ResolvedConfig
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 from lmk_train.models.heads import Classifier
-from lmk_train.models.registry import ARCHITECTURES, Normalization, model_of
+from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder
 
@@ -73,10 +74,10 @@ def export_run(config: ExportConfig) -> Export:
     """
     path = config.out or RunFolder(config.run).exported(config.to)
     if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another")
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another one")
     state = load_checkpoint(config.run, config.checkpoint)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
-    model = model_of(trained, len(state["classes"]), size)
+    model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
     module = Inference(model, ARCHITECTURES[trained.model].normalization).eval().requires_grad_(False)
     description = json.dumps(

@@ -19,7 +19,7 @@ from lmk_data.resize import accepted_formats, resize_image
 from lmk_data.system.storage import is_url, read_file
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.models.registry import ARCHITECTURES, model_of
+from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runtime.precision import Precision, resolve_device
 
@@ -84,7 +84,7 @@ class Predictor:
         self._recipe = recipe_of(state["recipe"])
         self._device = resolve_device(device)
         self._precision = Precision.resolve(amp, self._device)
-        model = model_of(trained, len(self._ids), self._recipe.size)
+        model = build_model(trained, len(self._ids), self._recipe.size)
         model.load_state_dict(weights_to_evaluate(state))
         self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
         normalization = ARCHITECTURES[trained.model].normalization

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import run_command
 from lmk_train.config.option import require
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.evaluation.evaluate import same_source
-from lmk_train.evaluation.metrics import ClassCounts, Ints
-from lmk_train.models.registry import model_of, num_parameters
+from lmk_train.evaluation.metrics import ClassCounts
+from lmk_train.models.registry import build_model, num_parameters
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision, resolve_device
@@ -56,7 +57,7 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
         raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
     state = load_checkpoint(run, BEST)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
-    model = model_of(trained, len(state["classes"]), size)
+    model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
     predictions = pd.read_parquet(RunFolder(run).predictions(split), columns=["key", "target", "label_1"])
     metrics = json.loads(path.read_text())
@@ -92,7 +93,7 @@ def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, 
     num_classes = int(max(targets.max(), *(labels.max() for labels in chosen))) + 1
     random = np.random.default_rng(0)
 
-    def differences(rows: Ints) -> tuple[float, float]:
+    def differences(rows: NDArray[np.int64]) -> tuple[float, float]:
         scores = [_scores(targets[rows], labels[rows], num_classes) for labels in chosen]
         return scores[1][0] - scores[0][0], scores[1][1] - scores[0][1]
 
@@ -102,7 +103,7 @@ def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, 
     return {name: (observed[i], float(low[i]), float(high[i])) for i, name in enumerate(("accuracy", "macro_f1"))}
 
 
-def _scores(targets: Ints, labels: Ints, num_classes: int) -> tuple[float, float]:
+def _scores(targets: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int) -> tuple[float, float]:
     counts = ClassCounts.of(targets, labels, num_classes)
     return float((targets == labels).mean()), float(counts.f1()[counts.support > 0].mean())
 

@@ -14,13 +14,13 @@ from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.data.features import FeatureStore, as_they_are
+from lmk_train.data.features import FeatureStore, no_preprocessing
 from lmk_train.data.order import epoch_length, num_batches
-from lmk_train.data.stream import Reader, SplitReader
+from lmk_train.data.reader import Reader, SplitReader
 from lmk_train.evaluation.evaluate import check_metric
 from lmk_train.models.heads import Classifier
 from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
-from lmk_train.models.registry import ARCHITECTURES, model_of, num_parameters, set_bn_momentum
+from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters, set_bn_momentum
 from lmk_train.models.weights import load_weights
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World
@@ -74,7 +74,7 @@ def make_trainer(
         optimizer=optimizer,
         precision=precision,
         scaler=precision.grad_scaler(),
-        preprocess=_preprocess(config, precision) if features is None else as_they_are,
+        preprocess=_preprocess(config, precision) if features is None else no_preprocessing,
         open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
@@ -89,9 +89,9 @@ def _make_model(
 ) -> Classifier:
     """Return the model on its device, with its initial weights unless a checkpoint will replace them."""
     torch.manual_seed(config.seed)
-    model = model_of(config, dataset.num_classes, dataset.recipe.size)
+    model = build_model(config, dataset.num_classes, dataset.recipe.size)
     if not config.resume:
-        loaded = load_weights(model, config.model, config.weights)
+        loaded = load_weights(model.backbone, config.model, config.weights)
         announce(_headline(config, dataset, model, loaded))
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

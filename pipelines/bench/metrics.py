@@ -19,7 +19,8 @@ import numpy as np
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
-from lmk_train.evaluation.metrics import TOP_K, Predictions, confusion, summarize
+from lmk_train.evaluation.metrics import confusion, summarize
+from lmk_train.evaluation.predictions import TOP_K, Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder
@@ -59,7 +60,7 @@ def main() -> None:
         measure("every metric", lambda: summarize(predictions, classes.train_counts))
         measure("sparse confusion matrix", lambda: confusion(predictions, dataset.num_classes))
         metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
-        nothing = predictions.rows(np.zeros(len(predictions.targets), dtype=bool))
+        nothing = predictions.select(np.zeros(len(predictions.targets), dtype=bool))
         evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, [])
         measure("all files of the evaluation", lambda: write_evaluation(run, evaluation, classes))
         config = TrainConfig(str(arguments.full), run).resolved()
