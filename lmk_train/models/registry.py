@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.models.efficientnet import (
     efficientnet_b0_weights,
     efficientnet_lite0_weights,
