@@ -55,7 +55,7 @@ def build_model(config: ResolvedConfig, num_classes: int, picture_size: int) -> 
         picture_size: pixels on each side of its pictures.
     """
     architecture = ARCHITECTURES[config.model]
-    if config.head == "cosine":
+    if config.cosine_scale is not None:  # which a resolved configuration has with a cosine head only
         head: nn.Module = CosineHead(architecture.num_features, num_classes, config.cosine_scale)
     else:
         head = nn.Linear(architecture.num_features, num_classes)
