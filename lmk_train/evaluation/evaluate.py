@@ -108,7 +108,7 @@ def make_evaluator(
     Args:
         model: with the weights to evaluate.
         trained: the resolved configuration of the run; its batch size is the default.
-        config: its batch size, precision and workers count.
+        config: its batch size, precision and number of workers.
         device: to compute on.
         world: the ranks that share a split.
     """

@@ -17,7 +17,8 @@ from lmk_data.dataset.format import Recipe
 from lmk_train.cli import eval_main
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
-from lmk_train.evaluation.metrics import Predictions, summarize
+from lmk_train.evaluation.metrics import summarize
+from lmk_train.evaluation.predictions import Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder
@@ -70,7 +71,7 @@ def made_up_run(dataset: ShardedDataset, run: Path, seed: int = 0) -> "pd.DataFr
     predictions = Predictions(keys, targets, labels, probabilities, np.ones(len(targets), np.float32))
     classes = Classes.of_dataset(dataset)
     metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
-    nothing = predictions.rows(targets < 0)
+    nothing = predictions.select(targets < 0)
     write_evaluation(run, Evaluation(0, "test", dict.fromkeys(SOURCE, "x"), metrics, predictions, nothing, []), classes)
     return pd.read_parquet(run / "per-class-test.parquet")
 
