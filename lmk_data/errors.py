@@ -3,12 +3,12 @@
     LmkError
     ├── UserError      the caller's mistake: a flag, a label table, a folder
     ├── DatasetError   a file of a published dataset is missing, short, or contradicts another
-    ├── StorageError   the storage failed; what was complete is kept, run it again to go on
+    ├── StorageError   the storage failed; what was complete is kept, run it again to resume
     ├── BuildError     a build could not finish; what was complete is kept
     └── TrainingError  training cannot go on; the last good checkpoint is kept
 
 Every message says what was wrong, where, and what to do. A bad image is none of these: it is a value
-(`lmk_data.format.Rejection`), counted and indexed, and the build goes on.
+(`lmk_data.dataset.format.Rejection`), counted and indexed, and the build continues.
 """
 
 
@@ -25,7 +25,7 @@ class DatasetError(LmkError):
 
 
 class StorageError(LmkError):
-    """The storage failed for a reason that is not a bad image; run the command again to go on."""
+    """The storage failed for a reason that is not a bad image; run the command again to resume."""
 
 
 class BuildError(LmkError):
@@ -34,6 +34,12 @@ class BuildError(LmkError):
 
 class TrainingError(LmkError):
     """Training cannot continue; the last good checkpoint is kept."""
+
+
+def storage_failure(error: OSError, location: str) -> StorageError:
+    """Return the StorageError for a failure of the storage at `location`, a path or URL."""
+    reason = error.strerror or error
+    return StorageError(f"{error.filename or location}: {reason}; is the storage there? run it again to go on")
 
 
 def missing_extra(what: str, extra: str, reason: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Bytes and a recipe to a resized JPEG, or the reason why not; pure, and the only decoder of strangers' pictures."""
+"""Turn image bytes and a recipe into a resized JPEG or a rejection; the only decoder of untrusted pictures. Pure."""
 
 import io
 import os
@@ -14,10 +14,10 @@ import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
-from lmk_data.dataset.format import Encoder, Fit, Recipe, Rejection, Resized
-from lmk_data.errors import UserError
+from lmk_data.dataset.format import Encoder, Rejection, Resized
+from lmk_data.options import Fit, Recipe
 
-_REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
+_REVISION = 1  # raised by every change of this module that stores other pixels for the same recipe
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
 _CODECS = {"jpg": "jpeg", "zlib": "png", "webp": "webp", "libtiff": "tiff"}
 _ORIENTATION = 0x0112
@@ -31,7 +31,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}
-# First bytes of formats that are pictures, but not among those that are accepted.
+# First bytes of picture formats that are not accepted.
 _OTHER_PICTURES = (
     b"II*\0",
     b"MM\0*",
@@ -44,24 +44,24 @@ _OTHER_PICTURES = (
     b"\xff\x4f\xff\x51",
 )
 _OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
-# At 2, scaled decoding cost 0.02 to 0.18 dB on 1 to 2 Mpx photos; at 3, 0.02 and less.
+# With 2, scaled decoding cost 0.02 to 0.18 dB on photos of 1 to 2 Mpx; with 3, 0.02 dB or less.
 _DECODED_PER_STORED_PIXEL = 3
 _WHITE = (255, 255, 255)
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_FILLER = b"\xaa\x55" * 2048  # no marker, and not the zeros that libjpeg makes up at the end of its data
-# What Pillow's decoders raise for damaged files; MemoryError and the like are not the file's fault.
+_FILLER = b"\xaa\x55" * 2048  # holds no marker, and is not the zeros that libjpeg appends to truncated data
+# What Pillow's decoders raise for damaged files. MemoryError and the like are not the file's fault.
 _DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError)
 
 
 @cache
 def accepted_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are decoded here; TIFF only where Pillow was built with libtiff."""
+    """Return Pillow's names of the accepted formats; TIFF only if Pillow was built with libtiff."""
     return (*_FORMATS, "TIFF") if features.check("libtiff") else _FORMATS
 
 
 @cache
 def encoder() -> Encoder:
-    """What decodes and encodes here: this module, pillow-simd or Pillow, its libjpeg-turbo and codecs, simplejpeg."""
+    """Return what decodes and encodes here: pillow-simd or Pillow, its codecs, simplejpeg, this module's revision."""
     version = str(PIL.__version__)
     simd = _installed_version("pillow-simd") == version
     codecs = [name for feature, name in _CODECS.items() if features.check(feature)]
@@ -75,20 +75,12 @@ def encoder() -> Encoder:
     )
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise UserError for a recipe that cannot be carried out."""
-    if not 8 <= recipe.size <= 4096:
-        raise UserError(f"--size {recipe.size}: must be from 8 to 4096 pixels")
-    if not 1 <= recipe.quality <= 100:
-        raise UserError(f"--quality {recipe.quality}: must be from 1 to 100")
-
-
 def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:
-    """Decode a picture, bring it upright and to RGB (alpha over white), resize it and encode it as JPEG.
+    """Return a picture decoded, rotated by its EXIF orientation, converted to RGB, resized and encoded as JPEG.
 
-    Only the first frame counts. A JPEG much larger than needed is decoded at a fraction of its size, never below
-    three times the target; one that lacks nothing but its end mark is whole. Nothing a stranger's file holds
-    raises: it is rejected with a reason.
+    Transparency is composited over white. Only the first frame is used. A JPEG much larger than needed is decoded at a
+    fraction of its size, but at no less than three times the target size. A JPEG that lacks only its end marker is
+    accepted. No content of an untrusted file raises an exception: such a file gives a `Rejection` with the reason.
     """
     if not data:
         return Rejection("empty", "0 bytes")
@@ -103,7 +95,7 @@ def resize_image(data: bytes, recipe: Recipe) -> Resized | Rejection:
         detail = _first_line(error)
         if "truncated" not in detail.lower():
             return Rejection("corrupt", detail)
-        if not data.endswith(_JPEG_END) and _holds_all_its_pixels(data + _JPEG_END):
+        if not data.endswith(_JPEG_END) and _has_all_pixels(data + _JPEG_END):
             return resize_image(data + _JPEG_END, recipe)
         return Rejection("truncated", detail)
 
@@ -116,12 +108,12 @@ def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized |
         return Rejection("too-large", f"{width}x{height} pixels, more than {recipe.max_pixels:,}")
     orientation = _orientation(image) if recipe.exif_transpose else 1
     drafted = image.draft(None, _least_decoded_size(width, height, recipe))
-    rgb = _decode_sound_jpeg(image, data, recipe) if image.size == (width, height) else None
+    rgb = _decode_intact_jpeg(image, data, recipe) if image.size == (width, height) else None
     if rgb is None:
         rgb = _to_rgb(image)
-        if _looks_cut(image) and not _holds_all_its_pixels(data):
+        if _looks_truncated(image) and not _has_all_pixels(data):
             return Rejection("truncated", "the data of the picture ends before the picture does")
-    # A scaled decode rounds its size up: only this part of it is the picture, to a fraction of a pixel.
+    # A scaled decode rounds its size up. The picture is only this part of it, to a fraction of a pixel.
     decoded = rgb.size if drafted is None else drafted[1][2:]
     square = _fit(rgb, decoded, recipe)
     if orientation in _TRANSPOSE:
@@ -134,12 +126,13 @@ def _resize_opened(image: Image.Image, data: bytes, recipe: Recipe) -> Resized |
     return Resized(buffer.getvalue(), width, height, _dhash(square))
 
 
-def _decode_sound_jpeg(image: Image.Image, data: bytes, recipe: Recipe) -> Image.Image | None:
-    """The pixels of an RGB JPEG by one call of libjpeg-turbo; None for other pictures and where it warns of anything.
+def _decode_intact_jpeg(image: Image.Image, data: bytes, recipe: Recipe) -> Image.Image | None:
+    """Return the pixels of an RGB JPEG from one call of libjpeg-turbo; None for other pictures and for any warning.
 
-    A tenth of the whole work cheaper than Pillow; and unlike Pillow it passes on libjpeg's warnings, so that a picture
-    which went through here lacks nothing. The pixels are Pillow's, but that halved chroma is repeated, not
-    interpolated, where it has no fewer pixels than what is stored: that is cheaper, and resizing averages it anyway.
+    This makes the whole work a tenth cheaper than with Pillow. Unlike Pillow it reports libjpeg's warnings, so a
+    picture decoded here is complete. The pixels equal Pillow's, with one exception: subsampled chroma is repeated
+    instead of interpolated where it has at least as many pixels as the stored picture. That is cheaper, and resizing
+    averages it anyway.
     """
     if image.format not in ("JPEG", "MPO") or image.mode != "RGB":
         return None
@@ -156,8 +149,8 @@ def _decode_sound_jpeg(image: Image.Image, data: bytes, recipe: Recipe) -> Image
     return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
 
 
-def _looks_cut(image: Image.Image) -> bool:
-    """Whether the last corner of a sequential JPEG is perfectly flat: so libjpeg fills what a short file lacks."""
+def _looks_truncated(image: Image.Image) -> bool:
+    """Return whether the last corner of a sequential JPEG is perfectly flat, as libjpeg fills in missing data."""
     if image.format not in ("JPEG", "MPO") or image.info.get("progressive"):
         return False
     width, height = image.size
@@ -167,11 +160,11 @@ def _looks_cut(image: Image.Image) -> bool:
     return bool((corner == corner[0, 0]).all())
 
 
-def _holds_all_its_pixels(data: bytes) -> bool:
-    """Whether a sequential JPEG has data for all of its picture, as far as can be told.
+def _has_all_pixels(data: bytes) -> bool:
+    """Return whether a sequential JPEG has data for all of its pixels, as far as that can be known.
 
-    libjpeg makes up what is missing before the end mark; then other bytes there give other pixels, while after a
-    whole picture they are skipped. Compared at an eighth of the size, which the decoder gives cheaply.
+    libjpeg invents data that is missing before the end marker. Bytes inserted there change the pixels of a truncated
+    picture, and are skipped after a complete one. The comparison uses an eighth of the size, which decodes cheaply.
     """
     end = data.rfind(_JPEG_END)
     if not data.startswith(_JPEG_START) or end < 0:
@@ -183,21 +176,21 @@ def _holds_all_its_pixels(data: bytes) -> bool:
 
 
 def _eighth(data: bytes) -> bytes:
-    """The pixels of a sequential JPEG at an eighth of its size; ValueError for a progressive one."""
+    """Return the pixels of a sequential JPEG at an eighth of its size; ValueError for a progressive one."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         if image.info.get("progressive"):
-            raise ValueError("progressive: what is missing cannot be told")
+            raise ValueError("progressive: missing data cannot be detected")
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         return image.tobytes()
 
 
 def _least_decoded_size(width: int, height: int, recipe: Recipe) -> tuple[int, int]:
-    """The size below which a scaled JPEG decode must not go, in both directions."""
+    """Return the smallest width and height that a scaled JPEG decode may have."""
     return _scaled(width, height, _DECODED_PER_STORED_PIXEL * recipe.size, recipe.fit)
 
 
 def _scaled(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
-    """Width and height of a picture that is scaled, by the rule `fit`, to a square of this side before it is cut."""
+    """Return the size of a picture scaled by the rule `fit` to a square of `side` pixels, before it is cropped."""
     if fit == "squash":
         return side, side
     scale = side / (min(width, height) if fit == "crop" else max(width, height))
@@ -205,18 +198,18 @@ def _scaled(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or it makes no sense."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} and image.format != "TIFF":
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGED:
-        return 1  # damaged metadata of a picture that may be fine
+        return 1  # damaged metadata, but the picture may be intact
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16 bits scaled, transparency over white."""
+    """Convert any mode to RGB: 16 bits are scaled to 8, transparency is composited over white."""
     if image.format == "TIFF":
         with _silent_stderr():
             image.load()
@@ -235,16 +228,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit (or wider) grey to 8 bits by its range, not by clipping."""
+    """Convert 16-bit (or wider) grey to 8 bits by scaling its range, not by clipping."""
     values = np.asarray(image).astype(np.float32)
     scale = 255 / 65535 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1.0
     return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
 
 
 def _fit(image: Image.Image, decoded: tuple[float, float], recipe: Recipe) -> Image.Image:
-    """An RGB image, of which the picture is `decoded` wide and high, brought to the square.
+    """Return an RGB image resized to the square of the recipe: squashed, centre-cropped, or padded with white.
 
-    Squashed, cropped around the centre, or padded with white.
+    `decoded` is the width and height of the part of `image` that is the picture, in pixels and fractions of them.
     """
     size, (width, height) = recipe.size, decoded
     if recipe.fit == "squash":
@@ -262,7 +255,7 @@ def _fit(image: Image.Image, decoded: tuple[float, float], recipe: Recipe) -> Im
 
 
 def _dhash(image: Image.Image) -> int:
-    """Perceptual hash of a picture, 64 bits: the sign of each horizontal step of its 9x8 thumbnail in grey."""
+    """Return the 64-bit perceptual hash: the sign of each horizontal difference in the 9x8 grey thumbnail."""
     grey = np.asarray(image.resize((9, 8), Image.Resampling.BOX).convert("L"))
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
@@ -276,16 +269,16 @@ def _unidentified(data: bytes) -> Rejection:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Hold back what C code prints on stderr: libtiff reports damaged files there, past Python."""
+    """Discard what C code prints on stderr: libtiff reports damaged files there, bypassing Python."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""`lmk-train` and its sisters `-eval`, `-predict`, `-export`, `-tune`: parse, call, summarise; thin shells."""
+"""The commands `lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`: parse, call, print a summary."""
 
 import io
 import json
@@ -20,6 +20,7 @@ from lmk_data.system.terminal import progress_bar, run_command
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
+from lmk_train.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
@@ -30,27 +31,27 @@ _TRAIN_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lmk-train`; returns the exit code (a command line that does not parse exits with 2)."""
+    """Run `lmk-train` and return the exit code; a command line that does not parse exits with 2."""
     return _main("lmk-train", TrainConfig, _train, arguments)
 
 
 def eval_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lmk-eval`; returns the exit code."""
+    """Run `lmk-eval` and return the exit code."""
     return _main("lmk-eval", EvalConfig, _evaluate, arguments)
 
 
 def predict_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lmk-predict`; returns the exit code, 1 if a picture could not be read."""
+    """Run `lmk-predict` and return the exit code, 1 if a picture could not be read."""
     return _main("lmk-predict", PredictConfig, _predict, arguments)
 
 
 def export_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lmk-export`; returns the exit code."""
+    """Run `lmk-export` and return the exit code."""
     return _main("lmk-export", ExportConfig, _export, arguments)
 
 
 def tune_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lmk-tune`; returns the exit code."""
+    """Run `lmk-tune` and return the exit code."""
     return _main("lmk-tune", TuneConfig, _tune, arguments)
 
 
@@ -62,14 +63,14 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
     def run() -> None:
         parsed: Any = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
-        if "WORLD_SIZE" in os.environ:  # torch, not imported yet, would warn in each process of how world.py uses DDP
+        if "WORLD_SIZE" in os.environ:  # torch, not imported yet, would warn in each rank about how world.py uses DDP
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
                 raise missing_extra(program, "train", f"{package} is missing")
-        from lmk_train.runtime.precision import running_out_in_a_line
+        from lmk_train.runtime.precision import oom_as_training_error
 
-        with running_out_in_a_line():
+        with oom_as_training_error():
             command(parsed)
 
     return run_command(program, run)
@@ -78,18 +79,10 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 def _train(config: TrainConfig) -> None:
     announce: Callable[[str], None] = (lambda _: None) if config.quiet else print
     if config.profile_input:
-        from lmk_train.training.profile_input import profile_input
-
-        found = profile_input(config, announce)
-        if found.rank:
-            return
-        print("images a second of one process:")
-        for what, rate in (("reader alone", found.reader), ("model alone", found.model), ("both", found.both)):
-            print(f"  {what:12} {rate:10,.1f}")
-        print(found.verdict())
+        _profile_input(config, announce)
         return
     if config.dry_run:
-        _rehearse(config, announce)
+        _dry_run(config, announce)
         return
     from lmk_train.training.loop import train
 
@@ -102,23 +95,35 @@ def _train(config: TrainConfig) -> None:
     print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
         _print_evaluation(result.test)
-        print(f"report: {result.run}/report/index.html")
+        print(f"report: {RunFolder(result.run).report(result.test.split)}")
 
 
-def _rehearse(config: TrainConfig, announce: Callable[[str], None]) -> None:
-    from lmk_train.training.dry_run import rehearse
+def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None:
+    from lmk_train.training.profile_input import profile_input
 
-    found = rehearse(config, announce)
-    if found.rank:
+    profile = profile_input(config, announce)
+    if profile.rank:
         return
-    memory = found.weights_bytes + found.activations_bytes
-    print(f"parameters        {found.backbone_parameters:,} in the backbone, {found.head_parameters:,} in the head")
-    print(f"updates           {found.num_steps:,}, {found.steps_per_epoch:,} an epoch")
+    print("images per second of one rank:")
+    for what, rate in (("reader alone", profile.reader), ("model alone", profile.model), ("both", profile.both)):
+        print(f"  {what:12} {rate:10,.1f}")
+    print(profile.verdict())
+
+
+def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
+    from lmk_train.training.dry_run import dry_run
+
+    sizes = dry_run(config, announce)
+    if sizes.rank:
+        return
+    memory = sizes.weights_bytes + sizes.activations_bytes
+    print(f"parameters        {sizes.backbone_parameters:,} in the backbone, {sizes.head_parameters:,} in the head")
+    print(f"updates           {sizes.num_steps:,}, {sizes.steps_per_epoch:,} per epoch")
     print(
-        f"memory            about {memory / 1e9:.1f} GB a process: {found.weights_bytes / 1e9:.1f} for weights, "
-        f"gradients and optimiser, {found.activations_bytes / 1e9:.1f} for {found.micro_batch} pictures at once"
+        f"memory            about {memory / 1e9:.1f} GB per rank: {sizes.weights_bytes / 1e9:.1f} for weights, "
+        f"gradients and optimiser, {sizes.activations_bytes / 1e9:.1f} for {sizes.micro_batch} pictures at once"
     )
-    print(f"loss at first     {found.expected_loss:.2f} expected, {found.first_loss:.2f} on the first batch")
+    print(f"initial loss      {sizes.expected_loss:.2f} expected, {sizes.first_loss:.2f} on the first batch")
 
 
 def _evaluate(config: EvalConfig) -> None:
@@ -144,8 +149,8 @@ def _evaluate(config: EvalConfig) -> None:
             print(
                 f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}"
             )
-    beside = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
-    print(f"written: {config.run}/eval-{config.split}.json, with {beside} beside it; {report}")
+    others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
+    print(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
 
 
 def _predict(config: PredictConfig) -> None:
@@ -153,11 +158,11 @@ def _predict(config: PredictConfig) -> None:
 
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # names of files are bytes, and not always UTF-8
+            stream.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
     images: Iterable[str] = named_images(config.images, sys.stdin)
     total = None
-    if "-" not in config.images:  # what comes by stdin is answered as it comes
+    if "-" not in config.images:  # names from stdin are predicted as they arrive
         images = list(images)
         total = len(images)
     started, counts = time.monotonic(), [0, 0]
@@ -181,47 +186,47 @@ def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
         guesses = [asdict(guess) for guess in prediction.guesses]
         return json.dumps({"image": prediction.image, "predictions": guesses})
     return f"{prediction.image}: " + ", ".join(
-        f"{_named(guess)} {guess.probability:.3f}" for guess in prediction.guesses
+        f"{_spelled_guess(guess)} {guess.probability:.3f}" for guess in prediction.guesses
     )
 
 
 def _print_at_once(line: str) -> None:
-    """A line on stdout, without disturbing a bar; where nobody reads it any more, an end without a word."""
+    """Print a line on stdout beside a progress bar; exit with the code of SIGPIPE if the reader has gone."""
     try:
         tqdm.write(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it exits
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _export(config: ExportConfig) -> None:
     from lmk_train.export import export_run
 
-    found = export_run(config)
+    export = export_run(config)
     if not config.quiet:
-        size, within = f"{found.num_bytes / 1e6:.1f} MB", f"log-probabilities within {found.largest_difference:.1g}"
-        print(f"{found.path}: {size}, {within} of the checkpoint on {found.checked_on}")
+        size, within = f"{export.num_bytes / 1e6:.1f} MB", f"log-probabilities within {export.largest_difference:.1g}"
+        print(f"{export.path}: {size}, {within} of the checkpoint on {export.checked_on}")
 
 
 def _tune(config: TuneConfig) -> None:
     from lmk_train.tuning.tune import tune
 
-    found = tune(config, announce=(lambda _: None) if config.quiet else tqdm.write)
+    result = tune(config, announce=(lambda _: None) if config.quiet else tqdm.write)
     if config.quiet:
         return
-    states = [trial.state for trial in found.trials]
+    states = [trial.state for trial in result.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     objective = spelled(config.objective)
-    best = f"best {objective} {found.best.value:.4f} on validation (trial {found.best.number})"
+    best = f"best {objective} {result.best.value:.4f} on validation (trial {result.best.number})"
     print(f"{len(states)} trials: {counts}; {best}")
-    if found.test is not None:
-        shown = [f"{name} {found.test[name]:.4f}" for name in _SHOWN if found.test.get(name) is not None]
-        print(f"test ({found.test['num_samples']:,} images), this once: {', '.join(shown)}")
-    print(f"train it again:\n  {found.command}\nreport: {found.report}")
+    if result.test is not None:
+        shown = [f"{name} {result.test[name]:.4f}" for name in _SHOWN if result.test.get(name) is not None]
+        print(f"test ({result.test['num_samples']:,} images), once, at the end: {', '.join(shown)}")
+    print(f"train it again:\n  {result.command}\nreport: {result.report}")
 
 
-def _named(guess: "Guess") -> str:
+def _spelled_guess(guess: "Guess") -> str:
     return str(guess.landmark_id) if guess.name is None else f"{guess.name} ({guess.landmark_id})"
 
 

@@ -1,4 +1,4 @@
-"""A run's model as one file for other programs: pixels in, probabilities out, checked before it is kept."""
+"""Export a run's model as one file for other programs: pixels in, probabilities out, checked before it is written."""
 
 import io
 import json
@@ -8,35 +8,39 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import LmkError, TrainingError, UserError, missing_extra
 from lmk_data.system.files import write_bytes
 from lmk_train.config.commands import ExportConfig
-from lmk_train.config.training import Cache, TrainConfig, default_cache_folder
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.config.training import ResolvedConfig
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 from lmk_train.models.heads import Classifier
-from lmk_train.models.registry import ARCHITECTURES, Normalization, model_of
-from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
+from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
+from lmk_train.runs.folder import RunFolder
 
-SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
-_TOLERANCE = 1e-3  # of log-probabilities, which for logits of 30 have about 1e-5 in float32
+_TOLERANCE = 1e-3  # of log-probabilities, whose error is about 1e-5 in float32 for logits of 30
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Program = Callable[[Pixels], "np.ndarray[Any, np.dtype[np.float32]]"]
+Pixels = NDArray[np.uint8]
+Program = Callable[[Pixels], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file written, its size, how far its log-probabilities are from the checkpoint's, relatively where they are
-    beyond 1, and on what that was measured."""
+    """An exported file.
+
+    `largest_difference` is that of its log-probabilities from the checkpoint's, relative where they are beyond 1;
+    `checked_on` says on what it was measured.
+    """
 
     path: Path
     num_bytes: int
@@ -45,7 +49,7 @@ class Export:
 
 
 class Inference(nn.Module):
-    """uint8 [B, H, W, 3] RGB to probabilities float32 [B, K]: normalisation, the network and softmax."""
+    """Normalisation, the network and softmax: uint8 [B, H, W, 3] RGB to probabilities float32 [B, K]."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -63,17 +67,17 @@ class Inference(nn.Module):
 
 
 def export_run(config: ExportConfig) -> Export:
-    """Write a run's model, after running the written program beside the checkpoint on pictures.
+    """Write a run's model as one file, after comparing the exported program with the checkpoint on pictures.
 
-    Raises UserError for a run that is none, a folder that is not there or a tool that is not installed, TrainingError
-    if the two do not agree.
+    Raises UserError if the run, the folder of the file or a needed package is missing, TrainingError if program and
+    checkpoint differ.
     """
-    path = config.out or config.run / f"model.{SUFFIX[config.to]}"
+    path = config.out or RunFolder(config.run).exported(config.to)
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another one")
-    state = load_checkpoint(config.run, BEST if config.checkpoint == "best" else LAST)
-    trained, size = TrainConfig.from_json(state["config"]), state["recipe"]["size"]
-    model = model_of(trained, len(state["classes"]), size)
+    state = load_checkpoint(config.run, config.checkpoint)
+    trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
+    model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
     module = Inference(model, ARCHITECTURES[trained.model].normalization).eval().requires_grad_(False)
     description = json.dumps(
@@ -86,15 +90,15 @@ def export_run(config: ExportConfig) -> Export:
             "content_sha256": state["content_sha256"],
         }
     )
-    pixels, source = _pictures(config.shards or trained.shards, size, asked_for=config.shards is not None)
+    pixels, source = _pictures(config, trained.shards, size)
     make = _onnx_bytes if config.to == "onnx" else _torch_bytes
     with torch.no_grad(), _quietly():
         data = make(module, torch.from_numpy(pixels[:2]), description)
         difference = _largest_difference(_program(config.to, data), module, pixels)
     if not difference <= _TOLERANCE:
         raise TrainingError(
-            f"{config.run}: the exported program does not say what the checkpoint says (log-probabilities differ by "
-            f"{difference:.2g}; inf: another best class); nothing was written"
+            f"{config.run}: the exported program differs from the checkpoint (log-probabilities by {difference:.2g}; "
+            "inf: another best class); nothing was written"
         )
     write_bytes(path, data)
     return Export(path, len(data), difference, source)
@@ -109,7 +113,7 @@ def _torch_bytes(module: nn.Module, example: torch.Tensor, description: str) -> 
 def _onnx_bytes(module: nn.Module, example: torch.Tensor, description: str) -> bytes:
     try:
         import onnx
-        import onnxruntime  # noqa: F401  (needed for the check; said before the work, not after)
+        import onnxruntime  # noqa: F401  (needed for the check; reported before the work, not after)
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing_extra("--to onnx", "export", f"{error.name} is missing") from None
@@ -127,7 +131,7 @@ def _exported(module: nn.Module, example: torch.Tensor) -> torch.export.Exported
 
 
 def _program(kind: str, data: bytes) -> Program:
-    """The exported program, as somebody else would run it."""
+    """Return the exported program as a function of pixels, loaded as another program would load it."""
     if kind == "torch":
         loaded = torch.export.load(io.BytesIO(data)).module()
         return lambda pixels: np.asarray(loaded(torch.from_numpy(pixels)).numpy())
@@ -138,23 +142,28 @@ def _program(kind: str, data: bytes) -> Program:
 
 
 def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> float:
-    """Of log-probabilities, relative where they are beyond 1; infinite where the best label is another one.
+    """Return the largest difference of log-probabilities, relative where they are beyond 1.
 
-    Probabilities themselves would hardly differ where there are many classes, whatever the program did. Over all
-    pictures at once and one of them alone, since the batch's size is the caller's to choose.
+    It is infinite if the best label of any picture differs. Probabilities themselves would hardly differ with many
+    classes, even in a wrong program. The program is run on all pictures at once and on one alone, since its user
+    chooses the batch size.
     """
     expected = module(torch.from_numpy(pixels)).numpy()
-    found = np.concatenate([program(pixels), program(pixels[:1])])
+    exported = np.concatenate([program(pixels), program(pixels[:1])])
     expected = np.concatenate([expected, expected[:1]])
-    if (found.argmax(axis=1) != expected.argmax(axis=1)).any():
+    if (exported.argmax(axis=1) != expected.argmax(axis=1)).any():
         return float("inf")
     least = np.finfo(np.float32).tiny
-    logarithms, wanted = np.log(np.maximum(found, least)), np.log(np.maximum(expected, least))
+    logarithms, wanted = np.log(np.maximum(exported, least)), np.log(np.maximum(expected, least))
     return float((np.abs(logarithms - wanted) / np.maximum(1, np.abs(wanted))).max())
 
 
-def _pictures(shards: str, size: int, *, asked_for: bool) -> tuple[Pixels, str]:
-    """Stored pictures to compare on, and where they are from; noise where they are not asked for and cannot be read."""
+def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels, str]:
+    """Return pictures to compare on, uint8 [8, size, size, 3], and a description of where they are from.
+
+    They are pictures of --shards or else of the dataset trained on; noise if that cannot be read.
+    """
+    shards, cache = config.shards or trained_on, config.cache.resolved()
     try:
         with ShardedDataset.open(shards) as dataset:
             if dataset.recipe.size != size:
@@ -162,21 +171,21 @@ def _pictures(shards: str, size: int, *, asked_for: bool) -> tuple[Pixels, str]:
             split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))
             rows = np.arange(min(_PICTURES, dataset.num_samples(split)))
             with (
-                closing(SplitReader(dataset, split, Cache(default_cache_folder(), int(1e9)))) as reader,
+                closing(SplitReader(dataset, split, cache)) as reader,
                 closing(BatchStream(reader, torch.device("cpu"), len(rows))([rows])) as batches,
             ):
                 pixels = next(batches).pixels.numpy().copy()
             return np.resize(pixels, (_PICTURES, *pixels.shape[1:])), f"{split} pictures of {dataset.location}"
     except LmkError as error:
-        if asked_for:
+        if config.shards is not None:
             raise
         noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, size, size, 3), dtype=np.uint8)
-        return noise, f"noise, since the dataset of the run is not there any more ({error})"
+        return noise, f"noise, since the dataset of the run cannot be read any more ({error})"
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporters' own chatter."""
+    """Silence the log messages and warnings of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Which landmark is in a picture: resized as the run's dataset was, then through the run's model."""
+"""Predict the landmark in a picture: resized as the run's dataset was, then classified by the run's model."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -6,21 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 
 from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
 from lmk_data.resize import accepted_formats, resize_image
 from lmk_data.system.storage import is_url, read_file
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.models.registry import ARCHITECTURES, model_of
-from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_evaluate
+from lmk_train.models.registry import ARCHITECTURES, build_model
+from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
@@ -33,13 +33,13 @@ _SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
 }
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = NDArray[np.uint8]
 Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One landmark that may be in a picture."""
+    """One landmark that may be in a picture, and its probability."""
 
     label: int
     landmark_id: int | str
@@ -49,7 +49,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest landmarks of one picture, or why there are none."""
+    """The most probable landmarks of one picture, or the error that prevented a prediction."""
 
     image: str
     guesses: tuple[Guess, ...]
@@ -57,7 +57,7 @@ class Prediction:
 
 
 class Predictor:
-    """A run's checkpoint, ready for pictures; the dataset is not needed.
+    """Predicts with a run's checkpoint; the dataset is not needed.
 
     >>> predictor = Predictor("runs/efficientnet-b0-ldam")
     >>> for prediction in predictor(["photo.jpg"]):
@@ -67,15 +67,24 @@ class Predictor:
     def __init__(
         self, run: str | os.PathLike[str], *, checkpoint: str = "best", device: str = "auto", amp: str = "auto"
     ) -> None:
-        """Load the model onto the device. Raises UserError if there is no such checkpoint or device."""
+        """Load the checkpoint `best` or `last` onto the device.
+
+        Args:
+            run: folder of the run.
+            checkpoint: `best` or `last`.
+            device: `auto`, `cpu` or `cuda`.
+            amp: mixed precision: `auto`, `fp16`, `bf16` or `off`.
+
+        Raises UserError if there is no such checkpoint or device.
+        """
         self._run = os.fspath(run)
-        state = load_checkpoint(Path(run), BEST if checkpoint == "best" else LAST)
-        trained = TrainConfig.from_json(state["config"])
+        state = load_checkpoint(Path(run), checkpoint)
+        trained = ResolvedConfig.from_json(state["config"])
         self._ids, self._names = state["classes"], state["names"]
         self._recipe = recipe_of(state["recipe"])
         self._device = resolve_device(device)
         self._precision = Precision.resolve(amp, self._device)
-        model = model_of(trained, len(self._ids), self._recipe.size)
+        model = build_model(trained, len(self._ids), self._recipe.size)
         model.load_state_dict(weights_to_evaluate(state))
         self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
         normalization = ARCHITECTURES[trained.model].normalization
@@ -84,8 +93,16 @@ class Predictor:
     def __call__(
         self, images: Name | Iterable[Name], *, top: int = 5, batch_size: int = 64, workers: int | None = None
     ) -> Iterator[Prediction]:
-        """The `top` landmarks of each picture (a path, a folder of them, or a URL; or one such name alone), in the
-        order given; a bad one has its `error`."""
+        """Yield the predictions for pictures, in the order given.
+
+        Args:
+            images: paths of pictures or of folders of pictures, or URLs; or one such name alone.
+            top: landmarks to name for each picture.
+            batch_size: pictures per batch.
+            workers: threads that read and resize; by default one per core, at most 8.
+
+        A picture that cannot be read has a prediction with its `error`.
+        """
         threads = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="resize") as pool:
             previous, remaining = None, named_images([images] if isinstance(images, str | os.PathLike) else images)
@@ -98,14 +115,14 @@ class Predictor:
                 yield from self._predict(previous[0], [future.result() for future in previous[1]], top)
 
     def _load(self, name: str) -> Pixels | str:
-        """A picture's pixels just as training sees them, uint8 [H, W, 3]; or what is wrong with it."""
+        """Return a picture's pixels as training sees them, uint8 [H, W, 3], or an error message."""
         try:
             data = read_file(name)
         except IsADirectoryError:
             return "has no pictures"
         except OSError as error:
             return error.strerror or str(error)
-        except (UserError, ValueError) as error:  # a kind of URL that is not known; a name that none can have
+        except (UserError, ValueError) as error:  # an unknown kind of URL; an impossible name
             return str(error)
         resized = resize_image(data, self._recipe)
         if isinstance(resized, Rejection):
@@ -141,9 +158,10 @@ class Predictor:
 
 
 def named_images(words: Iterable[Name], lines: Iterable[str] | None = None) -> Iterator[str]:
-    """Pictures by name: folders are walked (sorted, by the suffixes of what the build takes), `-` stands for `lines`.
+    """Yield the names of pictures: folders are walked in sorted order, `-` stands for the names in `lines`.
 
-    A folder without pictures stays as it is, which cannot be read.
+    Files in folders are chosen by the suffixes of the formats that the build accepts. A folder without pictures is
+    yielded as it is, so that reading it is an error.
     """
     suffixes = {suffix for form in accepted_formats() for suffix in _SUFFIXES[form]}
     for name in words:

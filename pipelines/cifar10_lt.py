@@ -32,7 +32,7 @@ import pandas as pd
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import run_command
-from lmk_train.config.training import require
+from lmk_train.config.option import require
 from pipelines.steps import evaluate, run, train
 
 LOSSES: dict[str, tuple[object, ...]] = {

@@ -16,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import run_command
-from lmk_train.config.training import TrainConfig, require
+from lmk_train.config.option import require
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.evaluation.evaluate import same_source
-from lmk_train.evaluation.metrics import ClassCounts, Ints
-from lmk_train.models.registry import model_of, num_parameters
+from lmk_train.evaluation.metrics import ClassCounts
+from lmk_train.models.registry import build_model, num_parameters
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
+from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _METRICS = ("accuracy", "top5_accuracy", "macro_precision", "macro_recall", "macro_f1", "few_accuracy", "gap")
@@ -49,14 +52,14 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
 
     Raises UserError if the run was not evaluated on `split`, or with its last weights.
     """
-    path = run / f"eval-{split}.json"
+    path = RunFolder(run).evaluation(split)
     if not path.exists():
         raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
     state = load_checkpoint(run, BEST)
-    trained, size = TrainConfig.from_json(state["config"]), state["recipe"]["size"]
-    model = model_of(trained, len(state["classes"]), size)
+    trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
+    model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
-    predictions = pd.read_parquet(run / f"predictions-{split}.parquet", columns=["key", "target", "label_1"])
+    predictions = pd.read_parquet(RunFolder(run).predictions(split), columns=["key", "target", "label_1"])
     metrics = json.loads(path.read_text())
     if metrics["checkpoint"] != "best":
         raise UserError(f"{path}: of the last weights; run `lmk-eval {run} --split {split}` for the best ones")
@@ -73,7 +76,7 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
 
 def _train_accuracy(run: Path, metrics: dict[str, float | None]) -> float | None:
     """Return the accuracy on the training split of the same dataset with the same checkpoint, or None."""
-    path = run / "eval-train.json"
+    path = RunFolder(run).evaluation("train")
     found = json.loads(path.read_text()) if path.exists() else {}
     return found["accuracy"] if found and same_source(found, metrics) else None
 
@@ -90,7 +93,7 @@ def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, 
     num_classes = int(max(targets.max(), *(labels.max() for labels in chosen))) + 1
     random = np.random.default_rng(0)
 
-    def differences(rows: Ints) -> tuple[float, float]:
+    def differences(rows: NDArray[np.int64]) -> tuple[float, float]:
         scores = [_scores(targets[rows], labels[rows], num_classes) for labels in chosen]
         return scores[1][0] - scores[0][0], scores[1][1] - scores[0][1]
 
@@ -100,7 +103,7 @@ def bootstrap(first: Row, other: Row, resamples: int) -> dict[str, tuple[float, 
     return {name: (observed[i], float(low[i]), float(high[i])) for i, name in enumerate(("accuracy", "macro_f1"))}
 
 
-def _scores(targets: Ints, labels: Ints, num_classes: int) -> tuple[float, float]:
+def _scores(targets: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int) -> tuple[float, float]:
     counts = ClassCounts.of(targets, labels, num_classes)
     return float((targets == labels).mean()), float(counts.f1()[counts.support > 0].mean())
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from lmk_data.system.terminal import run_command
+from lmk_train.runs.folder import RunFolder
 from pipelines.steps import run, train
 
 FOLDER = Path("demo")
@@ -34,13 +35,14 @@ def demonstrate() -> None:
     model = ("--model", "efficientnet-lite0", "--loss", "ldam", "--epochs", EPOCHS)
     train(SHARDS, RUN, *model)
     run("lmk-eval", RUN, "--split", "val")
-    metrics = json.loads((RUN / "eval-test.json").read_text())
+    folder = RunFolder(RUN)
+    metrics = json.loads(folder.evaluation("test").read_text())
     print(f"\ndataset report   {SHARDS / 'report' / 'index.html'}")
-    print(f"model report     {RUN / 'report' / 'index.html'}")
+    print(f"model report     {folder.report()}")
     print(f"training curves  tensorboard --logdir {RUN}")
-    print(f"figures          {RUN / 'eval-test.json'}")
-    print(f"                 {RUN / 'per-class-test.parquet'}")
-    print(f"                 {RUN / 'predictions-test.parquet'}")
+    print(f"figures          {folder.evaluation('test')}")
+    print(f"                 {folder.per_class('test')}")
+    print(f"                 {folder.predictions('test')}")
     print(f"result           test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}")
 
 

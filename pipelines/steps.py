@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmk_data.errors import UserError
+from lmk_train.runs.folder import RunFolder
 
 
 def run(*command: object) -> None:
@@ -44,8 +45,8 @@ def train(dataset: Path, out: Path, *arguments: object) -> Path:
     """
     asked, marker = _spelled(dataset, arguments), out / "trained"
     if not _is_done(marker, asked):
-        going_on = ("--resume",) if (out / "checkpoints" / "last.pt").exists() else ()
-        run("lmk-train", "--shards", dataset, "--out", out, *arguments, *going_on)
+        resume = ("--resume",) if RunFolder(out).checkpoint("last").exists() else ()
+        run("lmk-train", "--shards", dataset, "--out", out, *arguments, *resume)
         marker.write_text(asked)
     return out
 
@@ -55,7 +56,7 @@ def evaluate(run_folder: Path, split: str, dataset: Path | None = None) -> dict[
 
     Raises UserError if the existing metrics are of other weights or another dataset.
     """
-    path, marker = run_folder / f"eval-{split}.json", run_folder / f"evaluated-{split}"
+    path, marker = RunFolder(run_folder).evaluation(split), run_folder / f"evaluated-{split}"
     asked = "" if dataset is None else _spelled(dataset)
     if not _is_done(marker, asked) and (dataset or not path.exists()):
         run("lmk-eval", run_folder, "--split", split, *(("--shards", dataset) if dataset else ()))

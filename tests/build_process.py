@@ -11,9 +11,9 @@ NUM_IMAGES, SAMPLES_PER_SHARD = 400, 8
 
 
 def words(source: Path, out: Path, *more: str) -> list[str]:
-    """The command line of that build."""
+    """The command line of that build, which writes no report: only the dataset is of interest."""
     given = ["--images", str(source / "train"), "--labels", str(source / "train.csv"), "--out", str(out)]
-    shape = ["--size", "96", "--samples-per-shard", str(SAMPLES_PER_SHARD)]
+    shape = ["--size", "96", "--samples-per-shard", str(SAMPLES_PER_SHARD), "--no-report"]
     return [sys.executable, "-m", "lmk_data.cli", "build", *given, *shape, *more]
 
 

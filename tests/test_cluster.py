@@ -66,7 +66,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def on(cluster: Cluster) -> list[str]:
-    return ["--engine", "dask", "--scheduler", cluster.address]
+    return ["--scheduler", cluster.address]
 
 
 def test_the_same_bytes_though_a_worker_is_killed_on_the_way(
@@ -291,20 +291,18 @@ def test_nobody_there(collection: Path, tmp_path: Path, capsys: pytest.CaptureFi
     command = words(collection, tmp_path / "shards", "--quiet")[3:]
     assert main(command) == 0
     published = hashes(tmp_path / "shards")
-    another = [*command, "--overwrite", "--quality", "80", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"]
+    another = [*command, "--overwrite", "--quality", "80", "--scheduler", "tcp://127.0.0.1:9"]
     assert main(another) == 1
     assert "no Dask scheduler answers there" in one_line(capsys.readouterr().err)
     assert hashes(tmp_path / "shards") == published
     assert main(["verify", str(tmp_path / "shards"), "--quiet"]) == 0
-    assert main([*command, "--engine", "dask"]) == 1
-    assert "go together" in capsys.readouterr().err
     assert SAMPLES_PER_SHARD == 8
 
 
 @pytest.mark.parametrize("address", ["localhost", "", "foo://x:1", "tcp://127.0.0.1", "tls://127.0.0.1:9", "host:port"])
 def test_what_is_no_address_is_refused(source: Path, tmp_path: Path, address: str) -> None:
     """In one line, and nothing follows when the program ends."""
-    command = words(source, tmp_path / "shards", "--engine", "dask", "--scheduler", address)
+    command = words(source, tmp_path / "shards", "--scheduler", address)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 1
     assert f"--scheduler {address}: " in one_line(done.stderr)

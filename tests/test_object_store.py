@@ -249,7 +249,7 @@ def test_killed_and_gone_on(server: Server, source: Path, expected: dict[str, st
     assert "recipe.quality: 90 -> 80" in one_line(refused.stderr)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stdout
+    assert "resumed after" in done.stdout
     assert downloaded(url, tmp_path / "copy") == expected
 
 

@@ -213,7 +213,7 @@ def test_a_recipe_that_is_stopped_saves_its_training_and_goes_on(tmp_path: Path)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
     assert process.returncode == 130, said
-    assert "lmk-train: interrupted; give the same command with --resume to go on at step " in said
+    assert "lmk-train: interrupted; give the same command with --resume to resume at step " in said
     assert said.splitlines()[-1] == "recipe: interrupted; run it again to go on"
     assert last.exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)

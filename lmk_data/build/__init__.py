@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmk_data.build.pipeline import BuildOptions, BuildResult, build, plan_build
+    from lmk_data.build.pipeline import BuildResult, build, plan_build
+    from lmk_data.options import BuildOptions
 
 __all__ = ["BuildOptions", "BuildResult", "build", "plan_build"]
 

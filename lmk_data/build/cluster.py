@@ -1,4 +1,4 @@
-"""The engine of many machines: a Dask cluster, refused unless every worker would write the same bytes."""
+"""The engine of several machines: a Dask cluster, refused unless every worker would write the same bytes."""
 
 import asyncio
 import hashlib
@@ -28,20 +28,28 @@ _CONNECT_SECONDS, _WORKERS_SECONDS, _ANSWER_SECONDS = 10, 60, 30
 
 @dataclass(frozen=True)
 class DaskEngine:
-    """The workers of a Dask cluster; a task whose worker dies runs again on another one."""
+    """The workers of a Dask cluster. A task whose worker dies runs again on another worker."""
 
     client: "Client"
 
     @property
     def workers(self) -> int:
+        """The number of threads of all workers: how many tasks run at once."""
         return int(sum(self.client.nthreads().values()))
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield results in the order in which they are ready. Leaving the iterator early cancels the rest.
+
+        Raises BuildError when one task kills worker after worker, when the scheduler is lost, and when a worker that
+        joined later would encode other bytes.
+        """
         from distributed import KilledWorker, as_completed
         from distributed.client import FutureCancelledError
         from distributed.comm.core import CommClosedError
 
-        futures = self.client.map(partial(_as_here, function, encoder()), tasks, pure=False, batch_size=1_000)
+        futures = self.client.map(
+            partial(_run_if_same_encoder, function, encoder()), tasks, pure=False, batch_size=1_000
+        )
         try:
             for future in as_completed(futures, loop=self.client.loop):
                 yield future.result()
@@ -58,7 +66,7 @@ class DaskEngine:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What every worker has to show before a build: the output folder's `marker`, and some images."""
+    """What every worker must read before a build: the file `marker` in the output folder, and some images."""
 
     out: Folder
     marker: str
@@ -67,9 +75,9 @@ class Probe:
 
 @contextmanager
 def connect(address: str) -> Iterator[DaskEngine]:
-    """Connect to a scheduler such as `tcp://host:8786` and wait for its first worker.
+    """Connect to a scheduler such as `tcp://host:8786` and wait up to 60 s for its first worker.
 
-    Raises UserError if `distributed` is not installed, nobody answers there, or no worker comes.
+    Raises UserError if `distributed` is not installed, no scheduler answers within 10 s, or no worker comes.
     """
     try:
         from distributed import Client
@@ -89,25 +97,25 @@ def connect(address: str) -> Iterator[DaskEngine]:
 
 
 def check_workers(engine: DaskEngine, out: Folder, images: Sequence[tuple[Store, str, Place]]) -> None:
-    """Refuse a cluster whose workers differ from this process: lmk, encoder, the output folder, the images.
+    """Check that every worker has the lmk version, encoder, output folder and images of this process.
 
-    Raises UserError that names a worker and what differs, or that it cannot show it.
+    Raises UserError that names a worker and what differs there, or why the worker could not answer.
     """
     probe = Probe(out, f"{BUILD_FOLDER}/seen-{secrets.token_hex(8)}", tuple(images))
     with out.atomic(probe.marker) as file:
         file.write(probe.marker.encode())
     try:
-        here = look_around(probe)
-        for worker, there in _answers(engine.client, probe).items():
+        here = process_state(probe)
+        for worker, there in _worker_states(engine.client, probe).items():
             if isinstance(there, BaseException):
                 raise UserError(
-                    f"--engine dask: worker {worker} cannot show what it has: {_said(there)}; install the same lmk and "
-                    "the storage's package there"
+                    f"--scheduler: worker {worker} cannot show what it has: {_error_text(there)}; "
+                    "install the same lmk and the storage's package there"
                 ) from there
             for what, value in here.items():
                 if there.get(what) != value:
                     raise UserError(
-                        f"--engine dask: worker {worker} differs in {what}: {there.get(what)} there, {value} here; "
+                        f"--scheduler: worker {worker} differs in {what}: {there.get(what)} there, {value} here; "
                         "install the same packages and give it the same storage"
                     )
     finally:
@@ -115,9 +123,9 @@ def check_workers(engine: DaskEngine, out: Folder, images: Sequence[tuple[Store,
         out.sweep()
 
 
-def look_around(probe: Probe) -> dict[str, Any]:
-    """What a process would build with, and what it sees of the storage."""
-    seen: dict[str, Any] = {"lmk": __version__, "the encoder": _named(encoder())}
+def process_state(probe: Probe) -> dict[str, Any]:
+    """Return what this process would build with and what it reads from the storage, by name of the check."""
+    seen: dict[str, Any] = {"lmk": __version__, "the encoder": _encoder_text(encoder())}
     try:
         seen["a file just written to --out"] = probe.out.read(probe.marker).decode()
     except OSError as error:
@@ -133,7 +141,7 @@ def look_around(probe: Probe) -> dict[str, Any]:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what is no address: a client that was made with one talks on stderr when it is taken away."""
+    """Raise UserError for an invalid address before a client is made, because Dask logs when it drops such a client."""
     from distributed import Security
     from distributed.comm.addressing import get_address_host_port, parse_address
 
@@ -149,7 +157,7 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def _silent(*loggers: str) -> Iterator[None]:
-    """Keep from stderr what a library logs of a failure that our one line is about."""
+    """Silence loggers, because the failure that they report is already in the one line of our error."""
     levels = {logger: logging.getLogger(logger).level for logger in loggers}
     for logger in loggers:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -160,13 +168,13 @@ def _silent(*loggers: str) -> Iterator[None]:
             logging.getLogger(logger).setLevel(level)
 
 
-def _answers(client: "Client", probe: Probe) -> dict[str, Any]:
-    """What every worker sees, by its address; an exception where it cannot say or does not within a time."""
+def _worker_states(client: "Client", probe: Probe) -> dict[str, Any]:
+    """Return the `process_state` of every worker by address, or the exception of one that fails or takes over 30 s."""
     workers = list(client.nthreads())
 
     def ask(worker: str) -> Any:
         limits: dict[str, Any] = {"asynchronous": True, "callback_timeout": _ANSWER_SECONDS}
-        return client.run(look_around, probe, workers=[worker], on_error="return", **limits)
+        return client.run(process_state, probe, workers=[worker], on_error="return", **limits)
 
     async def ask_all() -> list[Any]:
         return await asyncio.gather(*map(ask, workers), return_exceptions=True)
@@ -177,21 +185,23 @@ def _answers(client: "Client", probe: Probe) -> dict[str, Any]:
     }
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"it did not answer within {_ANSWER_SECONDS} s"
     return f"{type(error).__name__}: {error}"
 
 
-def _as_here(function: Callable[[Task], Result], expected: Encoder, task: Task) -> Result:
-    """Run a task, unless this worker, which may have come after the check, would encode otherwise."""
+def _run_if_same_encoder(function: Callable[[Task], Result], expected: Encoder, task: Task) -> Result:
+    """Run a task. Raise BuildError if this worker has another encoder: it may have joined after the check."""
     if encoder() != expected:
-        raise BuildError(f"a worker came with another encoder: {_named(encoder())} there, {_named(expected)} here")
+        raise BuildError(
+            f"a worker came with another encoder: {_encoder_text(encoder())} there, {_encoder_text(expected)} here"
+        )
     return function(task)
 
 
-def _named(found: Encoder) -> str:
-    turbo = f"libjpeg-turbo {found.libjpeg_turbo}"
-    codecs = ", ".join(found.codecs)
-    libraries = f"{found.distribution} {found.version} with {turbo} and {codecs}, simplejpeg {found.simplejpeg}"
-    return f"{libraries}, revision {found.revision}"
+def _encoder_text(used: Encoder) -> str:
+    turbo = f"libjpeg-turbo {used.libjpeg_turbo}"
+    codecs = ", ".join(used.codecs)
+    libraries = f"{used.distribution} {used.version} with {turbo} and {codecs}, simplejpeg {used.simplejpeg}"
+    return f"{libraries}, revision {used.revision}"

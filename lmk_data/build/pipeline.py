@@ -1,12 +1,11 @@
-"""Run the plan on an engine, go on where an earlier run stopped, and publish the dataset."""
+"""Make the plan, run it on an engine, resume where an earlier run stopped, and publish the dataset."""
 
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -14,21 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.build.cluster import check_workers, connect
-from lmk_data.build.output import begin, claim, holding
-from lmk_data.build.plan import Plan, PlanRule, make_plan, plan_fingerprint
-from lmk_data.build.publish import Publication, publish
+from lmk_data.build.output import Output, writing
+from lmk_data.build.plan import Plan, make_plan, plan_fingerprint
+from lmk_data.build.publish import Publication, write_tables
 from lmk_data.build.receipts import PlannedShard, Work, built_shards, finish_shards
-from lmk_data.build.shard import PLAN_TABLE, Receipt, ShardTask, build_shard
-from lmk_data.dataset.format import CLASSES, DROPPED_CLASSES, SPLITS, Manifest, Recipe, recipe_json
+from lmk_data.build.shard import Receipt, ShardPlace, ShardTask, build_shard
+from lmk_data.dataset.format import (
+    CLASSES,
+    DROPPED_CLASSES,
+    SPLITS,
+    Manifest,
+    PlanEntry,
+    SourceEntry,
+    recipe_json,
+)
+from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, UserError
-from lmk_data.resize import check_recipe, encoder
+from lmk_data.options import BuildOptions
+from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
 from lmk_data.sources.locate import locate, read_class_folders, shown
 from lmk_data.sources.members import MEMBER_COLUMNS, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
 from lmk_data.system.engine import Engine, local_engine
-from lmk_data.system.storage import Folder, open_folder
+from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
 _REJECTIONS_ALWAYS_ALLOWED = 2
@@ -36,42 +45,10 @@ _PROBES = 100
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What to build from and into; paths and URLs as given, rule and recipe validated."""
-
-    images: list[str]
-    labels: str
-    out: str | Path
-    rule: PlanRule = field(default_factory=PlanRule)
-    recipe: Recipe = field(default_factory=Recipe)
-    categories: str | None = None
-    id_column: str | None = None
-    label_column: str | None = None
-    md5: str | None = None
-    title: str = ""
-    license: str = ""
-    workers: int | None = None
-    scheduler: str | None = None
-    max_rejected: float = 0.05
-    retry_rejected: bool = False
-    overwrite: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        check_recipe(self.recipe)
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be at least 1")
-        if self.workers is not None and self.scheduler is not None:
-            raise UserError(f"--workers {self.workers}: is for one machine; a cluster has the workers that it has")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"--max-rejected {self.max_rejected}: must be from 0 to 1")
-
-
-@dataclass(frozen=True)
 class BuildResult:
-    """How a build ended: `built_images` were resized now, `already_complete` says that nothing was left to do.
+    """How a build ended: `built_images` were resized by this run; `already_complete` if nothing was left to do.
 
-    `num_ignored` counts the files that are in no label table, None where the images were not scanned.
+    `num_ignored` counts the files that no label table lists; None if the images were not scanned.
     """
 
     manifest: Manifest
@@ -92,34 +69,38 @@ def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
     return labels, _plan_of(labels.frame, options)
 
 
-def build(options: BuildOptions) -> BuildResult:
-    """Build a dataset, or go on where an earlier run of the same build stopped.
+@dataclass(frozen=True)
+class _Job:
+    """What a build will do: the plan, the stores that hold its images, and what the manifest states of them."""
 
-    Raises UserError for input that cannot be used, BuildError or StorageError for a build that had to end; what
-    was complete is kept and the same call goes on.
+    plan: Plan
+    stores: list[Store]
+    provenance: Provenance
+
+
+def build(options: BuildOptions) -> BuildResult:
+    """Build a dataset, or resume an earlier run of the same build.
+
+    Raises UserError for input that cannot be used, BuildError or StorageError for a build that had to end. Finished
+    shards are kept, and the same call resumes.
     """
     started = time.monotonic()
     out = open_folder(options.out)
-    with holding(out):
+    with writing(out, overwrite=options.overwrite) as output:
         stores = open_stores(options.images, out)
         labels, located, num_ignored = _read_labels(options, stores, out)
         plan = _plan_of(located, options)
         _check_any_found(plan, stores)
-        inputs = _inputs(labels, plan, options)
-        fingerprint = plan_fingerprint(**inputs)
-        finished = claim(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
+        job = _Job(plan, stores, _provenance(labels, plan, options))
+        finished = output.finished(job.provenance)
         if finished is not None and _is_wanted(finished, options) and _has_names_of(out, plan):
-            manifest, built, is_complete, workers = finished, 0, True, 0
+            manifest, built, workers = finished, 0, 0
         else:
-            with _engine(options, out, plan, stores) as engine:
-                begin(out, {**inputs, "fingerprint": fingerprint}, overwrite=options.overwrite)
-                _write_plan(out, plan)
-                workers = engine.workers
-                receipts, built = _run(options, engine, out, plan, stores, fingerprint)
-            manifest, is_complete = _publish(options, out, plan, inputs, fingerprint, receipts), False
+            finished = None
+            manifest, built, workers = _write(options, output, job)
     return BuildResult(
         manifest=manifest,
-        already_complete=is_complete,
+        already_complete=finished is not None,
         built_images=built,
         resumed_images=len(plan.samples) - built,
         num_ignored=num_ignored,
@@ -128,19 +109,29 @@ def build(options: BuildOptions) -> BuildResult:
     )
 
 
+def _write(options: BuildOptions, output: Output, job: _Job) -> tuple[Manifest, int, int]:
+    """Write and publish the dataset; return its manifest, the number of images built now, and of workers."""
+    with _engine(options, output.folder, job) as engine:
+        output.begin(job.provenance)
+        _write_plan(output.folder, job.plan)
+        workers = engine.workers
+        receipts, built = _run(options, engine, output.folder, job)
+    return output.publish(_write_tables(output.folder, job, receipts)), built, workers
+
+
 @contextmanager
-def _engine(options: BuildOptions, out: Folder, plan: Plan, stores: list[Store]) -> Iterator[Engine]:
-    """What builds the shards: this machine, or a cluster whose workers proved that they see what it sees."""
+def _engine(options: BuildOptions, out: Folder, job: _Job) -> Iterator[Engine]:
+    """Yield what builds the shards: this machine, or a cluster whose workers proved that they see the same storage."""
     if options.scheduler is None:
         yield local_engine(options.workers)
         return
     with connect(options.scheduler) as engine:
-        check_workers(engine, out, _shown_images(plan, stores))
+        check_workers(engine, out, _shown_images(job.plan, job.stores))
         yield engine
 
 
 def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Place]]:
-    """One image of each folder that stores lie in, of those that can be read here."""
+    """Return one readable image from each folder that holds a store."""
     found = plan.samples[plan.samples["reason"] == ""]
     shown = []
     folders = found["store"].map({number: store.folder.root for number, store in enumerate(stores)})
@@ -187,19 +178,27 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
     raise UserError(f"no image of the label table was found below {shown(stores)}; is --images right?")
 
 
-def _inputs(labels: LabelTable, plan: Plan, options: BuildOptions) -> dict[str, Any]:
-    """What the fingerprint covers, as the manifest states it."""
-    return {"source": labels.source, "plan": plan.json(), "recipe": recipe_json(options.recipe, encoder())}
+def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:
+    """Return what the manifest states of labels, plan, recipe and words."""
+    source, rule, recipe = labels.source, plan.json(), recipe_json(options.recipe, encoder())
+    return Provenance(
+        fingerprint=plan_fingerprint(source, rule, recipe),
+        source=cast(SourceEntry, source),
+        plan=cast(PlanEntry, rule),
+        recipe=recipe,
+        title=options.title,
+        license=options.license,
+    )
 
 
 def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
-    """Whether a published dataset is what these options ask for, to the words on its card."""
+    """Return whether a published dataset has the title and licence of these options, and no rejections to retry."""
     same_words = (manifest["title"], manifest["license"]) == (options.title, options.license)
     return same_words and not (options.retry_rejected and manifest["counts"]["rejected"])
 
 
 def _has_names_of(out: Folder, plan: Plan) -> bool:
-    """Whether a published dataset calls its classes what the plan does."""
+    """Return whether the classes of a published dataset have the names of the plan."""
     for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
         published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
         if published.to_pylist() != classes["name"].to_list():
@@ -208,7 +207,7 @@ def _has_names_of(out: Folder, plan: Plan) -> bool:
 
 
 def _write_plan(out: Folder, plan: Plan) -> None:
-    """Write the plan for the workers, one row group a shard."""
+    """Write the plan for the workers, one row group per shard."""
     table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
     with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         start = 0
@@ -218,7 +217,7 @@ def _write_plan(out: Folder, plan: Plan) -> None:
 
 
 def _planned_shards(plan: Plan) -> list[PlannedShard]:
-    """The shards of a plan, in order of `plan.samples`."""
+    """Return the shards of a plan, in order of `plan.samples`."""
     split, shard = plan.samples["split"].cat.codes.to_numpy(), plan.samples["shard"].to_numpy()
     starts = np.flatnonzero(np.diff(split, prepend=-1) | np.diff(shard, prepend=-1))
     sizes = np.diff(starts, append=len(shard))
@@ -228,30 +227,29 @@ def _planned_shards(plan: Plan) -> list[PlannedShard]:
     ]
 
 
-def _run(
-    options: BuildOptions, engine: Engine, out: Folder, plan: Plan, stores: list[Store], fingerprint: str
-) -> tuple[list[Receipt], int]:
-    """Build what has no receipt yet; returns all receipts in order, and the number of images built now."""
+def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple[list[Receipt], int]:
+    """Build the shards that have no receipt yet; return all receipts in order, and the number of images built now."""
+    fingerprint = job.provenance.fingerprint
     work = Work(
         out=out,
         fingerprint=fingerprint,
-        shards=_planned_shards(plan),
+        shards=_planned_shards(job.plan),
         engine=engine,
         description="building",
         quiet=options.quiet,
         retry_rejected=options.retry_rejected,
     )
 
-    def task(shard: PlannedShard) -> ShardTask:
-        place = (shard.split, shard.number, shard.row_group)
-        return ShardTask(out, *place, tuple(stores), options.recipe, fingerprint)
+    def task_of(shard: PlannedShard) -> ShardTask:
+        place = ShardPlace(out, shard.split, shard.number, fingerprint)
+        return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe)
 
-    rejections = _Rejections(len(plan.samples), options.max_rejected)
-    return finish_shards(work, build_shard, task, rejections.add)
+    rejections = _Rejections(len(job.plan.samples), options.max_rejected)
+    return finish_shards(work, build_shard, task_of, rejections.add)
 
 
 class _Rejections:
-    """Counts rejections and ends the build as soon as there are too many."""
+    """A count of rejections that ends the build, with BuildError, as soon as there are too many."""
 
     def __init__(self, num_planned: int, max_rejected: float) -> None:
         self._allowed = max(max_rejected * num_planned, _REJECTIONS_ALWAYS_ALLOWED if max_rejected else 0)
@@ -268,18 +266,9 @@ class _Rejections:
             )
 
 
-def _publish(
-    options: BuildOptions, out: Folder, plan: Plan, inputs: dict[str, Any], fingerprint: str, receipts: list[Receipt]
-) -> Manifest:
+def _write_tables(out: Folder, job: _Job, receipts: list[Receipt]) -> Manifest:
+    """Write everything beside the shards; return the manifest. Raises BuildError if no image is left."""
     if not any(receipt.num_samples for receipt in receipts):
         raise BuildError("every image was rejected; nothing to publish")
-    publication = Publication(
-        fingerprint=fingerprint,
-        title=options.title,
-        license=options.license,
-        counts=plan.counts,
-        classes=plan.classes,
-        dropped=plan.dropped,
-        **inputs,
-    )
-    return publish(out, publication, built_shards(out, fingerprint, receipts))
+    publication = Publication(job.provenance, job.plan.counts, job.plan.classes, job.plan.dropped)
+    return write_tables(out, publication, built_shards(out, job.provenance.fingerprint, receipts))

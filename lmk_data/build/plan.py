@@ -1,14 +1,13 @@
-"""The static plan: which images, which label, which split, which shard and place, before a pixel is read. Pure."""
+"""The plan of a build: which images, label, split, shard and position, before a pixel is read. Pure functions."""
 
-from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from math import gcd, lcm
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pandas.util
+from numpy.typing import NDArray
 
 from lmk_data.dataset.format import (
     DROP_REASONS,
@@ -20,64 +19,45 @@ from lmk_data.dataset.format import (
     make_key,
 )
 from lmk_data.errors import UserError
+from lmk_data.options import PlanRule, split_weights
 
 _MIN_SHARD_SAMPLES, _MAX_SHARD_SAMPLES, _SHARDS_WANTED = 256, 4096, 256
 _GUARANTEED_CLASS_SIZE = 6
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRule:
-    """What decides a plan beside the label table; validated when made.
-
-    `samples_per_shard` None means a 256th of the images kept, within 256..4096. Raises UserError.
-    """
-
-    min_samples: int = 6
-    top: int | None = None
-    split: tuple[float, float, float] = (0.72, 0.18, 0.1)
-    seed: int = 0
-    samples_per_shard: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.min_samples < 1:
-            raise UserError(f"--min-samples {self.min_samples}: must be at least 1")
-        if self.top is not None and self.top < 1:
-            raise UserError(f"--top {self.top}: must be at least 1; leave it out to keep every class")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed}: must be from 0 to 2^63 - 1")
-        if self.samples_per_shard is not None and self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard {self.samples_per_shard}: must be at least 1")
-        _split_weights(self.split)
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every planned image with its place, and the classes kept and dropped.
-
-    `samples`: one row per image in order of (split, shard, position), with key, label (int32), landmark_id,
-    split, shard (int32 number within the split), and the columns of the label table that locate the image.
-    `classes`: label, landmark_id, name, listed, train, val, test (planned). `dropped`: landmark_id, name,
-    listed, reason. `counts`: listed and why images left. `rule`: with samples_per_shard resolved.
-    """
+    """Every planned image with its place, and the classes that are kept and dropped."""
 
     rule: PlanRule
+    """The rule, with `samples_per_shard` resolved to a number."""
     samples: pd.DataFrame
+    """One row per image in order of (split, shard, position): key, label (int32), landmark_id, split, shard (int32,
+    number within the split), and the columns of the label table that locate the image."""
     classes: pd.DataFrame
+    """label, landmark_id, name, listed, and the planned images in train, val and test, in order of the label."""
     dropped: pd.DataFrame
+    """landmark_id, name, listed, reason (one of `DROP_REASONS`)."""
     counts: dict[str, int]
+    """Images listed, and those left out: below_min_samples, outside_top."""
     num_shards: dict[str, int] = field(default_factory=dict)
+    """Shards of each split."""
 
     def json(self) -> dict[str, Any]:
-        """The manifest's `plan`."""
+        """Return the manifest's `plan`."""
         return {**asdict(self.rule), "split": dict(zip(SPLITS, self.rule.split, strict=True))}
 
 
 def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | None" = None) -> Plan:
-    """Filter classes, number them densely, split each by class, and lay samples out over shards.
+    """Return the plan: classes filtered and numbered from 0, each split on its own, samples assigned to shards.
 
-    `images` has one row per unique id with at least `id` and `landmark_id`; further columns are carried along.
-    `names` maps landmark ids (as strings) to class names. Raises UserError if no class is left.
+    Args:
+        images: One row per unique id, with `id` and `landmark_id`; other columns are carried along.
+        rule: Which classes to keep, and how to split them.
+        names: Class names by landmark id (as strings).
+
+    Raises UserError if no class is left.
     """
     kept, dropped, counts = _choose_classes(images["landmark_id"], rule, names)
     label_of = pd.Series(kept.index.to_numpy(np.int32), index=kept["landmark_id"].to_numpy())
@@ -93,18 +73,18 @@ def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | Non
 
 
 def plan_fingerprint(source: dict[str, Any], plan: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The fingerprint of a build: source, plan, recipe (with its encoder) and format version."""
+    """Return the fingerprint of a build: a hash of source, plan, recipe (with its encoder) and format version."""
     return fingerprint_of({"source": source, "plan": plan, "recipe": recipe, "version": FORMAT_VERSION})
 
 
 def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
-    """How many images of each class go to each split: int64 [K] to int64 [K, 3].
+    """Return how many images of each class go to train, val and test: int64 [K] to int64 [K, 3].
 
-    Largest remainder in exact arithmetic, ties to train, then val, then test; then, for splits with a ratio
-    above 0, at least one training image, and at least one in each for a class of 6 or more, taken from the
-    class's largest split.
+    Shares are rounded by the largest-remainder method in exact arithmetic; ties go to train, then val, then test. Then
+    every split with a ratio above 0 gets at least one image, taken from the class's largest split: train for every
+    class, val and test for classes with 6 images or more.
     """
-    weights, total = _split_weights(split)
+    weights, total = split_weights(split)
     # Ratios of many digits, such as 1 - 0.72 - 0.18, need Python's own integers.
     kind = np.int64 if int(num_images.max(initial=0)) * total < 2**63 else object
     products = num_images.astype(kind)[:, None] * np.array(weights, dtype=kind)
@@ -125,12 +105,12 @@ def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
 
 
 def default_samples_per_shard(num_images: int) -> int:
-    """Samples in a shard where nobody says: a 256th of all images, within 256..4096."""
+    """Return the default number of samples in a shard: images // 256, but at least 256 and at most 4096."""
     return min(max(num_images // _SHARDS_WANTED, _MIN_SHARD_SAMPLES), _MAX_SHARD_SAMPLES)
 
 
 def shard_sizes(num_samples: int, samples_per_shard: int) -> list[int]:
-    """The sizes of a split's shards: ceil(n / samples_per_shard) of equal size, the first one longer if need be."""
+    """Return the sizes of a split's ceil(n / samples_per_shard) shards: equal, or one more in the first shards."""
     num_shards = -(-num_samples // samples_per_shard)
     if not num_shards:
         return []
@@ -138,10 +118,10 @@ def shard_sizes(num_samples: int, samples_per_shard: int) -> list[int]:
     return [small + (number < longer) for number in range(num_shards)]
 
 
-def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """A keyed hash of each key, uint64 [N], the same on every machine.
+def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> NDArray[np.uint64]:
+    """Return a keyed hash of each key, uint64 [N], the same on every machine.
 
-    SipHash-2-4 under a key made of (purpose, seed), then SplitMix64's finaliser; docs/format.md spells it out.
+    It is SipHash-2-4 with a key made from (purpose, seed), then SplitMix64's finaliser. docs/format.md specifies it.
     """
     hash_key = sha256(f"{purpose}/{seed}".encode()).hexdigest()[:16]
     values = keys.to_numpy(dtype=object)
@@ -151,7 +131,7 @@ def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> "np.ndarray[t
 def _choose_classes(
     landmark_ids: "pd.Series[Any]", rule: PlanRule, names: "pd.Series[str] | None"
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Classes kept (descending size, ties by landmark id) and dropped (in the same order), and image counts."""
+    """Return the classes kept (by descending size, ties by landmark id) and dropped (same order), and image counts."""
     sizes = landmark_ids.value_counts(sort=False)
     table = pd.DataFrame({"landmark_id": sizes.index, "listed": sizes.to_numpy(np.int32)})
     table = table.sort_values(["listed", "landmark_id"], ascending=[False, True], ignore_index=True)
@@ -173,41 +153,24 @@ def _choose_classes(
     return table[~(small | outside)].reset_index(drop=True), dropped, counts
 
 
-def _keys(ids: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
-    """Unique WebDataset keys for unique ids."""
+def _keys(ids: "pd.Series[str]") -> NDArray[np.object_]:
+    """Return unique WebDataset keys for unique ids."""
     keys = ids.to_numpy(dtype=object, copy=True)
-    odd = np.flatnonzero(~ids.str.fullmatch(KEY_PATTERN).to_numpy(dtype=bool))
-    keys[odd] = [make_key(i) for i in keys[odd]]
-    if len(odd) and len(set(keys)) != len(keys):
+    unsafe = np.flatnonzero(~ids.str.fullmatch(KEY_PATTERN).to_numpy(dtype=bool))
+    keys[unsafe] = [make_key(i) for i in keys[unsafe]]
+    if len(unsafe) and len(set(keys)) != len(keys):
         raise UserError("two ids give the same sample key; rename one of the files")
-    assert all(map(is_safe_key, keys[odd]))
+    assert all(map(is_safe_key, keys[unsafe]))
     return keys
 
 
 def _with_shard_size(rule: PlanRule, num_images: int) -> PlanRule:
     size = rule.samples_per_shard or default_samples_per_shard(num_images)
-    return PlanRule(rule.min_samples, rule.top, rule.split, rule.seed, size)
-
-
-def _split_weights(split: tuple[float, float, float]) -> tuple[list[int], int]:
-    """Ratios as exact integers over their sum; UserError unless they are ratios that sum to 1."""
-    shown = " ".join(str(ratio) for ratio in split)
-    try:
-        ratios = [Decimal(str(ratio)) for ratio in split]
-    except InvalidOperation:
-        raise UserError(f"--split {shown}: not numbers") from None
-    if any(not ratio.is_finite() or not 0 <= ratio <= 1 for ratio in ratios) or len(ratios) != len(SPLITS):
-        raise UserError(f"--split {shown}: wants three ratios from 0 to 1, for train, val and test")
-    if abs(sum(ratios, Decimal(0)) - 1) > Decimal("1e-6"):
-        raise UserError(f"--split {shown}: sums to {sum(ratios)}, must sum to 1")
-    scale = lcm(*(ratio.as_integer_ratio()[1] for ratio in ratios))
-    weights = [int(ratio * scale) for ratio in ratios]
-    divisor = gcd(*weights)
-    return [weight // divisor for weight in weights], sum(weights) // divisor
+    return replace(rule, samples_per_shard=size)
 
 
 def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical[Any], Ints]":
-    """Each sample's split, and how many images of each class each split gets (int64 [K, 3])."""
+    """Return each sample's split, and how many images of each class go to each split (int64 [K, 3])."""
     planned = split_counts(sizes, rule.split)
     label = samples["label"].to_numpy()
     order = _hash_order(samples["key"], "split", rule.seed, label)
@@ -220,7 +183,7 @@ def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tupl
 
 
 def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Shuffle each split globally; cut it into shards of equal size, give or take one."""
+    """Shuffle each split over all its classes and cut it into shards whose sizes differ by at most one."""
     code = samples["split"].cat.codes.to_numpy()
     order = _hash_order(samples["key"], "shard", rule.seed, code)
     samples = samples.take(order).reset_index(drop=True)
@@ -231,8 +194,8 @@ def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[
     return samples, {split: len(of_split) for split, of_split in zip(SPLITS, sizes, strict=True)}
 
 
-def _hash_order(keys: "pd.Series[str]", purpose: str, seed: int, group: np.ndarray[Any, Any]) -> Ints:
-    """The rows ordered by (group, keyed hash, key)."""
+def _hash_order(keys: "pd.Series[str]", purpose: str, seed: int, group: NDArray[Any]) -> Ints:
+    """Return the row numbers in order of (group, keyed hash, key)."""
     hashes = keyed_hash(keys, purpose, seed)
     if pd.Series(hashes).duplicated().any():
         return np.lexsort((keys.to_numpy(dtype=object).astype(str), hashes, group))

@@ -1,7 +1,7 @@
-"""Publish what was built: indexes, classes, rejects, card and, last, the manifest."""
+"""Write what is published beside the shards: indexes, classes, rejects, the card; and make the manifest."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import jinja2
 import numpy as np
@@ -13,17 +13,13 @@ from lmk_data.dataset.format import (
     CARD,
     CLASSES,
     DROPPED_CLASSES,
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    MANIFEST,
     REJECTS,
     SPLITS,
+    Counts,
     FileEntry,
     Manifest,
     SplitEntry,
-    canonical_json,
     classes_schema,
-    content_sha256_of,
     dropped_classes_schema,
     index_name,
     index_schema,
@@ -31,9 +27,10 @@ from lmk_data.dataset.format import (
     rejects_schema,
     write_file,
 )
+from lmk_data.dataset.manifest import Provenance, make_manifest
 from lmk_data.system.storage import Folder
 
-# Those of data on https://huggingface.co/docs/hub/repositories-licenses; the Hub takes any other by its name.
+# The licences of data on https://huggingface.co/docs/hub/repositories-licenses; the Hub takes others by their name.
 _HUB_LICENSES = """
 apache-2.0 mit afl-3.0 agpl-3.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc
 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
@@ -46,7 +43,7 @@ unlicense wtfpl zlib unknown other
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """A shard to publish: where it is, what it weighs, and its receipt's rows (`receipt_schema`)."""
+    """A shard to publish: its name, its size, and the rows of its receipt (`receipt_schema`)."""
 
     name: str
     split: str
@@ -58,31 +55,25 @@ class BuiltShard:
 
 @dataclass(frozen=True)
 class Publication:
-    """All that a manifest states beside what the shards say themselves.
+    """What a dataset states that its shards do not.
 
     `counts` has listed, below_min_samples and outside_top; `classes` label, landmark_id, name, listed;
     `dropped` landmark_id, name, listed, reason.
     """
 
-    fingerprint: str
-    title: str
-    license: str
-    source: dict[str, Any]
-    plan: dict[str, Any]
-    recipe: dict[str, Any]
+    provenance: Provenance
     counts: dict[str, int]
     classes: pd.DataFrame
     dropped: pd.DataFrame
 
 
-def publish(out: Folder, publication: Publication, shards: list[BuiltShard]) -> Manifest:
-    """Write indexes, classes, rejects, card and, last, the manifest: from then on the dataset is whole.
+def write_tables(folder: Folder, publication: Publication, shards: list[BuiltShard]) -> Manifest:
+    """Write indexes, classes, rejects and the card; return the manifest that lists all files, still to be published.
 
-    `shards` are in order of split and number. An earlier manifest is removed first.
+    `shards` are in order of split and number.
     """
-    out.remove(MANIFEST)
-    landmark_id = pa.int64() if pd.api.types.is_integer_dtype(publication.classes["landmark_id"]) else pa.string()
-    splits, files = _publish_splits(out, shards, landmark_id)
+    landmark_id = landmark_id_type(publication.classes)
+    splits, files = _write_indexes(folder, shards, landmark_id)
     rejects = _rejects(shards, landmark_id)
     classes = _count_classes(publication.classes, shards)
     dropped = publication.dropped[dropped_classes_schema(landmark_id).names]
@@ -91,47 +82,36 @@ def publish(out: Folder, publication: Publication, shards: list[BuiltShard]) -> 
         DROPPED_CLASSES: pa.Table.from_pandas(dropped, dropped_classes_schema(landmark_id), preserve_index=False),
         REJECTS: rejects,
     }.items():
-        files[name] = write_file(out, name, parquet_bytes(table))
-    written = sum(split["num_samples"] for split in splits.values())
-    manifest: Manifest = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "fingerprint": publication.fingerprint,
-        "content_sha256": "",
-        "title": publication.title,
-        "license": publication.license,
-        "source": publication.source,
-        "plan": publication.plan,
-        "recipe": publication.recipe,
-        "counts": {**publication.counts, "rejected": rejects.num_rows, "written": written},
-        "splits": splits,
-        "classes": {"path": CLASSES, "num_classes": len(classes)},
-        "files": files,
+        files[name] = write_file(folder, name, parquet_bytes(table))
+    counts: Counts = {
+        "listed": publication.counts["listed"],
+        "below_min_samples": publication.counts["below_min_samples"],
+        "outside_top": publication.counts["outside_top"],
+        "rejected": rejects.num_rows,
+        "written": sum(split["num_samples"] for split in splits.values()),
     }
-    files[CARD] = write_file(out, CARD, card(manifest, classes))
-    manifest["content_sha256"] = content_sha256_of(files)
-    write_manifest(out, manifest)
-    return manifest
+    manifest_of = partial(make_manifest, publication.provenance, counts, splits, len(classes))
+    files[CARD] = write_file(folder, CARD, card(manifest_of(files), classes))
+    return manifest_of(files)
 
 
-def write_manifest(out: Folder, manifest: Manifest) -> None:
-    """Write dataset.json, the last file of a dataset, and clear away what attempts that were cut short left."""
-    write_file(out, MANIFEST, canonical_json(manifest) + b"\n")
-    out.sweep()
+def landmark_id_type(classes: pd.DataFrame) -> pa.DataType:
+    """Return the Arrow type of the landmark ids of a table of classes."""
+    return pa.int64() if pd.api.types.is_integer_dtype(classes["landmark_id"]) else pa.string()
 
 
-def _publish_splits(
-    out: Folder, shards: list[BuiltShard], landmark_id: pa.DataType
+def _write_indexes(
+    folder: Folder, shards: list[BuiltShard], landmark_id: pa.DataType
 ) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
-    """Write each split's index; returns the manifest's splits, and the shards' part of its files."""
+    """Write the index of each split; return the manifest's splits, and its files: indexes and shards."""
     splits: dict[str, SplitEntry] = {}
     files: dict[str, FileEntry] = {}
     for split in SPLITS:
         published = [shard for shard in shards if shard.split == split and shard.num_samples]
         if not published:
-            out.remove(index_name(split))
+            folder.remove(index_name(split))
             continue
-        files[index_name(split)] = write_file(out, index_name(split), parquet_bytes(_index(published, landmark_id)))
+        files[index_name(split)] = write_file(folder, index_name(split), parquet_bytes(_index(published, landmark_id)))
         splits[split] = {
             "num_samples": sum(shard.num_samples for shard in published),
             "num_bytes": sum(shard.num_bytes for shard in published),
@@ -147,7 +127,7 @@ def _publish_splits(
 
 
 def _index(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """The label index of one split: the written rows of its shards, in order."""
+    """Return the label index of a split: the written rows of its shards, in order."""
     schema = index_schema(landmark_id)
     names = pa.array([shard.name for shard in shards], pa.string())
     parts = []
@@ -161,7 +141,7 @@ def _index(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
 
 
 def _rejects(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """Every planned image that was not written, in order of shard and place."""
+    """Return every planned image that was not written, in order of shard and position."""
     schema = rejects_schema(landmark_id)
     parts = [schema.empty_table()]
     for shard in shards:
@@ -173,7 +153,7 @@ def _rejects(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
 
 
 def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFrame:
-    """Classes with the samples that each split really holds, and the rejected ones."""
+    """Return the classes with the number of samples in each split, and of rejected images."""
     size = len(classes)
     counted = {name: np.zeros(size, dtype=np.int32) for name in (*SPLITS, "rejected")}
     for shard in shards:
@@ -185,24 +165,24 @@ def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFr
     return table
 
 
-def _in_a_line(text: str) -> str:
+def _single_line(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def card(manifest: Manifest, classes: pd.DataFrame) -> bytes:
-    """The dataset card: Hugging Face `configs`, how to read it, licence, counts."""
+    """Return the dataset card: Hugging Face `configs`, how to read the dataset, licence, counts."""
     loader = jinja2.PackageLoader("lmk_data.build")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    # YAML's escapes are not JSON's: two surrogates are no character there.
+    # YAML does not combine escaped surrogates into one character, as JSON does.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     first_split, first = next(iter(manifest["splits"].items()))
     text = environment.get_template("card.md").render(
         manifest=manifest,
         plan=manifest["plan"],
         recipe=manifest["recipe"],
-        title=_in_a_line(manifest["title"]) or "Image shards",
-        license=_in_a_line(manifest["license"]),
-        hub_license=licence if (licence := manifest["license"].lower()) in _HUB_LICENSES.split() else "other",
+        title=_single_line(manifest["title"]) or "Image shards",
+        license=_single_line(manifest["license"]),
+        hub_license=license_name if (license_name := manifest["license"].lower()) in _HUB_LICENSES.split() else "other",
         largest=int(classes["listed"].max()),
         smallest=int(classes["listed"].min()),
         first_split=first_split,

@@ -1,4 +1,4 @@
-"""Finish the shards of a plan: keep those that have a receipt, make the others, in any order and on any engine."""
+"""Finish the shards of a plan: keep those that have a receipt, make the others in any order on any engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Task = TypeVar("Task")
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """A shard of a plan; `row_group` of the plan's table holds its rows."""
+    """A shard of a plan; its rows are row group `row_group` of the plan's table."""
 
     split: str
     number: int
@@ -26,7 +26,10 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Work:
-    """What to finish, where, and how it is shown."""
+    """The shards to finish, where they go, the engine that makes them, and how progress is shown.
+
+    With `retry_rejected`, shards with rejected images are made again.
+    """
 
     out: Folder
     fingerprint: str
@@ -43,9 +46,10 @@ def finish_shards(
     task_of: Callable[[PlannedShard], Task],
     watch: Callable[[Receipt], None] = lambda _: None,
 ) -> tuple[list[Receipt], int]:
-    """All receipts in order of the plan, and the number of samples made now.
+    """Return the receipts of all shards in order of the plan, and the number of images processed by this call.
 
-    `watch` sees every receipt, those of earlier runs first, and may raise to end the work; receipts are kept.
+    `task_of` gives the task of a shard and `make_shard` runs it. `watch` is given every receipt, those of earlier runs
+    first; if it raises, the work ends and the receipts are kept.
     """
     out = work.out
     sizes = {name: size for split in SPLITS for name, size in out.sizes(f"shards/{split}").items()}
@@ -69,7 +73,7 @@ def finish_shards(
 
 
 def built_shards(out: Folder, fingerprint: str, receipts: list[Receipt]) -> list[BuiltShard]:
-    """What publishing needs of each finished shard."""
+    """Return what publishing needs of each finished shard."""
     tables = (read_receipt_table(out, r.split, r.number, fingerprint) for r in receipts)
     return [
         BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, table)

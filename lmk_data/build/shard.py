@@ -1,12 +1,12 @@
-"""One shard: read its members in source order, resize them, write the tar atomically, then its receipt."""
+"""One shard: read its images in source order, resize them, write the tar atomically, then its receipt."""
 
 import hashlib
 import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,8 @@ from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
 from lmk_data.system.readahead import read_ahead
-from lmk_data.system.storage import BUILD_FOLDER, Folder
+from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Folder
 
-PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"
-PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"
-RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 _PLANNED = ("key", "label", "landmark_id", "source")
 _DETAILS = {
     "missing": "found in none of the image stores",
@@ -33,21 +30,31 @@ _DETAILS = {
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTask:
-    """All that a worker needs for one shard; the planned rows are row group `row_group` of the plan's table."""
+class ShardPlace:
+    """Where a shard goes: the folder, the split, its number there, and the fingerprint of the build it belongs to."""
 
     out: Folder
     split: str
     number: int
-    row_group: int
-    stores: tuple[Store, ...]
-    recipe: Recipe
     fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
+class ShardTask:
+    """What a worker needs to build a shard; its planned rows are row group `row_group` of the plan's table."""
+
+    place: ShardPlace
+    row_group: int
+    stores: tuple[Store, ...]
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """What is known of a finished shard; `sha256` is empty and `num_bytes` 0 when rejections left it empty."""
+    """A finished shard; `sha256` is empty and `num_bytes` 0 if every image was rejected.
+
+    `reasons` counts the rejected images by reason.
+    """
 
     split: str
     number: int
@@ -64,88 +71,104 @@ class Receipt:
 
 
 def build_shard(task: ShardTask) -> Receipt:
-    """Build one shard and its receipt; the same task gives the same bytes wherever and however often it runs.
+    """Build a shard and its receipt; the same task gives the same bytes wherever and however often it runs.
 
     Raises StorageError when the image storage fails, OSError when the output cannot be written.
     """
-    with task.out.open(PLAN_TABLE) as file:
+    with task.place.out.open(PLAN_TABLE) as file:
         planned = pq.ParquetFile(file).read_row_group(task.row_group).to_pylist()
-    order = sorted(range(len(planned)), key=lambda i: [planned[i][name] for name in ("store", "offset", "source")])
-    outcomes: list[Resized | Rejection] = [Rejection("missing", "")] * len(planned)
-    rows: list[dict[str, Any]] = [{name: row[name] for name in _PLANNED} for row in planned]
+    in_source_order = sorted(planned, key=lambda row: [row[name] for name in ("store", "offset", "source")])
+    outcomes: dict[str, Resized | Rejection] = {}
+    described: dict[str, dict[str, Any]] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and sizes; what matters comes back as a reason
-        images = read_ahead(partial(_read, stores=task.stores), [planned[i] for i in order])
-        for i, data in zip(order, images, strict=True):
-            outcomes[i] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
-            if isinstance(outcome, Rejection):
-                rows[i] |= {"reason": outcome.reason, "detail": outcome.detail}
-            else:
-                assert isinstance(data, bytes)
-                rows[i] |= _described(data, outcome)
-    pictures = (outcome.jpeg for outcome in outcomes if isinstance(outcome, Resized))
-    return write_shard(task.out, task.split, task.number, task.fingerprint, rows, pictures)
+        warnings.simplefilter("ignore")  # of Pillow, about odd metadata; what matters is returned as a rejection
+        images = read_ahead(partial(_read, stores=task.stores), in_source_order)
+        for row, data in zip(in_source_order, images, strict=True):
+            key = row["key"]
+            outcomes[key] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
+            described[key] = _described(data, outcome)
+    rows = [{name: row[name] for name in _PLANNED} | described[row["key"]] for row in planned]
+    in_order = (outcomes[row["key"]] for row in planned)
+    return write_shard(task.place, rows, (outcome.jpeg for outcome in in_order if isinstance(outcome, Resized)))
 
 
-def write_shard(
-    out: Folder, split: str, number: int, fingerprint: str, rows: list[dict[str, Any]], pictures: Iterator[bytes]
-) -> Receipt:
-    """Write a tar and its receipt; no tar if every row was rejected.
+def write_shard(place: ShardPlace, rows: Sequence[Mapping[str, Any]], pictures: Iterable[bytes]) -> Receipt:
+    """Write a tar and its receipt, or only the receipt if every row was rejected.
 
-    `rows` are receipt rows without the places of the pictures, which this fills in; those with a `reason` have no
-    picture. An earlier receipt goes first, so that it never vouches for another tar. Raises BuildError, and replaces
-    nothing, once the folder holds another build: a worker may go on with a task of one that was given up.
+    `rows` are receipt rows without the positions of the pictures, and are not changed; a row with a `reason` has no
+    picture. An earlier receipt is removed first, so that it never vouches for another tar. Raises BuildError, and
+    replaces nothing, once the folder holds another build: a worker may still run a task of a build that was given up.
     """
-    name = shard_name(split, number)
-    stated = {"fingerprint": fingerprint, "sha256": "", "num_bytes": "0"}
-    _check_plan(out, fingerprint)
-    out.remove(receipt_name(split, number))
+    out, name = place.out, shard_name(place.split, place.number)
+    _check_plan(place)
+    out.remove(receipt_name(place.split, place.number))
+    sha256, num_bytes = "", 0
     if any(row.get("reason") is None for row in rows):
         with out.atomic(name) as file:
             tar = TarFile(file)
-            written = (row for row in rows if row.get("reason") is None)
-            for position, (row, picture) in enumerate(zip(written, pictures, strict=True)):
-                tar.add(f"{row['key']}.cls", cls_bytes(row))
-                offset = tar.add(f"{row['key']}.jpg", picture)
-                tar.add(f"{row['key']}.json", json_bytes(row))
-                row |= {"position": position, "jpg_offset": offset, "jpg_size": len(picture)}
-                row["jpg_crc32"] = zlib.crc32(picture)
-            stated |= {"sha256": tar.close(), "num_bytes": str(tar.num_bytes)}
-            _check_plan(out, fingerprint)
+            rows = _write_samples(tar, rows, pictures)
+            sha256, num_bytes = tar.close(), tar.num_bytes
+            _check_plan(place)
     else:
         out.remove(name)
+    stated = {"fingerprint": place.fingerprint, "sha256": sha256, "num_bytes": str(num_bytes)}
     landmark_id = pa.int64() if isinstance(rows[0]["landmark_id"], int) else pa.string()
-    table = pa.Table.from_pylist(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
-    _check_plan(out, fingerprint)
-    write_file(out, receipt_name(split, number), parquet_bytes(table))
-    return _receipt(split, number, [row.get("reason") for row in rows], stated)
+    table = pa.Table.from_pylist(list(rows), receipt_schema(landmark_id)).replace_schema_metadata(stated)
+    _check_plan(place)
+    write_file(out, receipt_name(place.split, place.number), parquet_bytes(table))
+    return _receipt(place.split, place.number, [row.get("reason") for row in rows], stated)
 
 
-def _check_plan(out: Folder, fingerprint: str) -> None:
+def _write_samples(
+    tar: TarFile, rows: Sequence[Mapping[str, Any]], pictures: Iterable[bytes]
+) -> list[Mapping[str, Any]]:
+    """Write the samples of the rows that were not rejected; return all rows, with the place of each picture."""
+    written = [row for row in rows if row.get("reason") is None]
+    placed: dict[str, Mapping[str, Any]] = {}
+    for position, (row, picture) in enumerate(zip(written, pictures, strict=True)):
+        tar.add(f"{row['key']}.cls", cls_bytes(row))
+        offset = tar.add(f"{row['key']}.jpg", picture)
+        tar.add(f"{row['key']}.json", json_bytes(row))
+        where = {"position": position, "jpg_offset": offset, "jpg_size": len(picture)}
+        placed[row["key"]] = {**row, **where, "jpg_crc32": zlib.crc32(picture)}
+    return [placed.get(row["key"], row) for row in rows]
+
+
+def _check_plan(place: ShardPlace) -> None:
+    """Raise BuildError unless the folder still belongs to the shard's build."""
     try:
-        planned = json.loads(out.read(PLAN_INPUTS)).get("fingerprint")
+        planned = json.loads(place.out.read(PLAN_INPUTS)).get("fingerprint")
     except (FileNotFoundError, ValueError):
         planned = None
-    if planned != fingerprint:
-        raise BuildError(f"{out.root}: another build began there; this one ends, run it again in another folder")
+    if planned != place.fingerprint:
+        root = place.out.root
+        raise BuildError(f"{root}: another build began there; this one ends, run it again in another folder")
 
 
-def _described(data: bytes, picture: Resized) -> dict[str, Any]:
-    """What the index says of a picture beside its place."""
+def _described(data: bytes | Rejection, outcome: Resized | Rejection) -> dict[str, Any]:
+    """Return the columns that an image adds to its row: what the index states of it, or why it was rejected."""
+    if isinstance(data, Rejection) or isinstance(outcome, Rejection):
+        return asdict(outcome)
     return {
-        "original_width": picture.width,
-        "original_height": picture.height,
+        "original_width": outcome.width,
+        "original_height": outcome.height,
         "original_bytes": len(data),
         "source_sha256": hashlib.sha256(data).digest(),
-        "dhash": picture.dhash,
+        "dhash": outcome.dhash,
     }
 
 
 def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: Mapping[str, int]) -> Receipt | None:
-    """The receipt of a shard that this plan finished, or None if it is still to be built.
+    """Return the receipt of a shard that this build finished, or None if the shard has to be built.
 
-    `sizes` are those of the shards that are there. A receipt of another plan or another lmk, one that cannot be
-    read, or one whose tar is gone or short does not count.
+    A receipt does not count if it is of another build or version, cannot be read, or its tar is missing or short.
+
+    Args:
+        out: the dataset's folder.
+        split: the split of the shard.
+        number: the number of the shard in its split.
+        fingerprint: the fingerprint of the build.
+        sizes: the size in bytes of each shard that exists, by name.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(out.read(receipt_name(split, number))))
@@ -164,12 +187,12 @@ def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: 
 
 
 def receipt_name(split: str, number: int) -> str:
-    """Where a shard's receipt lies."""
+    """Return the name of a shard's receipt, relative to the dataset."""
     return f"{RECEIPTS_FOLDER}/{split}-{number:06d}.parquet"
 
 
 def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -> pa.Table:
-    """The rows of a receipt of this plan: the shard's planned images, written or rejected."""
+    """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
     name = receipt_name(split, number)
     try:
         table = pq.read_table(pa.BufferReader(out.read(name)))
@@ -183,7 +206,7 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
 
 
 def _read(row: dict[str, Any], stores: tuple[Store, ...]) -> bytes | Rejection:
-    """The bytes of one planned image, or why there are none."""
+    """Return the bytes of a planned image, or why there are none."""
     if row["reason"]:
         return Rejection(row["reason"], _DETAILS[row["reason"]])
     store: Store = stores[row["store"]]

@@ -1,4 +1,4 @@
-"""What lies on disk: the format, and the reader of a published dataset or view."""
+"""What is on disk: the format, and the reader of a published dataset or view."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ __all__ = ["Sample", "ShardedDataset", "recipe_of"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for: worker processes and `--help` start without pandas."""
+    """Import a public name when it is first used: worker processes and `--help` start without pandas."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmk_data.dataset import manifest, reader

@@ -1,17 +1,19 @@
-"""The contract in code: names, schemas, the version, canonical JSON, and the records that cross boundaries.
+"""The format in code: file names, schemas, the version, canonical JSON, and the records that modules exchange.
 
-docs/format.md describes the dataset on disk; whatever is written or read there is declared here, once.
+docs/format.md describes the dataset on disk. Everything that is written or read there is declared here, once.
 """
 
 import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Meta
 
+from lmk_data.options import Recipe as Recipe  # noqa: PLC0414 - a record of the format too: the manifest states it
 from lmk_data.system.storage import Folder
 
 FORMAT_NAME = "lmk-shards"
@@ -24,9 +26,6 @@ CARD = "README.md"
 REPORT_FOLDER = "report"
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
-Fit = Literal["squash", "crop", "pad"]
-Subsampling = Literal["4:2:0", "4:4:4"]
-Dialect = Literal["wids", "timm", "dali", "energon", "croissant"]
 REJECT_REASONS = (
     "missing",
     "empty",
@@ -38,16 +37,16 @@ REJECT_REASONS = (
     "unsafe-path",
 )
 DROP_REASONS = ("below-min-samples", "outside-top")
-KEY_PATTERN = r"(?!__)[A-Za-z0-9_-]{1,80}"  # Hugging Face datasets leaves out members that begin with __
+KEY_PATTERN = r"(?!__)[A-Za-z0-9_-]{1,80}"  # Hugging Face datasets ignores members that begin with __
 _KEY = re.compile(KEY_PATTERN)
 _ROW_GROUP_ROWS = 131_072
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """What decodes and encodes: the libraries, and the `revision` of `resize`, which uses them.
+    """The libraries that decode and encode, and the `revision` of `resize`, which calls them.
 
-    Another one may write other bytes, so it is in the recipe.
+    Another encoder may write other bytes, so it is part of the recipe.
     """
 
     revision: int
@@ -59,21 +58,8 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one picture becomes one stored JPEG; `max_pixels` bounds what is decoded at all."""
-
-    size: int = 224
-    fit: Fit = "squash"
-    quality: int = 90
-    subsampling: Subsampling = "4:2:0"
-    filter: str = "bicubic"
-    exif_transpose: bool = True
-    max_pixels: int = 100_000_000
-
-
-@dataclass(frozen=True, slots=True)
 class Resized:
-    """A stored picture: the JPEG, the source's width and height after orientation (pixels), its perceptual hash."""
+    """A stored picture: the JPEG, width and height of the source after orientation (pixels), the perceptual hash."""
 
     jpeg: bytes
     width: int
@@ -83,25 +69,30 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a planned image was not written: one of `REJECT_REASONS`, and what the decoder or the storage said."""
+    """Why a planned image was not written: one of `REJECT_REASONS`, and the message of the decoder or the storage."""
 
     reason: str
     detail: str
+
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class ShardEntry(TypedDict):
     """One published tar in the manifest."""
 
     name: str
-    num_samples: int
-    num_bytes: int
+    num_samples: Count
+    num_bytes: Count
 
 
 class SplitEntry(TypedDict):
-    """One split in the manifest; a split without a sample has none."""
+    """One split in the manifest; a split without samples has no entry."""
 
-    num_samples: int
-    num_bytes: int
+    num_samples: Count
+    num_bytes: Count
     index: str
     shards: list[ShardEntry]
 
@@ -109,56 +100,146 @@ class SplitEntry(TypedDict):
 class FileEntry(TypedDict):
     """Hash and size of one published file."""
 
-    sha256: str
-    num_bytes: int
+    sha256: Sha256
+    num_bytes: Count
+
+
+class Counts(TypedDict):
+    """How many images were listed, and what became of them: `listed` is the sum of the others."""
+
+    listed: Count
+    below_min_samples: Count
+    outside_top: Count
+    rejected: Count
+    written: Count
+
+
+class ClassesEntry(TypedDict):
+    """The file of the classes, and how many there are."""
+
+    path: str
+    num_classes: Count
+
+
+class ClassList(TypedDict):
+    """A list of classes that a selection was given: its length, and the hash of the sorted ids."""
+
+    num_classes: Count
+    sha256: Sha256
+
+
+class SelectionStep(TypedDict, total=False):
+    """The rules of one selection; those that were not given are missing."""
+
+    classes: ClassList
+    min_samples: Count
+    top: Count
+    drop_duplicates: Literal["exact", "near"]
+    max_per_class: Count
+
+
+class Removed(TypedDict):
+    """How many classes, and samples of each split, selections removed; `duplicates` are the duplicates among these."""
+
+    classes: Count
+    train: Count
+    val: Count
+    test: Count
+    duplicates: NotRequired[dict[str, Count]]
+
+
+class SubsetOrigin(TypedDict):
+    """The dataset that a subset was selected from, the selections that led to it, and what they removed."""
+
+    content_sha256: Sha256
+    selection: list[SelectionStep]
+    removed: Removed
+
+
+class ViewOrigin(SubsetOrigin):
+    """The origin of a view, and the folder of the dataset that holds its shards: relative to the view, or a URL."""
+
+    path: str
+
+
+class SourceEntry(TypedDict):
+    """The label table that a dataset was built from; a copy also states what it was selected from."""
+
+    labels: str
+    labels_sha256: Sha256
+    layout: str
+    num_images: Count
+    num_classes: Count
+    conflicting: Count
+    duplicate_rows: Count
+    id_column: NotRequired[str | None]
+    label_column: NotRequired[str | None]
+    subset_of: NotRequired[SubsetOrigin]
+
+
+class PlanEntry(TypedDict):
+    """The rule that decided classes, splits and shards; `split` is the share of each split that it asked for."""
+
+    min_samples: Count
+    top: Count | None
+    split: dict[str, Ratio]
+    seed: Count
+    samples_per_shard: Count
 
 
 class Manifest(TypedDict):
-    """dataset.json."""
+    """The content of dataset.json. `read_manifest` checks it against these types and bounds.
+
+    `recipe` has the fields of `Recipe`, and `encoder` with those of `Encoder`. Readers ignore fields that are not
+    declared.
+    """
 
     format: str
-    version: int
-    fingerprint: str
-    content_sha256: str
+    version: Count
+    fingerprint: Sha256
+    content_sha256: Sha256
     title: str
     license: str
-    source: dict[str, Any]
-    plan: dict[str, Any]
+    source: SourceEntry
+    plan: PlanEntry
     recipe: dict[str, Any]
-    counts: dict[str, int]
+    counts: Counts
     splits: dict[str, SplitEntry]
-    classes: dict[str, Any]
+    classes: ClassesEntry
     files: dict[str, FileEntry]
-    view_of: NotRequired[dict[str, Any]]
+    view_of: NotRequired[ViewOrigin]
 
 
 def shard_name(split: str, number: int) -> str:
-    """The published name of a shard, relative to the dataset: `shards/train/train-000000.tar`."""
+    """Return the published name of a shard, relative to the dataset, such as `shards/train/train-000000.tar`."""
     return f"shards/{split}/{split}-{number:06d}.tar"
 
 
 def index_name(split: str) -> str:
-    """The label index of a split, relative to the dataset."""
+    """Return the name of the label index of a split, relative to the dataset."""
     return f"index/{split}.parquet"
 
 
 def canonical_json(value: Any) -> bytes:
-    """Canonical JSON of plain values: sorted keys, compact, UTF-8; equal values give equal bytes."""
+    """Return plain values as canonical JSON (sorted keys, compact, UTF-8): equal values give equal bytes.
+
+    Raises ValueError for what JSON cannot hold: NaN, infinities and lone surrogates.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def fingerprint_of(inputs: dict[str, Any]) -> str:
-    """The sha256 of canonical JSON as 64 hex digits: two builds may share a folder only if it is the same."""
+    """Return the sha256 of canonical JSON as 64 hex digits: builds may share a folder only if theirs are equal."""
     return hashlib.sha256(canonical_json(inputs)).hexdigest()
 
 
 def content_sha256_of(files: dict[str, FileEntry]) -> str:
-    """One hash over the sorted (path, sha256) of all published files; views, caches and checkpoints bind to it."""
+    """Return the hash of the sorted (path, sha256) of all published files, to which views and checkpoints bind."""
     return hashlib.sha256(canonical_json([[path, files[path]["sha256"]] for path in sorted(files)])).hexdigest()
 
 
 def make_key(name: str) -> str:
-    """A WebDataset key for an image id or relative path: itself where it is safe, else a slug and a hash of it."""
+    """Return the WebDataset key of an image id or relative path: itself if it is safe, else a slug and a hash."""
     if _KEY.fullmatch(name):
         return name
     stem = name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
@@ -168,30 +249,30 @@ def make_key(name: str) -> str:
 
 
 def is_safe_key(key: str) -> bool:
-    """Whether a key has the documented form."""
+    """Return whether a key has the documented form."""
     return _KEY.fullmatch(key) is not None
 
 
 def recipe_json(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
-    """The manifest's `recipe`."""
+    """Return the manifest's `recipe`."""
     return {**asdict(recipe), "encoder": {**asdict(encoder), "codecs": list(encoder.codecs)}}
 
 
 def classes_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """classes.parquet: one row per class kept, in order of its dense label."""
+    """Return the schema of classes.parquet: one row per class kept, in order of dense labels."""
     counts = [(name, pa.int32()) for name in ("listed", *SPLITS, "rejected")]
     return pa.schema([("label", pa.int32()), ("landmark_id", landmark_id), ("name", pa.string()), *counts])
 
 
 def dropped_classes_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """dropped_classes.parquet: one row per class that the rule left out."""
+    """Return the schema of dropped_classes.parquet: one row per class that the rule left out."""
     return pa.schema(
         [("landmark_id", landmark_id), ("name", pa.string()), ("listed", pa.int32()), ("reason", pa.string())]
     )
 
 
 def index_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """index/<split>.parquet: one row per sample, in shard order."""
+    """Return the schema of index/<split>.parquet: one row per sample, in shard order."""
     return pa.schema(
         [
             ("key", pa.string()),
@@ -213,7 +294,7 @@ def index_schema(landmark_id: pa.DataType) -> pa.Schema:
 
 
 def rejects_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """rejects.parquet: one row per planned image that was not written."""
+    """Return the schema of rejects.parquet: one row per planned image that was not written."""
     return pa.schema(
         [
             ("key", pa.string()),
@@ -228,20 +309,22 @@ def rejects_schema(landmark_id: pa.DataType) -> pa.Schema:
 
 
 def receipt_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """A shard's receipt: its planned rows, each with what the index needs or with the reason of its rejection."""
+    """Return the schema of a shard's receipt: one row per planned image, with the columns of the index
+    or why it was rejected.
+    """
     planned = [field for field in index_schema(landmark_id) if field.name != "shard"]
     return pa.schema([*planned, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int = _ROW_GROUP_ROWS) -> bytes:
-    """A table as a Parquet file whose bytes depend on its content alone (and on pyarrow's version)."""
+    """Return a table as a Parquet file whose bytes depend only on its content and on pyarrow's version."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
     return bytes(sink.getvalue())
 
 
 def write_file(folder: Folder, name: str, data: bytes) -> FileEntry:
-    """Write a file atomically and durably; returns its hash and size for the manifest."""
+    """Write a file atomically and durably; return its hash and size for the manifest."""
     with folder.atomic(name) as file:
         file.write(data)
     return {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}

@@ -1,4 +1,4 @@
-"""A published dataset or a view of one: open it, check that it is whole, read it by its index."""
+"""The reader of a published dataset or of a view: open it, and read tables, samples and shards."""
 
 import hashlib
 import os
@@ -26,9 +26,9 @@ from lmk_data.dataset.format import (
     ShardEntry,
     SplitEntry,
     dropped_classes_schema,
-    index_name,
     rejects_schema,
 )
+from lmk_data.dataset.integrity import check_base, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import webdataset
 
 _OPEN_SHARDS = 128
-_COPIED_AT_ONCE = 16 << 20
+_COPY_BYTES = 16 << 20  # read at once
 _VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
 
 
@@ -52,7 +52,7 @@ class Sample:
 
 
 class ShardedDataset:
-    """A published dataset, or a view of one, opened for reading; safe to read from several threads.
+    """A published dataset or a view, opened for reading. Several threads may read at the same time.
 
     >>> dataset = ShardedDataset.open("shards")
     >>> dataset.classes.head()                  # label, landmark_id, name, listed, train, val, test, rejected
@@ -70,16 +70,16 @@ class ShardedDataset:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a dataset by its path or URL and check that it is whole: version, every shard's size, counts that agree.
+        """Open a dataset by its path or URL, and check its version, the size of every shard, and that counts agree.
 
         Raises DatasetError that names the file and says what to do.
         """
         folder = open_folder(path)
         dataset = cls(folder, read_manifest(folder))
         try:
-            dataset._check_base()
-            dataset._check_shards()
-            dataset._check_counts()
+            check_base(folder, dataset.shards_folder, dataset.manifest)
+            check_shards(dataset.shards_folder, dataset.manifest)
+            check_counts(folder, dataset.manifest, dataset.classes)
         except OSError as error:
             reason = error.strerror or error
             raise DatasetError(f"{error.filename or folder.root}: cannot be read: {reason}") from error
@@ -92,19 +92,19 @@ class ShardedDataset:
 
     @property
     def is_local(self) -> bool:
-        """Whether the shards lie on this machine, so that `shard_path` names them."""
+        """Whether the shards are on this machine, so that `shard_path` names them."""
         return isinstance(self.shards_folder, LocalFolder)
 
     @property
     def is_view(self) -> bool:
-        """Whether the shards are another dataset's; their `.cls` are then its labels, not this one's."""
+        """Whether the shards belong to another dataset: their `.cls` then hold that dataset's labels."""
         return "view_of" in self.manifest
 
     @property
     def shards_content_sha256(self) -> str:
         """The content hash of the dataset that holds the shards."""
         manifest = self.manifest
-        return str(manifest["view_of"]["content_sha256"] if self.is_view else manifest["content_sha256"])
+        return manifest["view_of"]["content_sha256"] if self.is_view else manifest["content_sha256"]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -114,33 +114,33 @@ class ShardedDataset:
     @property
     def num_classes(self) -> int:
         """K: dense labels are 0..K-1."""
-        return int(self.manifest["classes"]["num_classes"])
+        return self.manifest["classes"]["num_classes"]
 
     @property
     def recipe(self) -> Recipe:
-        """How each picture was made; pictures to predict on are made the same way."""
+        """How each picture was made. Pictures to predict on must be made the same way."""
         return recipe_of(self.manifest["recipe"])
 
     @cached_property
     def classes(self) -> pd.DataFrame:
-        """classes.parquet: one row per class in order of its label."""
+        """classes.parquet: one row per class, in order of labels."""
         return _frame(self.read_table(CLASSES))
 
     def __len__(self) -> int:
-        """Samples in all splits together."""
+        """Return the number of samples in all splits."""
         return sum(split["num_samples"] for split in self.manifest["splits"].values())
 
     def num_samples(self, split: str) -> int:
-        """Samples in one split, 0 if the dataset has no such split."""
+        """Return the number of samples in a split, 0 if the dataset has no such split."""
         entry = self.manifest["splits"].get(split)
         return entry["num_samples"] if entry else 0
 
     def shards(self, split: str) -> list[ShardEntry]:
-        """The manifest's shards of one split."""
+        """Return the manifest's shards of a split."""
         return self._split(split)["shards"]
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One of the dataset's Parquet files as it is, unchecked; DatasetError if it cannot be read."""
+        """Return one of the dataset's Parquet files, unchecked. Raises DatasetError if it cannot be read."""
         try:
             with self.folder.open(name) as file:
                 return pq.read_table(file, columns=columns)
@@ -149,9 +149,9 @@ class ShardedDataset:
             raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
 
     def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """The label index of one split as an Arrow table, one row per sample in shard order.
+        """Return the label index of a split as an Arrow table, one row per sample in shard order.
 
-        Raises DatasetError if it names a shard that the manifest does not.
+        Raises DatasetError if it names a shard that the manifest does not name.
         """
         table = self.read_table(self._split(split)["index"], columns)
         if "shard" in table.column_names:
@@ -162,59 +162,55 @@ class ShardedDataset:
         return table
 
     def index(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:
-        """The label index of one split as a DataFrame."""
+        """Return the label index of a split as a DataFrame."""
         return _frame(self.index_table(split, columns))
 
     def rejects(self) -> pd.DataFrame:
-        """rejects.parquet: every planned image that was not written, with its reason; a view has none."""
+        """Return rejects.parquet: every planned image that was not written, with the reason. Empty for a view."""
         if self.is_view:
             return _frame(rejects_schema(pa.string()).empty_table())
         return _frame(self.read_table(REJECTS))
 
     def dropped_classes(self) -> pd.DataFrame:
-        """dropped_classes.parquet: the classes that the rule left out; a view has none."""
+        """Return dropped_classes.parquet: the classes that the rule left out. Empty for a view."""
         if self.is_view:
             return _frame(dropped_classes_schema(pa.string()).empty_table())
         return _frame(self.read_table(DROPPED_CLASSES))
 
     def shard_path(self, name: str) -> Path:
-        """Where a shard lies on this machine; UserError for a dataset behind a URL."""
+        """Return the path of a shard on this machine. Raises UserError for a dataset behind a URL."""
         if not isinstance(self.shards_folder, LocalFolder):
             raise UserError(f"{self.shards_folder.root}: not on this machine; copy the dataset here first")
         return Path(self.shards_folder.location(name))
 
     @cached_property
     def shard_files(self) -> dict[str, FileEntry]:
-        """Hash and size of each shard, by the manifest of the dataset that holds them."""
+        """Hash and size of each shard, from the manifest of the dataset that holds the shards."""
         base = read_manifest(self.shards_folder) if self.is_view else self.manifest
         named = {shard["name"] for split in self.splits for shard in self.shards(split)}
         return {name: entry for name, entry in base["files"].items() if name in named}
 
     def copy_shard(self, name: str, file: BinaryIO) -> None:
-        """Write a whole shard into `file`, in bounded memory.
+        """Write a whole shard to `file`, in bounded memory.
 
-        Raises StorageError if the storage fails, DatasetError if its hash is not the manifest's.
+        Raises StorageError if the storage fails, DatasetError if the hash differs from the manifest's.
         """
         location, entry, digest = self.shards_folder.location(name), self.shard_files[name], hashlib.sha256()
-        for start in range(0, entry["num_bytes"], _COPIED_AT_ONCE):
-            wanted = min(_COPIED_AT_ONCE, entry["num_bytes"] - start)
-            data = self.read_range(name, start, wanted)
+        for start in range(0, entry["num_bytes"], _COPY_BYTES):
+            data = self.read_range(name, start, min(_COPY_BYTES, entry["num_bytes"] - start))
             digest.update(data)
             file.write(data)
         if digest.hexdigest() != entry["sha256"]:
             raise DatasetError(f"{location}: not the shard that the manifest describes; {_VERIFY_HINT}")
 
     def read(self, split: str, i: int) -> Sample:
-        """Sample `i` (0-based, in shard order) of a split, by one read at its offset."""
+        """Return sample `i` (from 0, in shard order) of a split, by one read at its offset."""
         columns = self._sample_columns(split)
         jpeg = self.read_bytes(columns["shard"][i], int(columns["jpg_offset"][i]), int(columns["jpg_size"][i]))
         return Sample(columns["key"][i], int(columns["label"][i]), columns["landmark_id"][i], jpeg)
 
     def sample(self, key: str) -> Sample:
-        """The sample of this key, in whatever split it is.
-
-        Raises KeyError if there is none.
-        """
+        """Return the sample with this key from any split. Raises KeyError if there is none."""
         for split in self.splits:
             keys = self._sample_columns(split)["keys"]
             if key in keys:
@@ -222,17 +218,17 @@ class ShardedDataset:
         raise KeyError(key)
 
     def samples(self, split: str) -> Iterator[Sample]:
-        """Every sample of a split in shard order."""
+        """Yield the samples of a split in shard order."""
         for i in range(self.num_samples(split)):
             yield self.read(split, i)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Every sample: train, then val, then test."""
+        """Yield all samples: train, then val, then test."""
         for split in self.splits:
             yield from self.samples(split)
 
     def read_range(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Up to `num_bytes` of a shard from `offset`, fewer at its end; asked for again while the storage fails.
+        """Return up to `num_bytes` of a shard from `offset`, fewer at its end; repeat while the storage fails.
 
         Raises StorageError if it keeps failing.
         """
@@ -240,7 +236,7 @@ class ShardedDataset:
         return retrying(partial(folder.read_range, shard, offset, num_bytes), folder.location(shard))
 
     def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """`num_bytes` of a shard at `offset`; DatasetError if the shard ends before."""
+        """Return `num_bytes` of a shard from `offset`. Raises DatasetError if the shard ends before."""
         location = self.shards_folder.location(shard)
         try:
             if isinstance(self.shards_folder, LocalFolder):
@@ -255,9 +251,9 @@ class ShardedDataset:
         return data
 
     def webdataset(self, split: str) -> "webdataset.WebDataset":
-        """A ready webdataset pipeline over the split's shards, in shard order and undecoded.
+        """Return a webdataset pipeline over the shards of a split, in shard order and undecoded.
 
-        Raises UserError for a view: its shards hold samples that are not in it, under the base's labels.
+        Raises UserError for a view: its shards hold other samples too, with the labels of the base.
         """
         import webdataset
 
@@ -267,7 +263,7 @@ class ShardedDataset:
         return webdataset.WebDataset(urls, shardshuffle=False)
 
     def close(self) -> None:
-        """Close the shards that reading opened."""
+        """Close the shards that were opened to read samples."""
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
@@ -292,7 +288,7 @@ class ShardedDataset:
         return self._columns[split]
 
     def _descriptor(self, path: str) -> int:
-        """An open shard; the one opened first is closed when there are too many."""
+        """Return the descriptor of an open shard; close the one opened first when too many are open."""
         descriptor = self._descriptors.get(path)
         if descriptor is None:
             if len(self._descriptors) >= _OPEN_SHARDS:
@@ -300,59 +296,12 @@ class ShardedDataset:
             descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return descriptor
 
-    def _check_base(self) -> None:
-        """A view's base is the very dataset that it was made of."""
-        if self.is_view:
-            stated = self.manifest["view_of"]["content_sha256"]
-            found = read_manifest(self.shards_folder)["content_sha256"]
-            if found != stated:
-                raise DatasetError(
-                    f"{self.location}: a view of another dataset than {self.shards_folder.root} is now (content "
-                    f"{found[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
-                )
-
-    def _check_shards(self) -> None:
-        """Every shard is there at its full size, by listing each folder once."""
-        for split in self.splits:
-            entries = {shard["name"]: shard["num_bytes"] for shard in self.shards(split)}
-            sizes: dict[str, int] = {}
-            for folder in {os.path.dirname(name) for name in entries}:
-                sizes |= self.shards_folder.sizes(folder)
-            for name, num_bytes in entries.items():
-                location = self.shards_folder.location(name)
-                if name not in sizes:
-                    raise DatasetError(f"{location}: shard is missing; copy it again or build the dataset again")
-                if sizes[name] != num_bytes:
-                    stated = f"{sizes[name]:,} bytes instead of {num_bytes:,}"
-                    raise DatasetError(f"{location}: {stated}; copy it again or build the dataset again")
-
-    def _check_counts(self) -> None:
-        """The manifest, the indexes and the classes state the same numbers."""
-        classes, where = self.classes, self.folder.location
-        if len(classes) != self.num_classes:
-            raise DatasetError(f"{where(CLASSES)}: {len(classes)} classes, the manifest says {self.num_classes}")
-        for split in SPLITS:
-            stated, counted = self.num_samples(split), int(classes[split].sum())
-            if stated != counted:
-                raise DatasetError(f"{where(CLASSES)}: {counted} {split} samples, the manifest says {stated}")
-            if stated and (rows := self._num_rows(self._split(split)["index"])) != stated:
-                raise DatasetError(f"{where(index_name(split))}: {rows} rows, the manifest says {stated}")
-
-    def _num_rows(self, name: str) -> int:
-        try:
-            with self.folder.open(name) as file:
-                return int(pq.read_metadata(file).num_rows)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DatasetError(
-                f"{self.folder.location(name)}: cannot be read; copy it again or build the dataset again"
-            ) from error
-
 
 def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
-    """Where the shards are: this folder, or for a view the one that `view_of.path` names."""
+    """Return the folder that holds the shards: this one, or for a view the one that `view_of.path` names."""
     if "view_of" not in manifest:
         return folder
-    path = str(manifest["view_of"]["path"])
+    path = manifest["view_of"]["path"]
     if is_url(path):
         return open_folder(path)
     if isinstance(folder, LocalFolder):

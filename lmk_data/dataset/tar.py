@@ -1,4 +1,4 @@
-"""The tar of a shard, byte for byte: the members of a sample, their headers, and the end."""
+"""The tar of a shard, byte for byte: the members of a sample, their headers, and the end of the archive."""
 
 import hashlib
 import tarfile
@@ -8,12 +8,12 @@ from typing import Any, BinaryIO, NamedTuple
 from lmk_data.dataset.format import canonical_json
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
-# What webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
+# The values that webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
 _OWNER, _MODE = "lmk", 0o444
 
 
 def _blank_header() -> bytes:
-    """A header without name, size and checksum, whose field counts as spaces while it is summed."""
+    """Return a header without name, size and checksum, whose field counts as spaces in the sum."""
     member = tarfile.TarInfo("")
     member.mode, member.uname, member.gname = _MODE, _OWNER, _OWNER
     header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
@@ -26,7 +26,7 @@ _HEADER_SUM = sum(_HEADER)
 
 
 class TarFile:
-    """An uncompressed USTAR file in the making, byte for byte as webdataset's `TarWriter` writes it."""
+    """A writer of an uncompressed USTAR file, byte for byte as webdataset's `TarWriter` writes it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -34,13 +34,13 @@ class TarFile:
         self.num_bytes = 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Append one member; returns the offset of its payload in bytes."""
+        """Append a member; return the offset of its payload in bytes."""
         offset = self.num_bytes + BLOCK_BYTES
         self._write(b"".join((member_header(name, len(data)), data, padding(len(data)))))
         return offset
 
     def close(self) -> str:
-        """Write the end of the archive; returns the sha256 of the whole file."""
+        """Write the end of the archive; return the sha256 of the whole file."""
         self._write(bytes(end_bytes(self.num_bytes)))
         return self._digest.hexdigest()
 
@@ -51,7 +51,7 @@ class TarFile:
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes before the payload of a member: all are alike but for name, size and checksum."""
+    """Return the 512 bytes before a member's payload. Headers differ only in name, size and checksum."""
     encoded, size = name.encode(), b"%011o" % num_bytes
     assert len(encoded) <= 100, "keys are short enough for the name field"
     assert len(size) == 11, "pictures are small enough for the size field"
@@ -63,18 +63,18 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 
 def padding(num_bytes: int) -> bytes:
-    """The zeros after a payload, up to a whole block."""
+    """Return the zeros that fill the last block of a payload of `num_bytes`."""
     return bytes(-num_bytes % BLOCK_BYTES)
 
 
 def end_bytes(num_bytes: int) -> int:
-    """How many zeros end an archive whose members take `num_bytes`: two blocks, up to a whole record."""
+    """Return how many zeros end an archive whose members take `num_bytes`: two blocks, then to the end of a record."""
     end = 2 * BLOCK_BYTES
     return end + -(num_bytes + end) % tarfile.RECORDSIZE
 
 
 class Member(NamedTuple):
-    """Where one member's payload lies in a tar, in bytes."""
+    """The place of a member's payload in a tar, in bytes."""
 
     extension: str
     offset: int
@@ -82,28 +82,28 @@ class Member(NamedTuple):
 
 
 def sample_members(row: Mapping[str, Any]) -> tuple[Member, Member, Member]:
-    """The `.cls`, `.jpg` and `.json` of a sample, of its row of the index; headers are the blocks before them."""
-    at, jpg_bytes = row["jpg_offset"], row["jpg_size"]
-    after = at + jpg_bytes + len(padding(jpg_bytes)) + BLOCK_BYTES
+    """Return where `.cls`, `.jpg` and `.json` of an index row lie; each header is the block before its payload."""
+    jpg_offset, jpg_bytes = row["jpg_offset"], row["jpg_size"]
+    json_offset = jpg_offset + jpg_bytes + len(padding(jpg_bytes)) + BLOCK_BYTES
     return (
-        Member("cls", at - 2 * BLOCK_BYTES, len(cls_bytes(row))),
-        Member("jpg", at, jpg_bytes),
-        Member("json", after, len(json_bytes(row))),
+        Member("cls", jpg_offset - 2 * BLOCK_BYTES, len(cls_bytes(row))),
+        Member("jpg", jpg_offset, jpg_bytes),
+        Member("json", json_offset, len(json_bytes(row))),
     )
 
 
 def end_of_members(members: Sequence[Member]) -> int:
-    """Where the last of these members ends, its padding included."""
+    """Return the offset at which the last of these members ends, with its padding."""
     last = members[-1]
     return last.offset + last.num_bytes + len(padding(last.num_bytes))
 
 
 def cls_bytes(row: Mapping[str, Any]) -> bytes:
-    """The content of a sample's `.cls`: its dense label in ASCII."""
+    """Return the content of a sample's `.cls`: the dense label of its index row, in ASCII."""
     return str(row["label"]).encode()
 
 
 def json_bytes(row: Mapping[str, Any]) -> bytes:
-    """The content of a sample's `.json`, of a row of the index."""
+    """Return the content of a sample's `.json`, from its index row."""
     names = ("key", "label", "landmark_id", "original_height", "original_width")
     return canonical_json({name: row[name] for name in names})

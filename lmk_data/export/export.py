@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lmk_data.dataset.format import (
-    Dialect,
-)
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.export.croissant import croissant
@@ -18,6 +15,7 @@ from lmk_data.export.energon import energon
 from lmk_data.export.rows import Write, linked_files
 from lmk_data.export.timm import timm
 from lmk_data.export.wids import wids
+from lmk_data.options import Dialect
 from lmk_data.system.storage import LocalFolder, open_folder
 
 

@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from lmk_data.dataset.format import (
     CLASSES,
-    Dialect,
     ShardEntry,
     canonical_json,
     content_sha256_of,
@@ -17,6 +16,7 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.dataset.tar import BLOCK_BYTES
 from lmk_data.errors import DatasetError
+from lmk_data.options import Dialect
 from lmk_data.system.storage import LocalFolder
 
 _COLUMNS = ["key", "label", "landmark_id", "original_width", "original_height", "jpg_offset", "jpg_size"]

@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.views.duplicates import Duplicates, Kind, find_duplicates
+from lmk_data.options import DuplicateKind
+from lmk_data.views.duplicates import Duplicates, find_duplicates
 
-_KINDS: tuple[Kind, ...] = ("exact", "near")
+_KINDS: tuple[DuplicateKind, ...] = ("exact", "near")
 _SHOWN_GROUPS, _SHOWN_PICTURES = 8, 8
 
 

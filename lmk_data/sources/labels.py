@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lmk_data.errors import StorageError, UserError
-from lmk_data.system.storage import is_url, read_file, storage_failure
+from lmk_data.errors import UserError, storage_failure
+from lmk_data.system.storage import is_url, read_file
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -104,7 +104,7 @@ def _read(path: str) -> bytes:
         raise UserError(f"{path}: no such label table; give it with --labels") from None
     except OSError as error:
         if is_url(path):
-            raise StorageError(storage_failure(error, path)) from error
+            raise storage_failure(error, path) from error
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 

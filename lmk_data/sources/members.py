@@ -18,10 +18,9 @@ from lmk_data.errors import UserError
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
 from lmk_data.system.engine import LocalEngine
-from lmk_data.system.storage import Folder, LocalFolder, open_folder
+from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
 from lmk_data.system.terminal import notice, progress_bar
 
-MEMBERS_TABLE = ".build/members.parquet"
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _IGNORED_NAMES = {"thumbs.db"}
 _HASHED_AT_ONCE = 4 << 20

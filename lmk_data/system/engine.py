@@ -1,4 +1,8 @@
-"""Engines run independent tasks: the interface, and the engine of one machine, a worker process for each core."""
+"""Engines run independent tasks: the interface, and the engine of one machine with one worker process per core.
+
+joblib runs the processes. Three context managers below keep what joblib and its backend loky print off stderr, so that
+an interrupted or failed command prints only the one line of `run_command`. tests/test_faults.py covers them.
+"""
 
 import os
 import signal
@@ -22,14 +26,14 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """Something that runs tasks side by side."""
+    """Something that runs tasks in parallel."""
 
     @property
     def workers(self) -> int:
-        """How many tasks run at once."""
+        """The number of tasks that run at once."""
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Results in the order in which they are ready. Leaving the iterator early, or Ctrl-C, ends the work.
+        """Yield results in the order in which they are ready. Leaving the iterator early, or Ctrl-C, ends the work.
 
         Raises what a task raises, and BuildError when workers die.
         """
@@ -37,11 +41,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """Worker processes of this machine; one worker or one task runs in this process."""
+    """Worker processes on this machine. With one worker or one task, everything runs in this process."""
 
     workers: int
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield results in the order in which they are ready, and end all workers at the end; see `Engine.run`."""
         workers = min(self.workers, len(tasks))
         if workers <= 1:
             yield from map(function, tasks)
@@ -50,42 +55,44 @@ class LocalEngine:
             n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
         )
         try:
-            with _quiet_cleaning(), _interruptions_held() as came:
+            with _silent_resource_tracker(), _signals_deferred() as received:
                 results = parallel(joblib.delayed(function)(task) for task in tasks)
             assert isinstance(results, Generator)
             try:
-                if came:
-                    signal.raise_signal(came[0])
-                for result in results:  # noqa: UP028 - `yield from` would close it beyond the filter below
+                if received:
+                    signal.raise_signal(received[0])
+                for result in results:  # noqa: UP028 - `yield from` would close the results outside the filter below
                     yield result
             finally:
-                with _quiet_ending():
+                with _silent_shutdown():
                     results.close()
         except TerminatedWorkerError as error:
             raise BuildError(
                 "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
             ) from error
         finally:
-            with _quiet_ending():
+            with _silent_shutdown():
                 get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
-def _interruptions_held() -> Iterator[list[int]]:
-    """Start processes that Ctrl-C does not reach: it goes to the whole process group, and the main process ends them.
+def _signals_deferred() -> Iterator[list[int]]:
+    """Start worker processes that ignore Ctrl-C, and yield the list of the signals that arrive meanwhile.
 
-    Signals that come meanwhile are kept for later, as what has half started cannot be ended.
+    The terminal sends Ctrl-C to the whole process group, where every worker would print a traceback; instead the main
+    process ends the workers. SIGINT and SIGTERM that arrive while workers start are recorded for the caller to raise
+    afterwards, because a pool that has only half started cannot be ended.
     """
-    came: list[int] = []
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread is told of signals
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # Python runs signal handlers in no other thread
     numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         for tracker in (mp_resource_tracker, resource_tracker):
-            tracker.ensure_running()  # which unblocks signals when it starts a process
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit, as handlers they do not
-        yield came
+            tracker.ensure_running()  # first, because it unblocks SIGINT when it starts its process
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit the mask, but not handlers
+        yield received
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
@@ -93,9 +100,12 @@ def _interruptions_held() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _quiet_ending() -> Iterator[None]:
-    """End the work without a word on the tasks that are given up, which leaving early asks for: joblib warns of them,
-    and loky's thread, once it has killed the workers, does not find those that it was about to hand out."""
+def _silent_shutdown() -> Iterator[None]:
+    """Silence what an early end prints about tasks that are given up.
+
+    joblib warns about them. loky's thread, after it has killed the workers, raises KeyError for tasks that it was about
+    to hand out.
+    """
     before = threading.excepthook
 
     def excepthook(args: threading.ExceptHookArgs) -> None:
@@ -112,9 +122,12 @@ def _quiet_ending() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_cleaning() -> Iterator[None]:
-    """Start processes in such a way that the one that cleans up after workers does not tell, after our one line of an
-    error, what a killed worker left behind: it cleans that up."""
+def _silent_resource_tracker() -> Iterator[None]:
+    """Start loky's resource tracker with its warnings off.
+
+    The tracker is a process that removes what killed workers leave behind, and would warn about it on stderr after the
+    one line of our error. It takes its warning filters from the environment.
+    """
     before = os.environ.get("PYTHONWARNINGS")
     quiet = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
     os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
@@ -128,9 +141,9 @@ def _quiet_cleaning() -> Iterator[None]:
 
 
 def local_engine(workers: int | None) -> LocalEngine:
-    """An engine of as many worker processes as asked for, or one for each core that this process may use.
+    """Return an engine with `workers` processes; None means one for each core that this process may use.
 
-    Raises UserError for less than one.
+    Raises UserError for less than one worker.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")

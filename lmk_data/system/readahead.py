@@ -1,4 +1,4 @@
-"""Reading ahead of whoever uses what is read, by as many threads as the latency of the source asks for."""
+"""Read ahead of the consumer, with as many threads as the latency of the source requires."""
 
 import time
 from collections import deque
@@ -9,15 +9,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 _LEAST_AHEAD, _MOST_AHEAD = 4, 64
-_FEW_AHEAD = 8  # where this window was enough, the source is fast after all
+_FEW_AHEAD = 8  # if this window was enough, the source is fast after all
 _MOST_BYTES = 256 << 20
-_FAST_SECONDS = 100e-6  # a read that takes less costs less than handing it to a thread and back
-_MOST_LOST_SECONDS = 20e-3  # a hiccup of a fast source, and less than one read of a slow one
+_FAST_SECONDS = 100e-6  # a faster read costs less than passing it to a thread and back
+_MOST_LOST_SECONDS = 20e-3  # more than one delay of a fast source, less than one read of a slow source
 _NEW_WEIGHT = 1 / 16
 
 
 class _Source:
-    """What is known of the source, kept for the process, so that a slow one is known after its first shard."""
+    """What this process knows of the source: a slow source is recognised once, not again for each shard."""
 
     is_slow = False
     window = _LEAST_AHEAD
@@ -25,14 +25,14 @@ class _Source:
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
-    """`read` of each item, in order, called ahead of the consumer by as many threads as the source's latency asks for.
+    """Yield `read(item)` for each item, in order, called ahead of the consumer where the source is slow.
 
-    A source as fast as a warm disk is read as its items are asked for. Once reads take longer, threads read ahead,
-    and their window grows whenever the consumer has to wait; it is bounded in items, and in bytes that wait to be
-    used. What `read` raises is raised here.
+    A source as fast as a warm disk is read without threads, one item at a time. Once reads take longer, threads read
+    ahead, and their window grows whenever the consumer has to wait. The window is bounded in items, and in bytes that
+    wait to be used. An exception of `read` is raised here.
     """
     remaining = iter(items)
-    mean = lost = 0.0  # seconds of a read, recent ones weighing more; and all that fast reads would have saved
+    mean = lost = 0.0  # seconds per read, with more weight on recent ones; and seconds that fast reads would have saved
     while not _Source.is_slow:
         started = time.perf_counter()
         try:

@@ -1,5 +1,7 @@
-"""What a person sees of a running command: progress on stderr, one-line errors, exit codes."""
+"""What a person sees of a running command: progress on stderr, errors in one line, exit codes."""
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -10,26 +12,30 @@ from tqdm import tqdm
 from lmk_data.errors import LmkError
 
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
+_STDOUT = 1  # the file descriptor
 _SECONDS_BETWEEN_LINES = 15.0
+_UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 120000
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0 done, 1 for an error (one line on stderr), 130 interrupted.
+    """Run a command and return its exit code: 0 done, 1 after an error (one line on stderr), 130 interrupted.
 
-    Errors are `LmkError`, and what the system refuses: a folder that cannot be written, a full disk. Anything else
-    is a defect and shows itself as one.
+    An error is an `LmkError` or what the operating system refuses: a folder that cannot be written, a full disk. Any
+    other exception is a bug and keeps its traceback. A reader of stdout that stops early, such as `| head`, ends the
+    command with 1 and without a line.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        command()
+        _run_and_flush(command)
     except LmkError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
+        if not (isinstance(error, BrokenPipeError) and _stdout_is_closed()):
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to go on'}", file=sys.stderr)
@@ -40,29 +46,36 @@ def run_command(program: str, command: Callable[[], None]) -> int:
 
 
 def notice(text: str) -> None:
-    """Tell the person something that stops nothing, on stderr, without disturbing a bar."""
+    """Print a note on stderr about something that does not stop the command, without breaking a progress bar."""
     tqdm.write(f"note: {text}", file=sys.stderr)
 
 
 def progress_bar(
     total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0, delay_seconds: float = 0
 ) -> "tqdm[Any]":
-    """A tqdm bar over `total` units of work (None: nobody knows), plain lines when stderr is not a terminal, nothing
-    when quiet, nor where the work is over within `delay_seconds`.
+    """Return a tqdm bar, which the caller updates and closes, or uses as a context manager.
 
-    The caller calls `update` and closes it, or uses it as a context.
+    Where stderr is not a terminal, it prints plain lines.
+
+    Args:
+        total: Units of work, None if unknown.
+        description: Text before the bar.
+        unit: Plural noun of the units, such as "images".
+        quiet: Show nothing.
+        initial: Units that were done before.
+        delay_seconds: Show nothing if the work ends earlier than this.
     """
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial, "disable": quiet}
     options["delay"] = delay_seconds
     if sys.stderr.isatty():
-        return tqdm(dynamic_ncols=True, smoothing=0.1, unit_scale=(total or 0) >= 100_000, **options)
+        return tqdm(dynamic_ncols=True, smoothing=0.1, unit_scale=(total or 0) >= _UNIT_SCALE_FROM, **options)
     form = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
     lines = _Lines(sys.stderr)
     return tqdm(file=lines, mininterval=_SECONDS_BETWEEN_LINES, miniters=1, bar_format=form, **options)
 
 
 class _Lines:
-    """A text stream that turns tqdm's carriage returns into lines of their own."""
+    """A text stream that turns tqdm's carriage returns into separate lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -73,6 +86,26 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+def _run_and_flush(command: Callable[[], None]) -> None:
+    """Run a command, and raise here, not at exit, what keeps its output from being written."""
+    try:
+        command()
+    except SystemExit:  # --help, or a command line that does not parse
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _stdout_is_closed() -> bool:
+    """Return whether nobody reads stdout any more; if so, what is still buffered goes nowhere, without an error."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # the error condition is always reported
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
 
 
 def _interrupt(*_: object) -> None:

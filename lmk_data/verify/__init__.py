@@ -1,4 +1,4 @@
-"""Whether a dataset is what its manifest says."""
+"""Check whether a dataset is what its manifest says."""
 
 from lmk_data.verify.dataset import Verification, verify
 

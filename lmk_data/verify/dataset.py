@@ -1,4 +1,4 @@
-"""Prove that a dataset is what its manifest says: every hash, every byte of every tar, every count."""
+"""Verify that a dataset is what its manifest says: every hash, every byte of every tar, every count."""
 
 import hashlib
 import json
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from lmk_data.build.plan import Ints, plan_fingerprint
+from lmk_data.build.plan import plan_fingerprint
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
@@ -35,12 +36,12 @@ from lmk_data.verify.shard import Problem, ShardToCheck, check_shard, first_diff
 from lmk_data.views.view import view_fingerprint
 
 _DECODED_PICTURES = 2_000
-_NOTHING = np.empty(0, dtype=np.int32)
+_NO_LABELS = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and every problem that was found."""
+    """How much was checked, and all problems that were found."""
 
     num_files: int
     num_bytes: int
@@ -50,33 +51,33 @@ class Verification:
 
 
 def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet: bool = False) -> Verification:
-    """Check a dataset or a view to the last byte; `quick` leaves out decoding a sample of its pictures.
+    """Check every byte of a dataset or a view, and decode a sample of its pictures unless `quick`.
 
-    Raises DatasetError if there is no readable manifest, or a view's base is another dataset.
+    Raises DatasetError if there is no readable manifest, or if the base of a view is another dataset.
     """
     folder = open_folder(path)
     manifest = read_manifest(folder)
     dataset = ShardedDataset(folder, manifest)
-    if dataset.is_view and read_manifest(dataset.shards_folder)["content_sha256"] != _base_content(manifest):
+    if dataset.is_view and read_manifest(dataset.shards_folder)["content_sha256"] != dataset.shards_content_sha256:
         raise DatasetError(f"{folder.root}: a view of another dataset than {dataset.shards_folder.root} is now")
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:
         problems += _check_strays(folder, manifest)
     if set(manifest["files"]) != _expected_files(manifest):
-        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # nothing that says what belongs to it
+        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # it is unknown which files belong to it
     damaged = {problem.location for problem in problems}
     if damaged.isdisjoint(map(folder.location, _tables_of_samples(manifest))):
         problems += _check_indexes(dataset)
     if {problem.location for problem in problems} & set(map(folder.location, _tables_of_samples(manifest))):
-        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # nothing to hold the tars against
+        return Verification(len(manifest["files"]), 0, 0, 0, problems)  # there is nothing to compare the tars with
     if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
         problems += _check_counts(dataset)
     tasks = list(_tasks(dataset, quick))
     total = sum(task.num_bytes for task in tasks)
     num_decoded = 0
     with progress_bar(total, "verifying", "bytes", quiet=quiet) as bar:
-        for number, found, decoded in local_engine(workers).run(check_shard, tasks):
-            problems += found
+        for number, of_shard, decoded in local_engine(workers).run(check_shard, tasks):
+            problems += of_shard
             num_decoded += decoded
             bar.update(tasks[number].num_bytes)
     problems.sort(key=lambda problem: (problem.location, problem.start or 0))
@@ -84,17 +85,13 @@ def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet:
     return Verification(len(manifest["files"]), total + small, len(dataset), num_decoded, problems)
 
 
-def _base_content(manifest: Manifest) -> str:
-    return str(manifest["view_of"]["content_sha256"])
-
-
 def _tables_of_samples(manifest: Manifest) -> list[str]:
-    """The files that tars are held against."""
+    """Return the names of the tables that the tars are compared with."""
     return [CLASSES, *(split["index"] for split in manifest["splits"].values())]
 
 
 def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
-    """The manifest is canonical, its hashes follow from what it states, and the card says the same."""
+    """Check that the manifest is canonical, that its hashes follow from its content, and that the card agrees."""
     location, data = folder.location(MANIFEST), folder.read(MANIFEST)
     canonical = canonical_json(json.loads(data)) + b"\n"
     if data != canonical:
@@ -102,9 +99,12 @@ def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(location, "not canonical JSON", start, start + 1)
     if content_sha256_of(manifest["files"]) != manifest["content_sha256"]:
         yield Problem(location, "content_sha256 does not follow from files")
-    inputs = {name: manifest[name] for name in ("source", "plan", "recipe")}
     is_view = "view_of" in manifest
-    if (view_fingerprint(manifest) if is_view else plan_fingerprint(**inputs)) != manifest["fingerprint"]:
+    if is_view:
+        fingerprint = view_fingerprint(manifest)
+    else:
+        fingerprint = plan_fingerprint(dict(manifest["source"]), dict(manifest["plan"]), manifest["recipe"])
+    if fingerprint != manifest["fingerprint"]:
         yield Problem(location, "fingerprint does not follow from what it covers")
     if set(manifest["files"]) != _expected_files(manifest):
         yield Problem(location, "files are not those that splits and classes name")
@@ -130,7 +130,7 @@ def _expected_files(manifest: Manifest) -> set[str]:
 
 
 def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
-    """Every file beside the tars has its size and hash."""
+    """Check size and hash of every file except the tars."""
     for name, entry in manifest["files"].items():
         if name.endswith(".tar"):
             continue
@@ -145,7 +145,7 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
-    """Nothing else lies among the tars: readers that take all of a folder would read it."""
+    """Check that there is no other file among the tars: tools that read a whole folder would read it."""
     known = set(manifest["files"])
     for split in SPLITS:
         for name in sorted(set(folder.sizes(f"shards/{split}")) - known):
@@ -153,16 +153,16 @@ def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
-    """Manifest, classes, indexes, rejects and dropped classes state the same numbers, class by class."""
+    """Check that manifest, classes, indexes, rejects and dropped classes state the same numbers, class by class."""
     folder, classes, counts = dataset.folder, dataset.classes, dataset.manifest["counts"]
     where = folder.location(CLASSES)
-    if classes["label"].tolist() != list(range(dataset.num_classes)):
+    if len(classes) != dataset.num_classes or classes["label"].tolist() != list(range(len(classes))):
         yield Problem(where, f"labels are not 0 to {dataset.num_classes - 1}")
         return
     if (classes["listed"] != classes[[*SPLITS, "rejected"]].sum(axis=1)).any():
         yield Problem(where, "listed is not train + val + test + rejected for every class")
     for split in SPLITS:
-        labels = dataset.index(split, ["label"])["label"].to_numpy() if split in dataset.splits else _NOTHING
+        labels = dataset.index(split, ["label"])["label"].to_numpy() if split in dataset.splits else _NO_LABELS
         if (np.bincount(labels, minlength=len(classes)) != classes[split].to_numpy()).any():
             yield Problem(where, f"{split} is not what index/{split}.parquet counts")
     rejected = dataset.rejects()["label"].to_numpy(dtype=np.int64)
@@ -183,7 +183,7 @@ def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
 
 
 def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
-    """Every row of the indexes names a class, a shard and a place in it; no key occurs twice."""
+    """Check that every row of the indexes names a class, a shard and a place in it, and that keys are unique."""
     keys = []
     for split in dataset.splits:
         location = dataset.folder.location(index_name(split))
@@ -215,6 +215,7 @@ def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
 
 
 def _check_places(dataset: ShardedDataset, split: str, index: pa.Table) -> Iterator[Problem]:
+    """Check that the samples of an index are in the order of the shards, inside them, and as many as stated."""
     location, shards = dataset.folder.location(index_name(split)), dataset.shards(split)
     unknown = set(index["shard"].combine_chunks().dictionary.to_pylist()) - {entry["name"] for entry in shards}
     if unknown:
@@ -231,16 +232,17 @@ def _check_places(dataset: ShardedDataset, split: str, index: pa.Table) -> Itera
         yield Problem(location, "does not have as many samples in each shard as the manifest says")
 
 
-def _shard_of_row(dataset: ShardedDataset, split: str, index: pa.Table) -> Ints:
-    """The number of each row's shard in the manifest, int64 [N]."""
+def _shard_of_row(dataset: ShardedDataset, split: str, index: pa.Table) -> NDArray[np.int64]:
+    """Return the position in the manifest of each row's shard, int64 [N]."""
     number = {entry["name"]: i for i, entry in enumerate(dataset.shards(split))}
     shard = index["shard"].combine_chunks()
     numbers = np.array([number[name] for name in shard.dictionary.to_pylist()], dtype=np.int64)
-    found: Ints = numbers[shard.indices.to_numpy()]
-    return found
+    of_row: NDArray[np.int64] = numbers[shard.indices.to_numpy()]
+    return of_row
 
 
 def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
+    """Yield the check of each shard, with the rows of the index that describe it."""
     decode_every = 0 if quick else max(1, len(dataset) // _DECODED_PICTURES)
     number = 0
     for split in dataset.splits:
@@ -249,7 +251,7 @@ def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
         index = index.drop_columns(["shard"])
         for i, shard in enumerate(dataset.shards(split)):
             rows = index.slice(bounds[i], bounds[i + 1] - bounds[i])
-            entry = dataset.manifest["files"].get(shard["name"])  # none for a view, or in a damaged manifest
+            entry = dataset.manifest["files"].get(shard["name"])  # missing in a view or a damaged manifest
             yield ShardToCheck(
                 number=number,
                 folder=dataset.shards_folder,

@@ -1,4 +1,4 @@
-"""One shard held against its rows of the index: every byte, as webdataset reads it, and as pictures."""
+"""Compare a shard with its rows of the index: every byte, as webdataset reads it, and as pictures."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ _READ_AT_ONCE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be; bytes `start` to `end` (exclusive) of a file where that is known."""
+    """Something that is wrong, in bytes `start` to `end` (exclusive) of a file where that is known."""
 
     location: str
     what: str
@@ -33,7 +33,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ShardToCheck:
-    """One shard to check; `rows` is its part of the index as an Arrow stream, `is_view` says that it is only a part."""
+    """A shard to check. `rows` are its rows of the index as an Arrow stream, in a view only some of its samples.
+
+    `size` is the side of its pictures in pixels. Of `decode_every` pictures one is decoded; 0 decodes none.
+    """
 
     number: int
     folder: Folder
@@ -47,15 +50,15 @@ class ShardToCheck:
 
 
 def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
-    """Check one tar; returns the task's number, its problems, and how many pictures were decoded."""
+    """Check a tar; return the number of the task, the problems, and how many pictures were decoded."""
     rows = pa.ipc.open_stream(task.rows).read_all().to_pylist()
     location = task.folder.location(task.name)
     try:
-        found = task.folder.size(task.name)
-        if found != task.num_bytes:
-            at = min(found, task.num_bytes)
-            what = f"{found:,} bytes instead of {task.num_bytes:,}"
-            return task.number, [Problem(location, what, at, max(found, task.num_bytes))], 0
+        num_bytes = task.folder.size(task.name)
+        if num_bytes != task.num_bytes:
+            start, end = sorted((num_bytes, task.num_bytes))
+            what = f"{num_bytes:,} bytes instead of {task.num_bytes:,}"
+            return task.number, [Problem(location, what, start, end)], 0
         problems = list(_check_pictures(task, rows) if task.is_view else _check_bytes(task, rows))
         if not problems and not task.is_view:
             problems = list(_check_as_others_read(task, rows))
@@ -68,16 +71,16 @@ def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
     return task.number, problems, decoded
 
 
-def first_difference(found: bytes, expected: bytes) -> int:
-    """Where two byte strings differ first, or where the shorter one ends."""
-    a, b = np.frombuffer(found, np.uint8), np.frombuffer(expected, np.uint8)
+def first_difference(actual: bytes, expected: bytes) -> int:
+    """Return the first position at which two byte strings differ, or at which the shorter one ends."""
+    a, b = np.frombuffer(actual, np.uint8), np.frombuffer(expected, np.uint8)
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size
 
 
 def _check_bytes(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Every byte of a tar is either derived from the index or covered by a picture's checksum; and the tar's hash."""
+    """Check every byte of a tar against the index or the checksum of a picture, and the hash of the tar."""
     location = task.folder.location(task.name)
     with task.folder.open(task.name) as file:
         reader = _Hashing(file)
@@ -119,7 +122,7 @@ def _check_bytes(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Pro
 
 
 class _Hashing:
-    """A file that is read from front to back, hashed on the way."""
+    """A file that is hashed while it is read from beginning to end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = io.BufferedReader(file, _READ_AT_ONCE) if isinstance(file, io.RawIOBase) else file
@@ -133,20 +136,20 @@ class _Hashing:
         return data
 
     def expect(self, expected: bytes, what: str, location: str) -> Problem | None:
-        """Read what must be there; the first byte that is not, otherwise."""
+        """Read the expected bytes; return the problem at the first byte that differs, or None."""
         start = self.position
-        found = self.read(len(expected))
-        if found == expected:
+        actual = self.read(len(expected))
+        if actual == expected:
             return None
-        at = start + first_difference(found, expected)
-        return Problem(location, what, at, at + 1)
+        start += first_difference(actual, expected)
+        return Problem(location, what, start, start + 1)
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
 
 def _check_pictures(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
-    """The pictures of a view are those that its index describes."""
+    """Check that the pictures of a view are the ones that its index describes."""
     location = task.folder.location(task.name)
     for row in rows:
         start, num_bytes = row["jpg_offset"], row["jpg_size"]
@@ -156,7 +159,7 @@ def _check_pictures(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[
 
 
 def _check_as_others_read(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
-    """webdataset, the independent reader, finds the samples of the index in its order."""
+    """Check that webdataset, an independent reader, finds the samples of the index in the same order."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     location = task.folder.location(task.name)
@@ -174,7 +177,7 @@ def _check_as_others_read(task: ShardToCheck, rows: list[dict[str, Any]]) -> Ite
 
 
 def _check_decoding(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Pictures decode to what the recipe says."""
+    """Check that pictures decode to the size and mode of the recipe."""
     location = task.folder.location(task.name)
     for row in rows:
         start, num_bytes = row["jpg_offset"], row["jpg_size"]

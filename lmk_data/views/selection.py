@@ -1,7 +1,7 @@
-"""Choose a part of a dataset: rules to classes and rows, with labels numbered densely."""
+"""Choose a part of a dataset: from rules to classes and rows, with dense labels."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -9,63 +9,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from lmk_data.dataset.format import CLASSES, SPLITS, fingerprint_of
+from lmk_data.dataset.format import CLASSES, SPLITS, Counts, Removed, SelectionStep, fingerprint_of
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
+from lmk_data.options import Selection
 from lmk_data.system.storage import read_file
-from lmk_data.views.duplicates import Kind, find_duplicates
+from lmk_data.views.duplicates import find_duplicates
 
 _SHOWN_UNKNOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which classes and how much of them; None leaves a rule out. Raises UserError for a rule that makes no sense.
-
-    `classes` are landmark ids as strings. The rules apply in the order of the fields. `min_samples` and `top` judge
-    by the root dataset's `listed`; `drop_duplicates` leaves out validation and test images with a duplicate in
-    training, and within a split all but one of each group; `max_per_class` caps training only.
-    """
-
-    classes: tuple[str, ...] | None = None
-    min_samples: int | None = None
-    top: int | None = None
-    drop_duplicates: Kind | None = None
-    max_per_class: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("min_samples", "top", "max_per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-
-    def json(self) -> dict[str, Any]:
-        """The rules that were given, for the manifest; a list of classes as their number and a hash."""
-        rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
-        given: dict[str, Any] = {name: getattr(self, name) for name in rules}
-        if self.classes is not None:
-            chosen = sorted(set(self.classes))
-            given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
-        return {name: value for name, value in given.items() if value is not None}
-
-
 @dataclass(frozen=True)
 class Subset:
-    """What a selection leaves of a dataset, relabelled densely.
+    """What a selection leaves of a dataset, with dense labels.
 
-    `classes` as classes.parquet has them; `rows` the label index of each split that has samples, in shard order.
-    `steps` and `removed` lead from the root dataset here: its manifest's `view_of.selection` and `.removed`.
+    `classes` has the columns of classes.parquet. `rows` is the label index of each split that has samples, in shard
+    order. `steps` and `removed` are the manifest's `view_of.selection` and `view_of.removed`: they lead from the
+    dataset that holds the shards to this subset.
     """
 
     classes: pd.DataFrame
     rows: dict[str, pa.Table]
-    steps: list[dict[str, Any]]
-    removed: dict[str, Any]
+    steps: list[SelectionStep]
+    removed: Removed
 
 
 def read_class_list(path: str) -> tuple[str, ...]:
-    """Landmark ids as strings from a text file with one a line, or the `landmark_id` column of a CSV or Parquet."""
+    """Return landmark ids as strings: the lines of a text file, or the column `landmark_id` of a CSV or Parquet file.
+
+    Raises UserError if the file cannot be read or is none of these.
+    """
     try:
         data = read_file(path)
     except OSError as error:
@@ -83,6 +58,16 @@ def read_class_list(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def selection_json(selection: Selection) -> SelectionStep:
+    """Return the rules that were given, for the manifest; a list of classes as their number and a hash."""
+    rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
+    given: dict[str, Any] = {name: getattr(selection, name) for name in rules}
+    if selection.classes is not None:
+        chosen = sorted(set(selection.classes))
+        given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
+    return cast(SelectionStep, {name: value for name, value in given.items() if value is not None})
+
+
 def select(
     dataset: ShardedDataset,
     selection: Selection,
@@ -91,10 +76,16 @@ def select(
     workers: int | None = None,
     quiet: bool = True,
 ) -> Subset:
-    """Apply a selection to a dataset or a view; UserError if it names unknown classes or leaves nothing.
+    """Return what a selection leaves of a dataset or a view. Classes without images are left out.
 
-    A class of which no image is left is left out too. Labels are in the order that they had or, `by_size`, that of a
-    dataset of its own. `workers` threads compare pictures for near duplicates.
+    Raises UserError if the selection names unknown classes or leaves nothing.
+
+    Args:
+        dataset: the dataset or view to select from.
+        selection: which classes and images to keep.
+        by_size: number the classes by descending size, as in a dataset that is built; otherwise keep their order.
+        workers: threads that compare pictures for near duplicates; by default one per core.
+        quiet: show no progress.
     """
     root = _root_classes(dataset)
     classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
@@ -115,16 +106,26 @@ def select(
     kept, rows = _relabelled(dataset.classes, rows, by_size=by_size)
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
-    earlier = dataset.manifest["view_of"] if dataset.is_view else {"selection": [], "removed": {}}
-    steps = [*earlier["selection"], *([selection.json()] if selection.json() else [])]
+    earlier_steps, earlier_duplicates = _history(dataset)
+    step = selection_json(selection)
+    steps = [*earlier_steps, *([step] if step else [])]
     if any("drop_duplicates" in step for step in steps):
-        before = earlier["removed"].get("duplicates", {})
-        removed["duplicates"] = {split: before.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS}
-    return Subset(kept, rows, steps, removed)
+        removed["duplicates"] = {
+            split: earlier_duplicates.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS
+        }
+    return Subset(kept, rows, steps, cast(Removed, removed))
+
+
+def _history(dataset: ShardedDataset) -> tuple[list[SelectionStep], dict[str, int]]:
+    """Return the selections that led to a view, and how many duplicates they removed from each split."""
+    if not dataset.is_view:
+        return [], {}
+    view_of = dataset.manifest["view_of"]
+    return view_of["selection"], view_of["removed"].get("duplicates", {})
 
 
 def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataFrame:
-    """The classes that a selection keeps, in order of their labels."""
+    """Return the classes that a selection keeps, in order of their labels."""
     kept = classes
     if selection.classes is not None:
         wanted = set(selection.classes)
@@ -144,21 +145,23 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
 
 
 def _superfluous(
-    dataset: ShardedDataset, selection: Selection, labels: "np.ndarray[Any, Any]", workers: int | None, quiet: bool
-) -> dict[str, Any]:
-    """The rows of each split that dropping duplicates takes from the classes kept."""
+    dataset: ShardedDataset, selection: Selection, labels: NDArray[np.int32], workers: int | None, quiet: bool
+) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of each split that dropping duplicates removes from the classes of these labels."""
     if selection.drop_duplicates is None:
         return {}
-    found = find_duplicates(dataset, selection.drop_duplicates, workers=workers, quiet=quiet)
-    superfluous = found.among(labels).superfluous()
+    duplicates = find_duplicates(dataset, selection.drop_duplicates, workers=workers, quiet=quiet)
+    superfluous = duplicates.among(labels).superfluous()
     return {str(split): part["row"].to_numpy() for split, part in superfluous.groupby("split")}
 
 
 def _relabelled(
     classes: pd.DataFrame, rows: dict[str, pa.Table], *, by_size: bool
 ) -> tuple[pd.DataFrame, dict[str, pa.Table]]:
-    """The classes that these rows are of, with their counts, and the rows; labels are dense, in the order they had or
-    by descending size, ties by landmark id."""
+    """Return the classes of these rows with their counts, and the rows, both with dense labels.
+
+    The classes keep their order or, `by_size`, are in order of descending size, ties by landmark id.
+    """
     kept = classes[["label", "landmark_id", "name"]]
     counts = {
         split: np.bincount(rows[split]["label"].to_numpy(), minlength=len(classes)).astype(np.int32)
@@ -173,14 +176,15 @@ def _relabelled(
     kept = kept.reset_index(drop=True)
     new_label = np.full(len(classes), -1, dtype=np.int32)
     new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
+    relabelled = {}
     for split, table in rows.items():
         label = pa.array(new_label[table["label"].to_numpy()], pa.int32())
-        rows[split] = table.set_column(table.column_names.index("label"), "label", label)
-    return kept.assign(label=kept.index.to_numpy(np.int32)), rows
+        relabelled[split] = table.set_column(table.column_names.index("label"), "label", label)
+    return kept.assign(label=kept.index.to_numpy(np.int32)), relabelled
 
 
 def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
-    """The classes of the dataset that holds the shards, by landmark id."""
+    """Return the classes of the dataset that holds the shards, indexed by landmark id."""
     if not dataset.is_view:
         return dataset.classes.set_index("landmark_id")
     with dataset.shards_folder.open(CLASSES) as file:
@@ -188,8 +192,8 @@ def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
     return frame.set_index("landmark_id")
 
 
-def subset_counts(subset: Subset) -> dict[str, int]:
-    """The manifest's `counts` of a view or a copy: what was selected is listed, and all of it is there."""
+def subset_counts(subset: Subset) -> Counts:
+    """Return the manifest's `counts` of a view: every selected image is listed, and all of them are there."""
     num_samples = int(subset.classes["listed"].sum())
     return {
         "listed": num_samples,

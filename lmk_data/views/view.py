@@ -6,33 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from lmk_data.build.output import begin, claim, holding
-from lmk_data.build.publish import write_manifest
+from lmk_data.build.output import writing
+from lmk_data.build.publish import landmark_id_type
 from lmk_data.dataset.format import (
     CLASSES,
-    FORMAT_NAME,
     FORMAT_VERSION,
     FileEntry,
     Manifest,
     ShardEntry,
     SplitEntry,
     classes_schema,
-    content_sha256_of,
     fingerprint_of,
     index_name,
     index_schema,
     parquet_bytes,
     write_file,
 )
+from lmk_data.dataset.manifest import Provenance, make_manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.storage import BUILD_FOLDER, Folder, LocalFolder, is_url, open_folder, path_within
-from lmk_data.views.selection import Selection, Subset, select, subset_counts
+from lmk_data.options import Selection
+from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, path_within
+from lmk_data.views.selection import Subset, select, subset_counts
 
 
 def write_view(
@@ -44,81 +43,80 @@ def write_view(
     overwrite: bool = False,
     quiet: bool = True,
 ) -> Manifest:
-    """Write a view: a manifest, classes and indexes that point into the dataset's shards; no picture is copied.
+    """Write a view: a manifest, classes and indexes that point into the dataset's shards. No picture is copied.
 
-    Raises UserError for a selection that makes no sense or an `out` that holds something else.
+    Raises UserError for a selection that leaves nothing or an `out` that holds something else.
+
+    Args:
+        dataset: the dataset or view to select from.
+        selection: which classes and images to keep.
+        out: the folder or URL to write to.
+        workers: threads that compare pictures for near duplicates; by default one per core.
+        overwrite: replace whatever build `out` holds.
+        quiet: show no progress.
     """
     folder = open_folder(out)
     check_apart(folder, dataset)
-    if not selection.json():
+    if selection == Selection():
         raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
-    with holding(folder):
+    with writing(folder, overwrite=overwrite) as output:
         subset = select(dataset, selection, workers=workers, quiet=quiet)
-        view_of = {
-            "path": _way(folder, dataset.shards_folder),
+        provenance = _provenance(dataset, subset, folder)
+        finished = output.finished(provenance)
+        if finished is not None:
+            return finished
+        output.begin(provenance)
+        splits, files = _write_tables(folder, subset, dataset)
+        return output.publish(make_manifest(provenance, subset_counts(subset), splits, len(subset.classes), files))
+
+
+def _provenance(dataset: ShardedDataset, subset: Subset, folder: Folder) -> Provenance:
+    """Return what the manifest of a view in `folder` states of its base and of the selection."""
+    base = dataset.manifest
+    stated: dict[str, Any] = {
+        "source": base["source"],
+        "plan": base["plan"],
+        "recipe": base["recipe"],
+        "title": base["title"],
+        "license": base["license"],
+        "view_of": {
+            "path": _relative_path(folder, dataset.shards_folder),
             "content_sha256": dataset.shards_content_sha256,
             "selection": subset.steps,
             "removed": subset.removed,
-        }
-        base = dataset.manifest
-        inputs = {"source": base["source"], "plan": base["plan"], "recipe": base["recipe"], "view_of": view_of}
-        words = {"title": base["title"], "license": base["license"]}
-        fingerprint = view_fingerprint({**inputs, **words})
-        finished = claim(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
-        if finished is not None:
-            return finished
-        begin(folder, {**inputs, "fingerprint": fingerprint}, overwrite=overwrite)
-        splits, files = _write_view_files(folder, subset, dataset)
-        manifest: Manifest = {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "fingerprint": fingerprint,
-            "content_sha256": content_sha256_of(files),
-            "title": base["title"],
-            "license": base["license"],
-            "source": base["source"],
-            "plan": base["plan"],
-            "recipe": base["recipe"],
-            "counts": subset_counts(subset),
-            "splits": splits,
-            "classes": {"path": CLASSES, "num_classes": len(subset.classes)},
-            "files": files,
-            "view_of": view_of,
-        }
-        write_manifest(folder, manifest)
-        folder.remove_tree(BUILD_FOLDER)
-    return manifest
+        },
+    }
+    return Provenance(view_fingerprint(stated), **stated)
 
 
 def check_apart(out: Folder, dataset: ShardedDataset) -> None:
-    """Refuse to write over, or around, the dataset that is read; UserError."""
+    """Raise UserError if `out` is, or contains, the dataset that is read."""
     for base in (dataset.folder, dataset.shards_folder):
         if path_within(base, out) is not None:
             raise UserError(f"--out {out.root}: holds {base.root}, which this reads; name another folder")
 
 
 def view_fingerprint(manifest: Any) -> str:
-    """The fingerprint of a view, of its manifest: everything that it states beside what its files say."""
+    """Return the fingerprint of a view, from its manifest: it covers everything that its files do not hold."""
     names = ("source", "plan", "recipe", "view_of", "title", "license")
     return fingerprint_of({**{name: manifest[name] for name in names}, "version": FORMAT_VERSION})
 
 
-def _write_view_files(
+def _write_tables(
     folder: Folder, subset: Subset, dataset: ShardedDataset
 ) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
-    """Write a view's classes and indexes; returns the manifest's splits and files."""
-    integers = pd.api.types.is_integer_dtype(subset.classes["landmark_id"])
-    landmark_id = pa.int64() if integers else pa.string()
+    """Write the classes and indexes of a view; return the manifest's splits and files."""
+    landmark_id = landmark_id_type(subset.classes)
     table = pa.Table.from_pandas(subset.classes, classes_schema(landmark_id), preserve_index=False)
     files = {CLASSES: write_file(folder, CLASSES, parquet_bytes(table))}
     splits: dict[str, SplitEntry] = {}
     for split, rows in subset.rows.items():
         names = pc.cast(rows["shard"], pa.string()).combine_chunks().dictionary_encode()
-        held = dict(zip(names.dictionary.to_pylist(), np.bincount(names.indices.to_numpy()).tolist(), strict=True))
+        sizes = dict(zip(names.dictionary.to_pylist(), np.bincount(names.indices.to_numpy()).tolist(), strict=True))
         shards: list[ShardEntry] = [
-            {"name": shard["name"], "num_samples": held[shard["name"]], "num_bytes": shard["num_bytes"]}
+            {"name": shard["name"], "num_samples": sizes[shard["name"]], "num_bytes": shard["num_bytes"]}
             for shard in dataset.shards(split)
-            if shard["name"] in held
+            if shard["name"] in sizes
         ]
         index = rows.set_column(rows.column_names.index("shard"), "shard", names).cast(index_schema(landmark_id))
         files[index_name(split)] = write_file(folder, index_name(split), parquet_bytes(index.combine_chunks()))
@@ -131,12 +129,12 @@ def _write_view_files(
     return splits, files
 
 
-def _way(folder: Folder, base: Folder) -> str:
-    """The path from a view to its base: relative where both lie in the same storage, else a URL."""
+def _relative_path(folder: Folder, base: Folder) -> str:
+    """Return the path from a view to its base: relative if both are in the same storage, else a URL."""
     if isinstance(folder, LocalFolder) and isinstance(base, LocalFolder):
         return Path(relpath(base.root, folder.root)).as_posix()
     if is_url(folder.root) and is_url(base.root):
-        (scheme, _, here), (base_scheme, _, there) = folder.root.partition("://"), base.root.partition("://")
-        if scheme == base_scheme and here.split("/", 1)[0] == there.split("/", 1)[0]:
-            return posixpath.relpath(there, here)
+        (scheme, _, path), (base_scheme, _, base_path) = folder.root.partition("://"), base.root.partition("://")
+        if scheme == base_scheme and path.split("/", 1)[0] == base_path.split("/", 1)[0]:
+            return posixpath.relpath(base_path, path)
     return base.root if is_url(base.root) else Path(base.root).as_uri()

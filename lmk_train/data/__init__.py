@@ -1,1 +1,1 @@
-"""How bytes become batches."""
+"""How bytes become batches: order, cache, reader, stream, augmentation, cached features."""

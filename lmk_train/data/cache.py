@@ -1,7 +1,6 @@
-"""Shards as files of this machine: where they lie, read ahead, or fetched whole into a bounded, shared folder."""
+"""Shards as files of this machine: local ones read ahead, remote ones fetched whole into a bounded, shared folder."""
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -16,20 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmk_data.errors import DatasetError, LmkError, UserError
+from lmk_data.system.files import file_lock
 
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import Cache
 
-_OF_A_DATASET = re.compile("[0-9a-f]{32}")  # folders that this module makes
+_DATASET_FOLDER = re.compile("[0-9a-f]{32}")  # the name of a folder that this module makes
 _OPEN_FILES = 256
 _FETCHERS = 4
-_ADVISED_AT_ONCE = 128 << 10  # the kernel reads no more for one advice than it would ahead on its own
-_ABANDONED_SECONDS = 3600  # an unfinished file that nobody has written to for so long is of a process that was killed
+_ADVISED_AT_ONCE = 128 << 10  # bytes; the kernel reads no more for one advice than its own read-ahead
+_ABANDONED_SECONDS = 3600  # an unfinished file that nobody wrote to for so long belongs to a process that was killed
 
 
 class OpenShard:
-    """A shard's file, open for as long as anybody holds it."""
+    """The open file of a shard, closed when the last reference goes."""
 
     __slots__ = ("_descriptor",)
 
@@ -37,7 +37,7 @@ class OpenShard:
         self._descriptor = descriptor
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        """Up to `num_bytes` from `offset`; fewer at its end."""
+        """Return `num_bytes` from `offset`, or fewer at the end of the file."""
         return os.pread(self._descriptor, num_bytes, offset)
 
     def __del__(self) -> None:
@@ -45,69 +45,81 @@ class OpenShard:
 
 
 class ShardFiles:
-    """Open shards by name, the last used ones of them; safe to use from several threads.
+    """Opens shards by name and keeps the most recently used ones open; safe to use from several threads.
 
-    A dataset behind a URL has its shards fetched first.
+    The shards of a dataset behind a URL are fetched into the folder of `cache` first.
     """
 
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset = dataset
         self._fetcher = None if dataset.is_local else _Fetcher(dataset, cache)
-        self._ahead = _Ahead(self._make_ready, 1 if self._fetcher is None else _FETCHERS)
+        self._prefetcher = _Prefetcher(self._prefetch, 1 if self._fetcher is None else _FETCHERS)
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
-        self._lock, self._fetching_again = threading.Lock(), threading.Lock()
-        self._fetched_again: set[str] = set()
+        self._lock, self._refetch_lock = threading.Lock(), threading.Lock()
+        self._refetched: set[str] = set()
 
     def location(self, name: str) -> str:
-        """Where a shard lies, for messages: its path or URL, and the path that it was fetched to."""
+        """Return the path or URL of a shard, and the path that it was fetched to, for messages."""
         fetched = "" if self._fetcher is None else f" (fetched as {self._fetcher.path(name)})"
         return self._dataset.shards_folder.location(name) + fetched
 
-    def fetch_again(self, name: str) -> bool:
-        """Let go of a fetched shard that is damaged, so that it is fetched anew; but once, False for a local one."""
+    def refetch(self, name: str) -> bool:
+        """Remove a fetched shard that is damaged, so that the next `open` fetches it again; at most once a shard.
+
+        Returns False for a local dataset, which has no other copy.
+        """
         if self._fetcher is None:
             return False
-        with self._fetching_again:
-            if name not in self._fetched_again:
+        with self._refetch_lock:
+            if name not in self._refetched:
                 self._fetcher.path(name).unlink(missing_ok=True)
                 with self._lock:
-                    self._fetched_again.add(name)
+                    self._refetched.add(name)
                     self._open.pop(name, None)
         return True
 
     def open(self, name: str) -> OpenShard:
-        """A shard. Raises DatasetError if it cannot be opened, fetched, or is not what the manifest says."""
-        self._ahead.reach(name)
+        """Return the open file of a shard.
+
+        Raises:
+            DatasetError: it cannot be opened, or a fetched shard is not what the manifest describes.
+            StorageError: it cannot be fetched.
+            UserError: the folder of the cache cannot be written.
+        """
+        self._prefetcher.reach(name)
         with self._lock:
             if (shard := self._open.get(name)) is not None:
                 self._open.move_to_end(name)
                 return shard
-            was_damaged = name in self._fetched_again
+            was_damaged = name in self._refetched
         shard = self._open_file(name)
         with self._lock:
-            if was_damaged != (name in self._fetched_again):
-                return shard  # perhaps the damaged file, of which another thread has let go meanwhile
+            if was_damaged != (name in self._refetched):
+                return shard  # may be the damaged file, which another thread removed meanwhile
             self._open[name] = shard
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
         return shard
 
     def expect(self, names: Sequence[str], window: int) -> None:
-        """Say which shards will be needed, in order: they are read into memory a window ahead of what is used, in the
-        background; those behind a URL are fetched two windows ahead."""
-        ahead = window if self._fetcher is None else 2 * window
+        """Announce the shards that will be needed, in order, so that they are prefetched in the background.
+
+        Local shards are read into memory `window` shards ahead of the one in use, remote ones fetched `2 * window`
+        ahead.
+        """
+        num_ahead = window if self._fetcher is None else 2 * window
         if self._fetcher is not None:
-            self._fetcher.fit(names, ahead)
-        self._ahead.expect(names, ahead)
+            self._fetcher.ensure_room(names, num_ahead)
+        self._prefetcher.expect(names, num_ahead)
 
     def close(self) -> None:
-        """Let go of what is open and stop fetching."""
-        self._ahead.close()
+        """Close the open shards and stop prefetching."""
+        self._prefetcher.close()
         with self._lock:
             self._open.clear()
 
-    def _make_ready(self, name: str) -> None:
-        with suppress(LmkError, OSError):  # whoever needs the shard meets the same error, and reports it
+    def _prefetch(self, name: str) -> None:
+        with suppress(LmkError, OSError):  # `open` meets the same error, and reports it
             _read_ahead(self._dataset.shard_path(name) if self._fetcher is None else self._fetcher.fetch(name))
 
     def _open_file(self, name: str) -> OpenShard:
@@ -121,49 +133,49 @@ class ShardFiles:
 
 
 def _read_ahead(path: Path) -> None:
-    """Have the kernel read a file into memory."""
+    """Ask the kernel to read a file into the page cache."""
     with open(path, "rb", buffering=0) as file:
         for offset in range(0, os.fstat(file.fileno()).st_size, _ADVISED_AT_ONCE):
             os.posix_fadvise(file.fileno(), offset, _ADVISED_AT_ONCE, os.POSIX_FADV_WILLNEED)
 
 
-class _Ahead:
-    """Makes ready, by threads of its own, the shards that come after the one in use; none of them ever waits."""
+class _Prefetcher:
+    """Calls `prefetch` in threads of its own for the shards after the one in use; its methods never wait for them."""
 
-    def __init__(self, make_ready: Callable[[str], None], threads: int) -> None:
-        self._make_ready = make_ready
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    def __init__(self, prefetch: Callable[[str], None], threads: int) -> None:
+        self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
         self._lock = threading.Lock()
         self._submitted: list[Future[None]] = []
         self.expect((), 0)
 
-    def expect(self, names: Sequence[str], ahead: int) -> None:
-        """Shards in the order of their use, and how many to make ready beyond the one in use; forgets earlier ones."""
+    def expect(self, names: Sequence[str], num_ahead: int) -> None:
+        """Prefetch shards in this order, up to `num_ahead` beyond the one in use; forget the earlier order."""
         with self._lock:
             for future in self._submitted:
                 future.cancel()
-            self._names, self._far, self._submitted = names, ahead, []
+            self._names, self._num_ahead, self._submitted = names, num_ahead, []
             self._ordinal = {name: number for number, name in enumerate(names)}
         self._submit(0)
 
     def reach(self, name: str) -> None:
-        """Say that a shard is in use."""
+        """Record that a shard is in use."""
         if len(self._submitted) < len(self._names):
             self._submit(self._ordinal.get(name, 0))
 
     def close(self) -> None:
-        """Finish what is being made ready, and start nothing more."""
+        """Finish the prefetches under way, and start no more."""
         self.expect((), 0)
         self._pool.shutdown(wait=True)
 
     def _submit(self, reached: int) -> None:
         with self._lock:
-            for name in self._names[len(self._submitted) : reached + self._far + 1]:
-                self._submitted.append(self._pool.submit(self._make_ready, name))
+            for name in self._names[len(self._submitted) : reached + self._num_ahead + 1]:
+                self._submitted.append(self._pool.submit(self._prefetch, name))
 
 
 class _Fetcher:
-    """Shards behind a URL as whole files in the cache's folder; one process fetches each, the others wait."""
+    """Shards behind a URL as whole files in the cache; one process fetches each shard while the others wait."""
 
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset, self._files = dataset, dataset.shard_files
@@ -171,34 +183,33 @@ class _Fetcher:
         self._folder = cache.folder / dataset.shards_content_sha256[:32]
 
     def path(self, name: str) -> Path:
-        """Where a shard lies once it is fetched."""
+        """Return where a shard lies once it is fetched."""
         return self._folder / name
 
     def open(self, name: str) -> OpenShard:
-        """The shard's file; waits for it to be fetched."""
+        """Return the open file of a shard, after it has been fetched."""
         while True:
             path = self.fetch(name)
-            with suppress(FileNotFoundError):  # another process made room just now
+            with suppress(FileNotFoundError):  # another process has just removed it to make room
                 return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
-    def fit(self, names: Sequence[str], ahead: int) -> None:
-        """Have room for what is in use and so many shards ahead of it, whatever the limit given."""
+    def ensure_room(self, names: Sequence[str], num_ahead: int) -> None:
+        """Raise the limit of the cache if the shard in use and `num_ahead` more would not fit."""
         sizes = sorted((self._files[name]["num_bytes"] for name in names), reverse=True)
-        self._max_bytes = max(self._max_bytes, sum(sizes[: ahead + 1]))
+        self._max_bytes = max(self._max_bytes, sum(sizes[: num_ahead + 1]))
 
     def fetch(self, name: str) -> Path:
-        """The shard's file, fetched by this process or another one; marked as just used."""
+        """Return the path of a shard, fetched by this process or another one, and mark it as just used."""
         path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{path}.lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with file_lock(Path(f"{path}.lock")):
                 if not path.exists() or path.stat().st_size != num_bytes:
                     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
                         left.unlink(missing_ok=True)
                     self._download(name, self._reserve(path, num_bytes), path)
-                now = time.time_ns()  # finer than the clock by which the kernel marks files
-                with suppress(FileNotFoundError):  # another process made room just now; `open` comes back
+                now = time.time_ns()  # finer than the clock that the kernel stamps files with
+                with suppress(FileNotFoundError):  # removed by another process to make room; `open` tries again
                     os.utime(path, ns=(now, now))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -207,17 +218,16 @@ class _Fetcher:
         return path
 
     def _reserve(self, path: Path, num_bytes: int) -> Path:
-        """An unfinished file of that size, which counts from now on: no two processes are given the same room."""
+        """Create an unfinished file of that size, which counts at once: no two processes get the same room."""
         temporary = Path(f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        with open(self._root / "room.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(self._root / "room.lock"):
             self._make_room(num_bytes)
             with open(temporary, "xb") as file:
                 file.truncate(num_bytes)
         return temporary
 
     def _download(self, name: str, temporary: Path, path: Path) -> None:
-        """Fetch a shard, check its hash, and only then give it its name."""
+        """Fetch a shard, check its hash, and rename it only then."""
         try:
             with open(temporary, "r+b") as file:
                 self._dataset.copy_shard(name, file)
@@ -228,18 +238,18 @@ class _Fetcher:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the shards that were used longest ago until one of `num_bytes` fits; open files stay readable.
+        """Remove the least recently used shards until one of `num_bytes` fits; open files stay readable.
 
-        What else lies in the folder is somebody else's.
+        Other files in the folder are not touched.
         """
         total, removable = 0, []
-        datasets = [folder for folder in self._root.iterdir() if _OF_A_DATASET.fullmatch(folder.name)]
+        datasets = [folder for folder in self._root.iterdir() if _DATASET_FOLDER.fullmatch(folder.name)]
         for path in chain.from_iterable(folder.rglob(kind) for folder in datasets for kind in ("*.tar", "*.tmp")):
             with suppress(FileNotFoundError):
-                found = path.stat()
-                total += found.st_size
-                if path.suffix == ".tar" or found.st_mtime < time.time() - _ABANDONED_SECONDS:
-                    removable.append((found.st_mtime_ns, found.st_size, path))
+                status = path.stat()
+                total += status.st_size
+                if path.suffix == ".tar" or status.st_mtime < time.time() - _ABANDONED_SECONDS:
+                    removable.append((status.st_mtime_ns, status.st_size, path))
         for _, size, path in sorted(removable):
             if total + num_bytes <= self._max_bytes:
                 return

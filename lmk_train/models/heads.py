@@ -1,4 +1,4 @@
-"""The classifier around a backbone, and the float32 heads: linear and cosine."""
+"""The classifier: a backbone and a head in float32; and the cosine head."""
 
 import math
 from contextlib import nullcontext
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_PART_BYTES = 8 << 20  # measured: the cosine head passes five times over a part, which should be in the cache then
+_PART_BYTES = 8 << 20  # the cosine head passes five times over a part of the weights, which has to fit the CPU cache
 
 
 class Classifier(nn.Module):
-    """A backbone to pooled features and a head of K classes.
+    """A backbone, dropout and a head of K classes: pictures float32 [B, 3, H, W] to logits float32 [B, K].
 
-    float32 [B, 3, H, W] to float32 logits [B, K]. The backbone follows the autocast around it; the head always
-    computes in float32, since near 1 a scaled cosine loses too much in 16 bits.
+    Features, float32 [B, D], are accepted in place of pictures and skip the backbone. The backbone follows the autocast
+    around it. The head always computes in float32: a scaled cosine near 1 loses too much precision in 16 bits.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, dropout: float) -> None:
@@ -25,23 +25,23 @@ class Classifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of outputs."""
+        """The number K of outputs."""
         return int(self.head.weight.shape[0])  # type: ignore[index]
 
     def freeze(self, frozen: bool) -> None:
-        """Keep the backbone as it is, its running statistics too, or let it be trained."""
+        """Freeze the backbone, its running statistics included, or let it train."""
         self._frozen = frozen
         self.backbone.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Training mode for what is trained."""
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.train(mode and not self._frozen)
         return self
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        if pictures.ndim == 2:
+        if pictures.ndim == 2:  # features
             features = pictures
         else:
             with torch.no_grad() if self._frozen else nullcontext():
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """Cosines of features and class weights, times a scale: float32 [B, D] to [B, K]; no bias."""
+    """Cosines between features and class weights, times a scale: float32 [B, D] to logits [B, K]; no bias."""
 
     def __init__(self, num_features: int, num_classes: int, scale: float) -> None:
         super().__init__()
@@ -65,15 +65,15 @@ class CosineHead(nn.Module):
         logits: torch.Tensor
         if torch.is_grad_enabled():
             logits = _CosineLogits.apply(directions, self.weight, self.scale)
-        else:  # plain operations, which can be exported
+        else:  # plain operations, which torch.export and ONNX support
             logits = (directions @ self.weight.T).mul_(self.scale / self.weight.norm(dim=1).clamp_min(1e-12))
         return logits
 
 
 class _CosineLogits(torch.autograd.Function):
-    """s * x @ (w / |w|).T without ever holding the normalised weights: the columns of x @ w.T are scaled instead.
+    """s * x @ (w / |w|).T without storing the normalised weights: the columns of x @ w.T are scaled instead.
 
-    Weights and their gradient are worked on in parts, so that on the CPU what passes over one finds it in the cache.
+    Weights and their gradient are processed in parts, so that each part stays in the CPU cache for all passes over it.
     """
 
     @staticmethod
@@ -92,20 +92,20 @@ class _CosineLogits(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         features, weight, factors, logits = ctx.saved_tensors
         scaled = gradient * factors
-        to_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
-        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        features_gradient = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
+        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         # d(s x.w/|w|)/dw = s/|w| x - logit w/|w|^2, and s/|w| = factors.
         along = (gradient * logits).sum(dim=0) * (factors / ctx.scale).square()
         for rows in _parts(weight):
-            if to_features is not None:
-                to_features.addmm_(scaled[:, rows], weight[rows])
-            if to_weight is not None:
-                torch.mul(weight[rows], along[rows, None], out=to_weight[rows])
-                to_weight[rows].addmm_(scaled[:, rows].T, features, beta=-1)
-        return to_features, to_weight, None
+            if features_gradient is not None:
+                features_gradient.addmm_(scaled[:, rows], weight[rows])
+            if weight_gradient is not None:
+                torch.mul(weight[rows], along[rows, None], out=weight_gradient[rows])
+                weight_gradient[rows].addmm_(scaled[:, rows].T, features, beta=-1)
+        return features_gradient, weight_gradient, None
 
 
 def _parts(weight: torch.Tensor) -> list[slice]:
-    """Rows of a weight to work on at once."""
+    """Return the parts of a weight's rows that are processed at once; all rows in one part except on the CPU."""
     rows = max(1, _PART_BYTES // weight[0].nbytes) if weight.device.type == "cpu" else len(weight)
     return [slice(start, start + rows) for start in range(0, len(weight), rows)]

@@ -1,44 +1,61 @@
-"""Losses of long-tailed classification over float32 logits; margins, priors and weights from the class counts."""
+"""Losses for long-tailed classification over float32 logits, and what they take from the class counts.
+
+`LDAM` lowers the target's logit by the margins of `ldam_margins`, `BalancedSoftmax` adds `log_prior` to the logits,
+`CrossEntropy` is the plain loss. `drw_weights` are class weights that can be applied to any of them late in training.
+Losses take logits float32 [B, K] and targets int64 [B], and return one loss for each sample, float32 [B].
+"""
 
 import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 
-def ldam_margins(train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]", max_margin: float) -> torch.Tensor:
-    """Margins D_j = C / n_j^(1/4), float32 [K], with C such that the rarest class has `max_margin`.
+def ldam_margins(train_counts: NDArray[np.int64], max_margin: float) -> torch.Tensor:
+    """Return the LDAM margin of each class, float32 [K]: margin_j = C / n_j^(1/4), where n_j is its training samples.
 
-    A class without training samples has margin 0 and does not decide C. Cao et al., "Learning Imbalanced Datasets
-    with Label-Distribution-Aware Margin Loss", NeurIPS 2019, equation 13.
+    The rarer a class, the larger its margin; C is chosen so that the rarest class gets `max_margin`. A class without
+    training samples gets margin 0 and does not decide C. Cao et al., "Learning imbalanced datasets with
+    label-distribution-aware margin loss", NeurIPS 2019, equation 13.
+
+    Args:
+        train_counts: training samples of each class, int64 [K].
+        max_margin: margin of the rarest class, in units of a cosine (cosine head) or a logit (linear head).
     """
     counts = torch.from_numpy(np.asarray(train_counts, dtype=np.float64))
     roots = torch.where(counts > 0, counts.clamp_min(1) ** -0.25, 0.0)
     return (roots * (max_margin / roots.max())).float()
 
 
-def drw_weights(train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]", beta: float = 0.9999) -> torch.Tensor:
-    """Class weights of deferred re-weighting, float32 [K]: (1 - beta) / (1 - beta^n_j), scaled to sum to K.
+def drw_weights(train_counts: NDArray[np.int64], beta: float = 0.9999) -> torch.Tensor:
+    """Return class weights for deferred re-weighting, float32 [K]: (1 - beta) / (1 - beta^n_j), scaled to sum to K.
 
-    A class without training samples has weight 0. Cui et al., "Class-Balanced Loss Based on Effective Number of
-    Samples", CVPR 2019; deferred by Cao et al.
+    A class without training samples gets weight 0. `train_counts`, n_j, are the training samples of each class, int64
+    [K]. Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019; deferred by Cao et al.
     """
     counts = torch.from_numpy(np.asarray(train_counts, dtype=np.float64))
-    # 1 - beta^n loses its digits where n is small; expm1 keeps them.
+    # 1 - beta^n loses precision for small n; expm1 does not.
     inverse = torch.where(counts > 0, (1 - beta) / -torch.expm1(counts.clamp_min(1) * math.log(beta)), 0.0)
     return (inverse * (len(counts) / inverse.sum())).float()
 
 
-def log_prior(train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> torch.Tensor:
-    """Logarithm of each class's share of the training samples, float32 [K]; an empty class counts as one sample."""
+def log_prior(train_counts: NDArray[np.int64]) -> torch.Tensor:
+    """Return the logarithm of each class's share of the training samples, int64 [K] to float32 [K].
+
+    A class without training samples counts as one sample.
+    """
     counts = torch.from_numpy(np.asarray(train_counts, dtype=np.float64)).clamp_min(1)
     return (counts / counts.sum()).log().float()
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy with label smoothing: logits float32 [B, K], targets int64 [B] to the samples' losses [B]."""
+    """Cross entropy with label smoothing (Szegedy et al., "Rethinking the inception architecture", CVPR 2016).
+
+    `label_smoothing` is the share of the target that is spread evenly over all classes.
+    """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -49,10 +66,11 @@ class CrossEntropy(nn.Module):
 
 
 class LDAM(nn.Module):
-    """Label-distribution-aware margin loss: logits float32 [B, K], targets int64 [B] to the samples' losses [B].
+    """Label-distribution-aware margin loss: the target's logit is lowered by scale * margin before a cross entropy.
 
-    The target's logit is lowered by scale * margin before a cross entropy; with a cosine head, whose logits are
-    scale * cosine, the margin is in cosines, and with a linear head (scale 1) in logits.
+    The logits of a cosine head are scale * cosine, so that its margins are in units of a cosine; with a linear head
+    (scale 1) they are in units of a logit. `margins`, float32 [K], are those of `ldam_margins`. Cao et al., NeurIPS
+    2019.
     """
 
     margins: torch.Tensor
@@ -67,10 +85,11 @@ class LDAM(nn.Module):
 
 
 class BalancedSoftmax(nn.Module):
-    """Cross entropy of logits plus the logarithm of the class prior: [B, K] and [B] to the samples' losses [B].
+    """Cross entropy of the logits plus `log_prior`, float32 [K].
 
-    What is learned is then free of the prior, and predictions take the logits as they are. Ren et al., "Balanced
-    Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020; logit adjustment of Menon et al., ICLR 2021.
+    The network then learns logits without the prior, and predictions use them unchanged. Ren et al., "Balanced
+    meta-softmax for long-tailed visual recognition", NeurIPS 2020; the same as the logit-adjusted loss of Menon et al.,
+    "Long-tail learning via logit adjustment", ICLR 2021.
     """
 
     prior: torch.Tensor

@@ -1,4 +1,4 @@
-"""ResNet-32 for pictures of 32 pixels, the backbone of the LDAM paper's CIFAR experiments."""
+"""ResNet-32 for pictures of 32 pixels, the backbone of the CIFAR experiments of the LDAM paper."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: strided, its new channels zeros (option A)."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A): strided, with zeros for the new channels."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -14,17 +14,21 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self._stride, self._new = stride, (channels - channels_in) // 2
+        self._stride, self._padding = stride, (channels - channels_in) // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self._new:
-            x = functional.pad(x[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, self._new, self._new))
+        if self._padding:
+            x = functional.pad(x[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, self._padding, self._padding))
         return functional.relu(y + x)
 
 
 class ResNet32(nn.Module):
-    """He et al.'s ResNet-32 for 32-pixel pictures, as Cao et al. (LDAM, 2019) train it: to 64 features."""
+    """ResNet-32 without its classifier: float32 [B, 3, 32, 32] to features [B, 64].
+
+    He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2, initialised and trained as by
+    Cao et al. (LDAM, NeurIPS 2019).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,4 +49,5 @@ class ResNet32(nn.Module):
 
 
 def make_resnet32(_: int) -> nn.Module:
+    """Return the network; it works for any picture size."""
     return ResNet32()

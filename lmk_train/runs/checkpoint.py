@@ -1,4 +1,4 @@
-"""One atomic file that holds all there is to resume, and one with the best weights; plain tensors and values only."""
+"""Checkpoints: `last` holds all that resuming needs, `best` the best weights; plain tensors and values only."""
 
 import pickle
 from pathlib import Path
@@ -8,19 +8,18 @@ import torch
 
 from lmk_data.errors import StorageError, UserError
 from lmk_data.system.files import atomic_file
+from lmk_train.runs.folder import RunFolder
 
 FORMAT, VERSION = "lmk-checkpoint", 2
-FOLDER, LAST, BEST = "checkpoints", "last.pt", "best.pt"
-
-
-def checkpoint_path(run: Path, name: str) -> Path:
-    """Where a run keeps `last.pt` and `best.pt`."""
-    return run / FOLDER / name
+LAST, BEST = "last", "best"
 
 
 def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that the earlier one stays whole until this one is; StorageError if it cannot be."""
-    path = checkpoint_path(run, name)
+    """Write the checkpoint `best` or `last` of a run; the earlier one stays whole until this one is.
+
+    Raises StorageError if it cannot be written.
+    """
+    path = RunFolder(run).checkpoint(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
@@ -31,11 +30,11 @@ def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
-    """Read a checkpoint of plain tensors and values; nothing in it is executed.
+    """Return the checkpoint `best` or `last` of a run: plain tensors and values; nothing in the file is executed.
 
-    Raises UserError if it is absent, damaged, or not one of ours.
+    Raises UserError if it is absent, damaged, or not a checkpoint of lmk-train.
     """
-    path = checkpoint_path(run, name)
+    path = RunFolder(run).checkpoint(name)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -48,7 +47,7 @@ def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
 
 
 def weights_to_evaluate(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint's model, averaged if the training averages its weights."""
+    """Return the state dict of a checkpoint's model: the averaged weights if the training averages them."""
     averaged: dict[str, torch.Tensor] | None = state.get("averaged")
     if averaged is None:
         return dict(state["model"])

@@ -1,1 +1,1 @@
-"""On which device, in which precision, with how many ranks, and how a training is stopped."""
+"""The device, the precision, the ranks, and requests to stop."""

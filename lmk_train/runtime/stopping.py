@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests that a training heeds after a step."""
+"""Ctrl-C and SIGTERM as requests: the current step is finished and saved before the training ends."""
 
 import signal
 from collections.abc import Iterator
@@ -8,33 +8,37 @@ from typing import Any
 from lmk_train.runtime.world import World
 
 
-class Stop:
-    """Set by the first Ctrl-C or SIGTERM; the step in hand is finished and saved."""
+class StopRequest:
+    """A request to stop, set by the first Ctrl-C or SIGTERM, on which all ranks agree between two steps."""
 
-    requested = _agreed = False
+    requested = _all_stop = False
 
-    def agreed(self, world: World, save_is_due: bool) -> bool:
-        """Whether to save at this step: one process asked to stop stops all; the first says when a save is due."""
-        asked = world.most(2 if self.requested else int(save_is_due and world.is_first))
-        self._agreed = asked == 2
-        return asked > 0
+    def should_save(self, world: World, save_is_due: bool) -> bool:
+        """Return whether to save a checkpoint at this step; all ranks return the same, and wait for one another.
 
-    def heed(self, step: int) -> None:
-        """Interrupt if the processes agreed on that; everything up to `step` is saved.
-
-        A signal that came while they were asked is heeded the next time.
+        A stop request of any rank stops all of them. `save_is_due` counts on the first rank only.
         """
-        if self._agreed:
-            raise KeyboardInterrupt(f"give the same command with --resume to go on at step {step}")
+        wanted = world.max(2 if self.requested else int(save_is_due and world.is_first))
+        self._all_stop = wanted == 2
+        return wanted > 0
+
+    def raise_if_stopping(self, step: int) -> None:
+        """Raise KeyboardInterrupt if the last `should_save` was for a stop request; everything up to `step` is saved.
+
+        A signal that arrived during that `should_save` takes effect at the next one.
+        """
+        if self._all_stop:
+            raise KeyboardInterrupt(f"give the same command with --resume to resume at step {step}")
 
 
 @contextmanager
-def stopping_gently(under_torchrun: bool) -> Iterator[Stop]:
-    """Turn SIGINT or SIGTERM into a request; a second Ctrl-C, which only a person gives, interrupts at once.
+def stop_requests(under_torchrun: bool) -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a `StopRequest`; a second Ctrl-C stops at once (not under torchrun).
 
-    A scheduler's SIGTERM may come twice, to the whole job and forwarded by torchrun; so may Ctrl-C under torchrun.
+    A scheduler's SIGTERM may arrive twice: sent to the whole job, and forwarded by torchrun. So may a Ctrl-C under
+    torchrun. Elsewhere only a person sends a second Ctrl-C.
     """
-    stop = Stop()
+    stop = StopRequest()
     previous: dict[int, Any] = {}
 
     def request(number: int, _: object) -> None:

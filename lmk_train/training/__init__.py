@@ -1,1 +1,1 @@
-"""How a model is trained, from its parts to the end of the last epoch."""
+"""How a model is trained: from putting its parts together to the end of the last epoch."""

@@ -1,4 +1,4 @@
-"""A training put together: dataset, model, loss and optimiser on their device."""
+"""Assemble a training: dataset, model, loss and optimiser on the device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,70 +6,67 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.data.features import FeatureStore, as_they_are
+from lmk_train.data.features import FeatureStore, no_preprocessing
 from lmk_train.data.order import epoch_length, num_batches
-from lmk_train.data.stream import Reader, SplitReader
+from lmk_train.data.reader import Reader, SplitReader
 from lmk_train.evaluation.evaluate import check_metric
 from lmk_train.models.heads import Classifier
 from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
-from lmk_train.models.registry import ARCHITECTURES, model_of, num_parameters, set_bn_momentum
+from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters, set_bn_momentum
 from lmk_train.models.weights import load_weights
-from lmk_train.runtime.precision import Precision
+from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World
 from lmk_train.training.optim import averaged_model, make_optimizer
 from lmk_train.training.trainer import Trainer
 
 
 def make_trainer(
-    config: TrainConfig,
-    run: Path,
+    config: ResolvedConfig,
     dataset: ShardedDataset,
-    device: torch.device,
     world: World,
     announce: Callable[[str], None],
     features: FeatureStore | None = None,
 ) -> Trainer:
-    """Dataset, model, loss and optimiser put together on the device."""
+    """Put dataset, model, loss and optimiser together on the device.
+
+    Args:
+        config: what to train.
+        dataset: the opened dataset; it stays open as long as the trainer is used.
+        world: the ranks that train together.
+        announce: is given one line about the model.
+        features: cached features to train the head on instead of pictures; the configuration freezes the backbone.
+
+    Raises UserError if configuration, dataset and number of ranks do not fit together.
+    """
+    assert features is None or config.freeze_backbone_epochs >= config.epochs, "the backbone of features is frozen"
+    device = resolve_device(config.device)
+    pictures = partial(SplitReader, dataset, cache=config.cache.resolved())
+    open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     if not dataset.num_samples("train"):
         raise UserError(f"{dataset.location}: has no training split")
-    assert config.batch_size is not None
-    assert features is None or config.freeze_backbone_epochs >= (config.epochs or 0), "features are of one backbone"
-    pictures = partial(SplitReader, dataset, cache=config.shard_cache)
-    open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     reader = open_reader("train")
     steps_per_epoch = num_batches(epoch_length(reader.labels, config.sampling), config.batch_size, drop_last=True)
     if not steps_per_epoch:
         raise UserError(f"--batch-size {config.batch_size}: more than the {len(reader)} training images")
-    if config.batch_size < world.size * config.grad_accum:
-        parts = f"{world.size} processes times {config.grad_accum} micro-batches"
-        raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
-    _check_batch_normalization(config, dataset.recipe.size, world)
-    if dataset.num_samples("val"):
-        check_metric(f"--best-by {config.best_by}", config.best_by, dataset)
-    if config.sync_bn and device.type != "cuda":
-        raise UserError("--sync-bn: works on CUDA only")
+    _check(config, dataset, device, world)
     model = _make_model(config, dataset, device, world, announce)
-    assert config.optimizer is not None
-    assert config.lr is not None
-    assert config.head_lr is not None
-    assert config.weight_decay is not None
     optimizer = make_optimizer(
         model, config.optimizer, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
     )
     precision = Precision.resolve(config.amp, device)
     train_counts = dataset.classes["train"].to_numpy(np.int64)
-    assert config.weights is not None
     starts_from_a_file = config.weights not in ("imagenet", "none")
     return Trainer(
         config=config,
-        run=run,
+        run=config.out,
         dataset=dataset,
         world=world,
         model=model,
@@ -77,7 +74,7 @@ def make_trainer(
         optimizer=optimizer,
         precision=precision,
         scaler=precision.grad_scaler(),
-        preprocess=_preprocess(config, precision) if features is None else as_they_are,
+        preprocess=_preprocess(config, precision) if features is None else no_preprocessing,
         open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
@@ -88,15 +85,14 @@ def make_trainer(
 
 
 def _make_model(
-    config: TrainConfig, dataset: ShardedDataset, device: torch.device, world: World, announce: Callable[[str], None]
+    config: ResolvedConfig, dataset: ShardedDataset, device: torch.device, world: World, announce: Callable[[str], None]
 ) -> Classifier:
-    """The model on its device, with the weights that it starts from unless a checkpoint brings them."""
-    assert config.weights is not None
+    """Return the model on its device, with its initial weights unless a checkpoint will replace them."""
     torch.manual_seed(config.seed)
-    model = model_of(config, dataset.num_classes, dataset.recipe.size)
+    model = build_model(config, dataset.num_classes, dataset.recipe.size)
     if not config.resume:
-        said = load_weights(model, config.model, config.weights)
-        announce(_headline(config, dataset, model, said))
+        loaded = load_weights(model.backbone, config.model, config.weights)
+        announce(_headline(config, dataset, model, loaded))
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     set_bn_momentum(model, config.bn_momentum)
@@ -106,21 +102,34 @@ def _make_model(
     return model
 
 
-def _check_batch_normalization(config: TrainConfig, picture_size: int, world: World) -> None:
-    """Refuse micro-batches of one picture of which the backbone's last map has one place: there is nothing to
-    normalise."""
-    assert config.batch_size is not None
+def _check(config: ResolvedConfig, dataset: ShardedDataset, device: torch.device, world: World) -> None:
+    """Raise UserError for options that do not fit the dataset, the device or the number of ranks."""
+    if config.batch_size < world.size * config.grad_accum:
+        parts = f"{world.size} ranks times {config.grad_accum} micro-batches"
+        raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
+    _check_batch_normalization(config, dataset.recipe.size, world)
+    if dataset.num_samples("val"):
+        check_metric(f"--best-by {config.best_by}", config.best_by, dataset)
+    if config.sync_bn and device.type != "cuda":
+        raise UserError("--sync-bn: works on CUDA only")
+
+
+def _check_batch_normalization(config: ResolvedConfig, picture_size: int, world: World) -> None:
+    """Raise UserError for micro-batches of one picture whose last feature map is a single pixel.
+
+    Batch normalisation would have a single value per channel, and nothing to normalise.
+    """
     smallest = config.batch_size // (world.size * config.grad_accum)
-    trains = config.freeze_backbone_epochs < (config.epochs or 0)
+    trains = config.freeze_backbone_epochs < config.epochs
     together = config.sync_bn and world.size > 1
     if trains and smallest == 1 and not together and picture_size <= ARCHITECTURES[config.model].stride:
         raise UserError(
             f"--batch-size {config.batch_size}: leaves micro-batches of one picture, whose {picture_size} pixels "
-            f"{config.model} brings down to one: batch normalisation needs two; give more"
+            f"{config.model} reduces to one: batch normalisation needs two; give a larger batch"
         )
 
 
-def _preprocess(config: TrainConfig, precision: Precision) -> Preprocess:
+def _preprocess(config: ResolvedConfig, precision: Precision) -> Preprocess:
     augmentation = Augmentation(
         hflip=config.hflip,
         color_jitter=config.color_jitter,
@@ -132,8 +141,8 @@ def _preprocess(config: TrainConfig, precision: Precision) -> Preprocess:
     return Preprocess(normalization, augmentation, precision.device, precision.dtype or torch.float32)
 
 
-def make_criterion(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> nn.Module:
-    """The loss of a resolved configuration, for the class counts of the training split."""
+def make_criterion(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> nn.Module:
+    """Return the loss for the class counts of the training split, int64 [K]."""
     if config.loss == "ce":
         return CrossEntropy(config.label_smoothing)
     if config.loss == "balanced-softmax":
@@ -141,7 +150,7 @@ def make_criterion(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np
     return LDAM(ldam_margins(train_counts, config.ldam_max_margin), config.cosine_scale or 1.0)
 
 
-def _headline(config: TrainConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
+def _headline(config: ResolvedConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
     backbone, head = num_parameters(model.backbone), num_parameters(model.head)
     return (
         f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head "

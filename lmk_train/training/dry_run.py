@@ -1,4 +1,4 @@
-"""What a training would be: sizes, steps, memory, the loss to expect at first; one batch goes through the model."""
+"""What a training would be: sizes, steps, memory, the expected initial loss; one batch is run through the model."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
 from lmk_train.models.losses import ldam_margins, log_prior
@@ -26,10 +27,10 @@ _OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """Sizes are numbers of parameters, memory is in bytes of one process on the training device.
+class DryRun:
+    """Sizes are numbers of parameters; memory is in bytes of one rank on the training device.
 
-    `expected_loss` is what random features give under the new head; `first_loss` is the mean of the first micro-batch.
+    `expected_loss` is that of random features under the new head; `first_loss` is the mean of the first micro-batch.
     """
 
     rank: int
@@ -44,29 +45,25 @@ class Rehearsal:
     first_loss: float
 
 
-def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
-    """Put a training together and push its first micro-batch through; nothing is written.
+def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
+    """Put a training together and run its first micro-batch through the model; nothing is written.
 
-    Raises what `train` raises before its first step, but does not look into a checkpoint to go on from.
+    Raises what `train` raises before its first step, but does not read a checkpoint to resume from.
     """
-    config = config.resolved()
-    assert config.out is not None
-    run = config.out
-    device = resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        config = check_run(run, config)
-        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce))
-        trainer.model.freeze(config.freeze_backbone_epochs >= (config.epochs or 0))
+    config = asked.resolved()
+    with joined_world(resolve_device(config.device)) as world, ShardedDataset.open(config.shards) as dataset:
+        config = check_run(config.out, config)
+        trainer = make_trainer(config, dataset, world, world.first_only(announce))
+        trainer.model.freeze(config.freeze_backbone_epochs >= config.epochs)
         with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
             batch = next(batches)
             activations, first_loss = _one_pass(trainer, batch)
-        assert config.optimizer is not None
         backbone, head = num_parameters(trainer.model.backbone), num_parameters(trainer.model.head)
         trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
         floats = backbone + head + trained * (1 + _OPTIMIZER_FLOATS[config.optimizer])
         floats += (backbone + head) * (config.ema is not None)
         counts = dataset.classes["train"].to_numpy(np.int64)
-        return Rehearsal(
+        return DryRun(
             rank=world.rank,
             backbone_parameters=backbone,
             head_parameters=head,
@@ -80,8 +77,8 @@ def rehearse(config: TrainConfig, announce: Callable[[str], None]) -> Rehearsal:
         )
 
 
-def expected_loss(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> float:
-    """Mean loss of a resolved configuration over the training split when the head knows nothing.
+def expected_loss(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> float:
+    """Return the mean loss over the training split, int64 [K] images, under a head that has learnt nothing.
 
     A linear head's logits are about 0: log K, or under balanced softmax the entropy of the class prior. Random cosines
     have a variance of 1 / D: s^2 / 2D more. LDAM adds its margins, s times each under the cosine head.
@@ -100,7 +97,7 @@ def expected_loss(config: TrainConfig, train_counts: "np.ndarray[tuple[int], np.
 
 
 def _one_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
-    """Bytes that a forward pass keeps for its backward pass, pixels included, and the mean loss."""
+    """Return the bytes that a forward pass keeps for its backward pass, pixels included, and the mean loss."""
     own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
     kept: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""The training step, the epoch, and a whole training."""
+"""A training step, an epoch and a whole training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -8,26 +8,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import EvalConfig
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.features import FeatureStore
 from lmk_train.data.order import counter_hash
 from lmk_train.data.stream import Batch, BatchStream
-from lmk_train.evaluation.evaluate import Evaluation, evaluate_model
-from lmk_train.evaluation.metrics import LOWER_IS_BETTER, Predictions, summarize
-from lmk_train.evaluation.predictions import predict_split
+from lmk_train.evaluation.evaluate import Evaluation, evaluate_split, make_evaluator
+from lmk_train.evaluation.inference import Evaluator
+from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
+from lmk_train.evaluation.predictions import Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
-from lmk_train.runs.folder import check_run, is_run, one_training_at_a_time
+from lmk_train.runs.folder import check_run, is_run, training_lock
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.runtime.stopping import Stop, stopping_gently
-from lmk_train.runtime.world import Rows, joined_world, share, under_torchrun
+from lmk_train.runtime.stopping import StopRequest, stop_requests
+from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.optim import clip_gradients, set_lr, update_average
 from lmk_train.training.record import Record
@@ -37,9 +39,16 @@ from lmk_train.training.trainer import Sums, Trainer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the test evaluation (None without a test split), the best epoch and the validation metric
-    that it is the best by (None without a validation split: then the last epoch counts as the best). `rank` is this
-    process's."""
+    """The end of a training.
+
+    Attributes:
+        run: its folder.
+        rank: of this process.
+        test: the evaluation of the test split; None without one.
+        best_epoch: counted from 1; the last epoch without a validation split.
+        best_metric: the value of `--best-by` in that epoch; None without a validation split.
+        seconds: spent on training, over all resumptions.
+    """
 
     run: Path
     rank: int
@@ -50,41 +59,46 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig,
+    asked: TrainConfig,
     announce: Callable[[str], None] = lambda _: None,
     *,
     features: Path | None = None,
     evaluate_test: bool = True,
 ) -> TrainResult:
-    """Train from the start, or go on with a run, and evaluate its best checkpoint on the test split.
+    """Train from the start, or resume a run, and evaluate its best checkpoint on the test split.
 
-    `announce` is given one line about the model before training starts. With `features`, a folder of those of the same
-    dataset and backbone, which the configuration freezes, no picture is read and none is augmented.
+    Args:
+        config: of the training.
+        announce: called with a line about the model before the first step.
+        features: a folder of cached features of the same dataset and backbone, to train on in place of pictures; the
+            configuration has to freeze the backbone throughout.
+        evaluate_test: whether to evaluate the test split at the end.
 
-    Raises UserError for a configuration or dataset that does not work, TrainingError if the loss is no longer
-    finite, KeyboardInterrupt after a checkpoint when interrupted.
+    Raises:
+        UserError: the configuration or the dataset does not work.
+        TrainingError: the loss or the weights are no longer finite.
+        KeyboardInterrupt: interrupted; a checkpoint has been saved.
     """
-    config = config.resolved()
-    assert config.out is not None
+    config = asked.resolved()
     run = config.out
     device = resolve_device(config.device)
     with (
         joined_world(device) as world,
         ShardedDataset.open(config.shards) as dataset,
-        one_training_at_a_time(run) as hold,
+        training_lock(run) as hold,
     ):
         if world.is_first and is_run(run):
             hold()
         config = check_run(run, config)
-        world.wait()
+        world.barrier()
         store = None if features is None else FeatureStore.open(features, dataset, config)
-        trainer = make_trainer(config, run, dataset, device, world, world.first_only(announce), store)
+        trainer = make_trainer(config, dataset, world, world.first_only(announce), store)
         with closing(trainer.train):
             if config.resume:
                 restore_run(trainer)
             elif world.is_first:
                 start_run(trainer, hold, announce)
-            with Record(trainer) as log, stopping_gently(under_torchrun()) as stop:
+            with Record(trainer) as log, stop_requests(under_torchrun()) as stop:
                 _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
@@ -93,7 +107,8 @@ def train(
     return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
 
 
-def _train_epochs(trainer: Trainer, log: Record, stop: Stop) -> None:
+def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
+    """Train from the current step to the last one; save at intervals and when asked to stop."""
     config, progress = trainer.config, trainer.progress
     stream = batch_stream(trainer)
     description, quiet = f"training {config.model}", config.quiet or not trainer.world.is_first
@@ -106,28 +121,26 @@ def _train_epochs(trainer: Trainer, log: Record, stop: Stop) -> None:
                     log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
                     bar.update()
                     bar.set_postfix_str(log.postfix, refresh=False)
-                    # The last step of an epoch is saved with its validation, so that resuming cannot skip that.
-                    if progress.step % trainer.steps_per_epoch and stop.agreed(trainer.world, log.checkpoint_due()):
+                    if not progress.step % trainer.steps_per_epoch:
+                        continue  # saved after the validation of the epoch, so that resuming cannot skip that
+                    if stop.should_save(trainer.world, log.checkpoint_due()):
                         log.save()
-                        stop.heed(progress.step)
+                        stop.raise_if_stopping(progress.step)
             _finish_epoch(trainer, log, epoch + 1)
-            stop.agreed(trainer.world, False)
-            stop.heed(progress.step)
+            stop.should_save(trainer.world, False)  # has just been saved
+            stop.raise_if_stopping(progress.step)
 
 
 def batch_stream(trainer: Trainer) -> BatchStream:
-    """A stream of this process's micro-batches."""
+    """Return a stream for the micro-batches of this rank."""
     config = trainer.config
-    assert config.batch_size is not None
     largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
     return BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
 
 
-def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
-    """What this process reads from step `first` of an epoch on: its share of each global batch, in micro-batches."""
+def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the picks of this rank's micro-batches, int64 [B], from step `first` of an epoch on."""
     config, start = trainer.config, epoch * trainer.steps_per_epoch
-    assert config.batch_size is not None
-    trainer.train.expect(trainer.order(epoch)[first * config.batch_size :])
     for step in range(start + first, start + trainer.steps_per_epoch):
         picks = trainer.world.share(trainer.global_batch(step))
         for part in range(config.grad_accum):
@@ -135,7 +148,7 @@ def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[Rows]:
 
 
 def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
-    """One update of the weights, of the next micro-batches; nothing in it waits for the device."""
+    """Update the weights by the next `grad_accum` micro-batches, without waiting for the device."""
     config, forward = trainer.config, trainer.forward()
     set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -149,17 +162,15 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
         trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
-    if trainer.averaged is not None:
-        assert trainer.config.ema is not None
-        update_average(trainer.averaged, trainer.model, trainer.config.ema)
+    if trainer.averaged is not None and config.ema is not None:
+        update_average(trainer.averaged, trainer.model, config.ema)
     trainer.progress.step += 1
 
 
 def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -> None:
-    """Add the gradient of one micro-batch, each sample by its share of the global batch."""
+    """Add the gradient of micro-batch number `part`: the sum over its samples, divided by the global batch size."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
-    assert config.batch_size is not None
-    # For dropout: a function of where training stands, so that no random state is saved.
+    # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
     torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
     pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
     with trainer.precision.autocast():
@@ -167,7 +178,7 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     losses = trainer.criterion(logits, batch.labels)
     weights = trainer.sample_weights(batch.labels)
     loss = losses.sum() if weights is None else (losses * weights).sum()
-    # The processes' gradients are averaged, not added: hence their number.
+    # The ranks' gradients are averaged, not added: hence the factor of the world size.
     trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()
     correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
     trainer.epoch_sums.add(loss.detach(), correct, len(batch.picks))
@@ -176,12 +187,13 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
 
 
 def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
-    """Validate, keep the best weights, and save; `epoch` counts from 1."""
+    """Validate, keep the weights if they are the best so far, and save a checkpoint; `epoch` counts from 1."""
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
     sums = trainer.sums()
     line |= {
-        f"train_{to}": sums[name] / sums["num_samples"] for name, to in (("loss", "loss"), ("correct", "accuracy"))
+        "train_loss": sums["loss"] / sums["num_samples"],
+        "train_accuracy": sums["correct"] / sums["num_samples"],
     }
     trainer.require_finite_weights()
     trainer.world.average_buffers(trainer.model)
@@ -190,14 +202,14 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     if dataset.num_samples("val"):
         predictions = _validate(trainer)
         if not predictions.is_finite:
-            raise trainer.not_finite("the validation loss is", progress.step - 1)
+            raise trainer.divergence("the validation loss is", progress.step - 1)
         metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
         line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
         metric = metrics[config.best_by]
-        assert metric is not None, "a metric of no class was refused at the start"
+        assert metric is not None, "check_metric refuses a metric of no class before the training"
         metric *= _sign(config)
     else:
-        metric = float(epoch)  # nothing to judge by: the last epoch counts as the best
+        metric = float(epoch)  # without a validation split the last epoch counts as the best
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
         state = {"model": trainer.evaluated.state_dict(), "config": config.json(), **dataset_state(dataset)}
@@ -209,40 +221,38 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
 
 
 def _validate(trainer: Trainer) -> Predictions:
-    config, world, device = trainer.config, trainer.world, trainer.precision.device
-    assert config.batch_size is not None
+    """Return the predictions for the validation split, of the weights that would be kept."""
+    config = trainer.config
+    evaluator = Evaluator(
+        model=trainer.evaluated,
+        preprocess=trainer.preprocess,
+        precision=trainer.precision,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        world=trainer.world,
+    )
     with closing(trainer.open_reader("val")) as reader:
-        return predict_split(
-            trainer.evaluated,
-            reader,
-            BatchStream(reader, device, world.largest_share(config.batch_size), config.workers),
-            trainer.preprocess,
-            trainer.precision,
-            config.batch_size,
-            world=world,
-        )
+        return evaluator.predict(reader)
 
 
-def _sign(config: TrainConfig) -> int:
-    """What the metric that decides is multiplied by, so that more is better."""
+def _sign(config: ResolvedConfig) -> int:
+    """Return the factor of the metric that decides on the best epoch, which makes higher better."""
     return -1 if config.best_by in LOWER_IS_BETTER else 1
 
 
 def _evaluate_best(trainer: Trainer) -> Evaluation | None:
-    """Test metrics of the best checkpoint, None without a test split."""
+    """Evaluate the best checkpoint on the test split; None without one."""
     if not trainer.dataset.num_samples("test"):
         return None
     trainer.evaluated.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
     config = trainer.config
-    evaluated = EvalConfig(
+    evaluation = EvalConfig(
         trainer.run,
         amp=config.amp,
         device=config.device,
         workers=config.workers,
         cache=config.cache,
-        cache_gb=config.cache_gb,
         quiet=True,
     )
-    device = trainer.precision.device
-    classes = Classes.of_dataset(trainer.dataset)
-    return evaluate_model(trainer.evaluated, trainer.dataset, classes, config, evaluated, device, trainer.world)
+    evaluator = make_evaluator(trainer.evaluated, config, evaluation, trainer.precision.device, trainer.world)
+    return evaluate_split(evaluator, trainer.dataset, Classes.of_dataset(trainer.dataset), evaluation)

@@ -1,4 +1,4 @@
-"""Parameter groups, and the learning rate as a pure function of the step."""
+"""Optimisers, learning-rate schedules, averaged weights and gradient clipping."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,11 @@ _STEPS_DOWN, _STEP_FACTOR = (0.8, 0.9), 0.01  # epochs 160 and 180 of 200 (Cao e
 
 
 def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) -> float:
-    """What the peak learning rates are multiplied by at a step (0-based): a linear warm-up, then the schedule."""
+    """Return the factor of the peak learning rates at a step: a linear warm-up, then the schedule.
+
+    `step` counts from 0. `cosine` falls to 0 by a half cosine, `step` to a hundredth at 80 % of the training and again
+    at 90 %.
+    """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule == "cosine":
@@ -28,42 +32,51 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) 
 def make_optimizer(
     model: Classifier, name: str, *, lr: float, head_lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD (Nesterov momentum 0.9) or AdamW, fused, over four groups: backbone and head, with decay and without.
+    """Return SGD (Nesterov momentum 0.9) or AdamW, fused, over four groups: backbone and head, with and without decay.
 
-    Norms and biases (parameters of one dimension) do not decay. Each group carries its peak rate as `peak_lr`.
+    Normalisation parameters and biases (parameters of one dimension) do not decay. Each group has its peak learning
+    rate under `peak_lr`.
+
+    Args:
+        model: whose trainable parameters are optimised.
+        name: `sgd` or `adamw`.
+        lr: peak learning rate of the backbone.
+        head_lr: peak learning rate of the head.
+        weight_decay: of the groups with decay.
     """
     groups = []
     for part, rate in ((model.backbone, lr), (model.head, head_lr)):
         for decays in (True, False):
-            chosen = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
-            if chosen:
+            parameters = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            if parameters:
                 decay = weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+                groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
     if name == "sgd":
         sgd = torch.optim.SGD(groups, momentum=_MOMENTUM, nesterov=True, fused=True)
         for parameter in (p for group in sgd.param_groups for p in group["params"]):
-            # The same as torch's own first step, which leaves the buffer uninitialised where an overflow skips it.
+            # Equals the first step of torch, which leaves the buffer uninitialised if an overflow skips that step.
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's rate to its peak times `factor`."""
+    """Set the learning rate of each group to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def averaged_model(model: Classifier) -> AveragedModel:
-    """A copy of the model, for `update_average` to have follow it."""
+    """Return a copy of the model, which `update_average` updates."""
     return AveragedModel(model, use_buffers=True)
 
 
 @torch.no_grad()
 def update_average(averaged: AveragedModel, model: Classifier, decay: float) -> None:
-    """Have the copy follow the model's weights and buffers: after t updates by min(decay, (1 + t) / (10 + t)).
+    """Update the exponential moving average of the model's weights and buffers, without waiting for the device.
 
-    `AveragedModel.update_parameters` copies its count to the device, and waits for it.
+    After t updates the average decays by min(decay, (1 + t) / (10 + t)). `AveragedModel.update_parameters` is not used
+    because it copies its count to the device and waits for that.
     """
     updates = int(averaged.n_averaged)  # on the host
     share = 1 - min(decay, (1 + updates) / (10 + updates)) if updates else 1.0
@@ -77,7 +90,10 @@ def update_average(averaged: AveragedModel, model: Classifier, decay: float) -> 
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """The norm of all gradients, which are scaled down if it is above `max_norm`; does not wait for the device."""
+    """Return the norm of all gradients, float32 []; scale them down if it is above `max_norm`.
+
+    Does not wait for the device. None for `max_norm` does not scale.
+    """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if max_norm is not None:

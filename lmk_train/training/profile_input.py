@@ -1,7 +1,7 @@
-"""What limits training: the reader alone, the model alone and both, measured on the run that was asked for."""
+"""What limits a training: the reader alone, the model alone and both together, measured with its own settings."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, repeat
@@ -12,7 +12,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
 from lmk_train.data.stream import Batch
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.runtime.world import Rows, joined_world
+from lmk_train.runtime.world import joined_world
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
 from lmk_train.training.trainer import Trainer
@@ -23,7 +23,14 @@ _AS_FAST = 0.95
 
 @dataclass(frozen=True)
 class InputProfile:
-    """Images a second of one process: read and decoded, trained on one batch in memory, and the real training."""
+    """Images a second of one rank.
+
+    Attributes:
+        rank: of this process.
+        reader: reading and decoding alone.
+        model: training on one batch in memory.
+        both: the real training.
+    """
 
     rank: int
     reader: float
@@ -31,7 +38,7 @@ class InputProfile:
     both: float
 
     def verdict(self) -> str:
-        """Which one limits, and what to do."""
+        """Return which of the two limits, and what to do."""
         if self.both >= _AS_FAST * self.model:
             return f"the model limits; the reader could feed {self.reader / self.model:.1f} times as much"
         if self.reader < self.model:
@@ -42,27 +49,26 @@ class InputProfile:
         )
 
 
-def profile_input(config: TrainConfig, announce: Callable[[str], None]) -> InputProfile:
-    """Measure for about half a minute; nothing is written. Raises what `train` raises before it starts."""
-    config = config.resolved()
-    assert config.out is not None
+def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputProfile:
+    """Measure for about half a minute; write nothing. Raises what `train` raises before its first step."""
+    config = asked.resolved()
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
-        trainer = make_trainer(config, config.out, dataset, device, world, world.first_only(announce))
-        assert config.batch_size is not None
+        trainer = make_trainer(config, dataset, world, world.first_only(announce))
         images = config.batch_size / world.size
-        stream = batch_stream(trainer)
-        with closing(trainer.train), closing(stream(_endless(trainer))) as batches:
+        with closing(trainer.train), closing(endless_batches(trainer)) as batches:
             reader = _rate(trainer, lambda: _read_step(trainer, batches), images)
             both = _rate(trainer, lambda: training_step(trainer, batches), images)
-            fixed = _copied(next(batches))
+            fixed = _copy(next(batches))
         model = _rate(trainer, lambda: training_step(trainer, repeat(fixed)), images)
     return InputProfile(world.rank, reader, model, both)
 
 
-def _endless(trainer: Trainer) -> Iterator[Rows]:
+def endless_batches(trainer: Trainer) -> Generator[Batch, None, None]:
+    """Yield this rank's micro-batches of one epoch after the other; closing it stops the threads."""
+    stream = batch_stream(trainer)
     for epoch in count():
-        yield from micro_batches(trainer, epoch, 0)
+        yield from stream(micro_batches(trainer, epoch, 0))
 
 
 def _read_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
@@ -70,24 +76,24 @@ def _read_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
         next(batches)
 
 
-def _copied(batch: Batch) -> Batch:
-    """A batch of its own memory, which the stream does not fill again."""
+def _copy(batch: Batch) -> Batch:
+    """Return a batch in memory of its own, which the stream does not overwrite."""
     return Batch(batch.pixels.clone(), batch.labels.clone(), batch.picks)
 
 
 def _rate(trainer: Trainer, step: Callable[[], None], images: float) -> float:
-    """Images a second of a step, after a warm-up; a step of all processes, so that they agree on when it is enough."""
+    """Return the images a second of a step, after a warm-up; all ranks take the same number of steps."""
     for _ in range(_WARM_UP_STEPS):
         step()
-    _finish(trainer)
+    _synchronize(trainer)
     started, steps = time.perf_counter(), 0
-    while trainer.world.most(int(time.perf_counter() - started < _SECONDS)):
+    while trainer.world.max(int(time.perf_counter() - started < _SECONDS)):
         step()
         steps += 1
-    _finish(trainer)
+    _synchronize(trainer)
     return steps * images / (time.perf_counter() - started)
 
 
-def _finish(trainer: Trainer) -> None:
+def _synchronize(trainer: Trainer) -> None:
     if trainer.precision.device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, checkpoints; cut on resume."""
+"""What a training writes into its run: metrics.jsonl, TensorBoard events and checkpoints; cut on resume."""
 
 import json
 import time
@@ -10,16 +10,19 @@ from torch.utils.tensorboard import SummaryWriter
 from lmk_data.system.files import write_bytes
 from lmk_train.runs.checkpoint import LAST, save_checkpoint
 from lmk_train.runs.classes import dataset_state
-from lmk_train.runs.folder import EVENTS, METRICS
+from lmk_train.runs.folder import RunFolder
 from lmk_train.training.trainer import Trainer
 
 _STEPS_BETWEEN_LINES = 50
 
 
 class Record:
-    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume all are cut to the checkpoint's step.
+    """metrics.jsonl, TensorBoard and checkpoints of a run; on resume they are cut to the step of the checkpoint.
 
-    Every process of the run has one and calls it at the same steps; only the first writes.
+    Every rank has one and calls it at the same steps; only the first rank writes.
+
+    Attributes:
+        postfix: a summary of the last line, for the progress bar.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -29,14 +32,15 @@ class Record:
         self.postfix = ""
 
     def __enter__(self) -> "Record":
-        path, step = self._trainer.run / METRICS, self._trainer.progress.step
+        folder, step = RunFolder(self._trainer.run), self._trainer.progress.step
+        path = folder.metrics
         self._file: TextIO | None = None
         if self._trainer.world.is_first:
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = open(path, "a", encoding="utf-8")
-            self._board = SummaryWriter(str(self._trainer.run / EVENTS), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(folder.events), purge_step=step + 1 if step else None)
         self._before = self._trainer.sums()
         return self
 
@@ -46,10 +50,15 @@ class Record:
             self._board.close()
 
     def after_step(self, epoch: int, waited_seconds: float, copied_seconds: float) -> None:
-        """Every 50 updates: read the sums from the device, check them, and write a line.
+        """Every 50 updates and at the end of an epoch, read the sums from the device, check them and write a line.
 
-        `waited_seconds` and `copied_seconds` are totals of this process, whose shares of the time since the last line
-        are stated; what is left of it is computing. Saving and validating count in none of them.
+        The line has the shares of waiting and copying in the time since the last line; the rest is computing. Saving
+        and validating are not part of that time.
+
+        Args:
+            epoch: counted from 0.
+            waited_seconds: the total time that this rank has waited for data.
+            copied_seconds: the total time of its copies to the device.
         """
         trainer, now = self._trainer, time.monotonic()
         if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
@@ -78,7 +87,7 @@ class Record:
         self._line_started, self._waited, self._copied = now, waited_seconds, copied_seconds
 
     def line(self, line: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, and each number to TensorBoard."""
+        """Append a line to metrics.jsonl, and its floating-point numbers to TensorBoard."""
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -90,11 +99,15 @@ class Record:
             self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
 
     def checkpoint_due(self) -> bool:
-        """Whether the interval between checkpoints is over."""
+        """Return whether the interval between checkpoints is over."""
         return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
 
     def save(self) -> None:
-        """Save all there is to resume; TrainingError, and the earlier checkpoint stays, if it is not finite."""
+        """Save everything that resuming needs.
+
+        Raises:
+            TrainingError: the weights are not finite; the earlier checkpoint stays.
+        """
         trainer, now = self._trainer, time.monotonic()
         trainer.require_finite_weights()
         trainer.progress.seconds += now - self._counted
@@ -114,12 +127,12 @@ class Record:
         if trainer.world.is_first:
             save_checkpoint(trainer.run, LAST, state)
             self._board.flush()
-        trainer.world.wait()
-        self._line_started += time.monotonic() - now  # saving is none of the shares
+        trainer.world.barrier()
+        self._line_started += time.monotonic() - now  # saving is in none of the shares
 
 
 def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Running statistics of this process, those of the averaged weights too, on the device."""
+    """Return the running statistics of this rank by name, those of the averaged weights included, on the device."""
     models = {"model": trainer.model, "averaged": trainer.averaged}
     return {
         f"{of}.{name}": buffer
@@ -130,7 +143,8 @@ def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def _step_of(line: str) -> int:
+    """Return the step of a line of metrics.jsonl; a step that is never reached for a line that a crash cut short."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 2**63  # a line that a crash cut short
+        return 2**63

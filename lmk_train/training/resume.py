@@ -1,68 +1,57 @@
-"""A run's folder: starting in it, and going on with what it holds."""
+"""Start a run in its folder, or resume it from its last checkpoint."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file, write_bytes
-from lmk_train.runs.checkpoint import FOLDER, LAST, load_checkpoint
+from lmk_train.config.option import options_of
+from lmk_train.config.training import ResolvedConfig
+from lmk_train.runs.checkpoint import LAST, load_checkpoint
 from lmk_train.runs.classes import check_classes
-from lmk_train.runs.folder import CONFIG, EVENTS, METRICS, NONFINITE, check_run, remove_unfinished_files
+from lmk_train.runs.folder import RunFolder, check_run, remove_unfinished_files
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
-MAY_CHANGE_ON_RESUME = {
-    "shards",
-    "out",
-    "device",
-    "workers",
-    "grad_accum",
-    "cache",
-    "cache_gb",
-    "checkpoint_minutes",
-    "dry_run",
-    "profile_input",
-    "resume",
-    "quiet",
-}
-
 
 def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[str], None]) -> None:
-    """Make the run's folder and hold it; everything else that could be refused has been checked by now."""
-    run = trainer.run
+    """Make the run's folder, lock it with `hold` and write its configuration; all other checks have passed by now.
+
+    Raises UserError if another training is at work in the folder, or if it cannot be written.
+    """
+    run, folder = trainer.run, RunFolder(trainer.run)
     try:
         run.mkdir(parents=True, exist_ok=True)
         hold()
-        check_run(run, trainer.config)  # another training may have been there meanwhile
+        check_run(run, trainer.config)  # another training may have run there since the first check
         remove_unfinished_files(run)
-        if (run / CONFIG).exists():
-            announce(f"{run}: the training there ended before its first checkpoint; it starts anew")
-            for name in (METRICS, NONFINITE):
-                (run / name).unlink(missing_ok=True)
-            for name in (EVENTS, FOLDER):
-                shutil.rmtree(run / name, ignore_errors=True)
-        write_bytes(run / CONFIG, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
+        if folder.config.exists():
+            announce(f"{run}: the training there ended before its first checkpoint; it starts again")
+            for path in folder.written_by_training:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path != folder.config:
+                    path.unlink(missing_ok=True)
+        write_bytes(folder.config, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
     except OSError as error:
         raise UserError(f"--out {run}: cannot be written: {error.strerror}") from error
 
 
 def restore_run(trainer: Trainer) -> None:
-    """Go on where the last checkpoint stands; refuse what would make it another training."""
+    """Bring a trainer to the state of the run's last checkpoint.
+
+    Raises UserError if configuration or dataset differ in what would make it another training.
+    """
     if trainer.world.is_first:
         remove_unfinished_files(trainer.run)
     state = load_checkpoint(trainer.run, LAST)
-    earlier, now = state["config"], trainer.config.json()
-    changed = [name for name in now if name not in MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
     trainer.weights_sha256 = state.get("weights_sha256")
-    if "weights" in changed and _has_sha256(Path(now["weights"]), trainer.weights_sha256):
-        changed.remove("weights")  # the same file lies elsewhere now
-    if changed:
-        shown = "; ".join(f"--{name.replace('_', '-')} was {earlier.get(name)}, is {now[name]}" for name in changed)
-        raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")
+    _check_configuration(trainer, state["config"])
     check_classes(trainer.dataset, state["classes"])
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
         raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
@@ -71,7 +60,7 @@ def restore_run(trainer: Trainer) -> None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    if state["scaler"]:  # empty where the run did not scale its gradients
+    if state["scaler"]:  # empty if the run did not scale its gradients
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.epoch_sums.load_skipped(state["epoch_sums"])
     if trainer.world.is_first:
@@ -79,12 +68,27 @@ def restore_run(trainer: Trainer) -> None:
     trainer.progress = Progress(**state["progress"])
 
 
+def _check_configuration(trainer: Trainer, earlier: dict[str, Any]) -> None:
+    """Raise UserError if an option that may not change on resume differs from the checkpoint's."""
+    now = trainer.config.json()
+    changed = {
+        name: option
+        for name, option in options_of(ResolvedConfig).items()
+        if not option.info.may_change_on_resume and earlier.get(name) != now[name]
+    }
+    if "weights" in changed and _has_sha256(Path(now["weights"]), trainer.weights_sha256):
+        del changed["weights"]  # the same file at another path
+    if changed:
+        shown = "; ".join(f"{option.flag} was {earlier.get(name)}, is {now[name]}" for name, option in changed.items())
+        raise UserError(f"--resume: {shown}; give the run's own settings, or start another run with --out")
+
+
 def _has_sha256(path: Path, sha256: str | None) -> bool:
     return sha256 is not None and path.is_file() and sha256_file(path) == sha256
 
 
 def _restore_buffers(trainer: Trainer, saved: list[dict[str, torch.Tensor]]) -> None:
-    """Each process's own running statistics, or where there are now more or fewer processes, their mean."""
+    """Restore each rank's running statistics; if the number of ranks has changed, their mean in every rank."""
     for name, buffer in buffers(trainer).items():
         values = [part[name] for part in saved]
         if len(values) == trainer.world.size:

@@ -1,4 +1,4 @@
-"""Everything that a training step touches, and the sums that it adds to."""
+"""The state of a training: everything that a step uses, and the sums that it adds to."""
 
 import json
 import math
@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
 from lmk_data.system.files import write_bytes
-from lmk_train.config.training import TrainConfig
-from lmk_train.data.order import batch_picks, epoch_order
-from lmk_train.data.stream import Reader
+from lmk_train.config.training import ResolvedConfig
+from lmk_train.data.order import batch_picks, epoch_order, rows_of
+from lmk_train.data.reader import Reader
 from lmk_train.models.heads import Classifier
-from lmk_train.runs.folder import NONFINITE
+from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision
-from lmk_train.runtime.world import Rows, World
+from lmk_train.runtime.world import World
 from lmk_train.training.optim import lr_factor
 
 _NEVER = 2**62
@@ -31,7 +33,11 @@ _KEYS_SHOWN = 8
 class Sums:
     """Running sums since the start of the epoch, on the device until they are read.
 
-    `skipped` counts updates that were left out because float16 gradients overflowed (the same in every process).
+    Attributes:
+        loss: sum over the samples of this rank, float64 [].
+        correct: correct answers of this rank, int64 [].
+        skipped: updates that were skipped because float16 gradients overflowed, int64 []; the same on all ranks.
+        num_samples: of this rank.
     """
 
     loss: torch.Tensor
@@ -41,35 +47,36 @@ class Sums:
 
     @classmethod
     def zero(cls, device: torch.device) -> "Sums":
+        """Return sums of nothing."""
         zero = torch.zeros((), dtype=torch.int64, device=device)
         return cls(zero.double(), zero.clone(), zero)
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, num_samples: int) -> None:
-        """Add a micro-batch: `loss` is the sum over its samples."""
+        """Add a micro-batch, without waiting for the device; `loss` is the sum over its samples."""
         self.loss += loss.double()
         self.correct += correct
         self.num_samples += num_samples
 
     def state(self, world: World) -> dict[str, float | int]:
-        """The sums of all processes, as plain values; waits for the device and for the other processes."""
-        loss, correct, num_samples = world.add(self.loss.item(), self.correct.item(), self.num_samples)
+        """Return the sums over all ranks as plain values; waits for the device and for the other ranks."""
+        loss, correct, num_samples = world.sum(self.loss.item(), self.correct.item(), self.num_samples)
         skipped = int(self.skipped.item())
         return {"loss": loss, "correct": int(correct), "num_samples": int(num_samples), "skipped": skipped}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned, except for the skipped updates."""
         self.loss.fill_(state["loss"])
         self.correct.fill_(state["correct"])
         self.num_samples = int(state["num_samples"])
 
     def load_skipped(self, state: dict[str, Any]) -> None:
-        """Go on counting skipped updates, which every process does."""
+        """Continue to count skipped updates, as every rank does."""
         self.skipped.fill_(state["skipped"])
 
 
 @dataclass
 class Progress:
-    """Where training stands: updates done, the best validation so far, seconds spent."""
+    """Where a training stands: updates done, the best validation so far (higher is better), seconds spent."""
 
     step: int = 0
     best_metric: float = -math.inf
@@ -79,14 +86,31 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """A run in the making: everything that a training step touches.
+    """The state of a training.
 
-    `class_weights`, float32 [K] on the host, weigh the samples in the loss from the share `drw_start` of training on.
-    `averaged` follows the weights if they are averaged. `open_reader` opens a split to read, `train` is that of the
-    training split. `weights_sha256` is the hash of the file that the backbone started from, None without one.
+    Attributes:
+        config: resolved.
+        run: its folder.
+        dataset: opened.
+        world: the ranks that train together.
+        model: on the device of `precision`.
+        criterion: logits float32 [B, K] and targets int64 [B] to losses [B].
+        optimizer: of the parameters of `model`.
+        precision: device and dtype of the forward pass.
+        scaler: of gradients; disabled except for float16.
+        preprocess: turns pixels and augmentation draws into network input.
+        open_reader: opens a split by name.
+        train: the reader of the training split.
+        steps_per_epoch: updates of an epoch.
+        averaged: follows the weights if `--ema` is given, else None.
+        class_weights: of the loss from the share `drw_start` of the training on, float32 [K] on the host; else None.
+        weights_sha256: hash of the file that the backbone started from; None without one.
+        progress: updates done so far, and the best validation.
+        epoch_sums: of the epoch so far.
+        first_bad_step: the first step whose loss was not finite, int64 [] on the device.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     run: Path
     dataset: ShardedDataset
     world: World
@@ -108,7 +132,7 @@ class Trainer:
     _device_class_weights: torch.Tensor | None = field(init=False, default=None)
     _forward: nn.Module | None = field(init=False, default=None)
     _is_frozen: bool | None = field(init=False, default=None)
-    _order: tuple[int, Rows] | None = field(init=False, default=None)
+    _order: tuple[int, NDArray[np.int64]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         device = self.precision.device
@@ -118,29 +142,33 @@ class Trainer:
             self._device_class_weights = self.class_weights.to(device)
 
     def sums(self) -> dict[str, float | int]:
-        """The sums of the epoch so far, of all processes; waits for the device and for the other processes.
+        """Return the sums of the epoch so far over all ranks; waits for the device and for the other ranks.
 
-        Raises TrainingError that names the first step whose loss was not finite, if there was one.
+        Raises:
+            TrainingError: a loss was not finite; names the first such step.
         """
-        bad = self.world.least(int(self.first_bad_step.item()))
+        bad = self.world.min(int(self.first_bad_step.item()))
         if bad != _NEVER:
-            raise self.not_finite("the loss is", bad)
+            raise self.divergence("the loss is", bad)
         return self.epoch_sums.state(self.world)
 
     def require_finite_weights(self) -> None:
-        """Raise TrainingError unless weights and running statistics of all processes are finite; waits for them."""
+        """Raise TrainingError unless the weights and running statistics of all ranks are finite; waits for them."""
         values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
         finite = torch.stack([value.isfinite().all() for value in values]).all()
-        if not self.world.least(int(finite.item())):
-            raise self.not_finite("the weights are", self.progress.step - 1)
+        if not self.world.min(int(finite.item())):
+            raise self.divergence("the weights are", self.progress.step - 1)
 
-    def not_finite(self, what: str, step: int) -> TrainingError:
-        """The error of a training that diverged at a step; nonfinite.json has the pictures of its whole batch."""
-        keys = [str(key) for key in self.train.keys(self.global_batch(step) % len(self.train))]
-        rate, path = self.learning_rate(step), self.run / NONFINITE
+    def divergence(self, what: str, step: int) -> TrainingError:
+        """Return the error of a training that diverged at `step`, after writing nonfinite.json.
+
+        `what` begins the message ("the loss is"). nonfinite.json has the keys of the whole global batch.
+        """
+        keys = [str(key) for key in self.train.keys(rows_of(self.global_batch(step), len(self.train)))]
+        rate, path = self.learning_rate(step), RunFolder(self.run).nonfinite
         if self.world.is_first:
-            said = {"step": step, "learning_rate": rate, "keys": keys}
-            write_bytes(path, json.dumps(said, indent=2).encode() + b"\n")
+            content = {"step": step, "learning_rate": rate, "keys": keys}
+            write_bytes(path, json.dumps(content, indent=2).encode() + b"\n")
         more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
         shown = ", ".join(keys[:_KEYS_SHOWN]) + more
         return TrainingError(
@@ -149,30 +177,31 @@ class Trainer:
         )
 
     def forward(self) -> nn.Module:
-        """The model as the step in hand trains it, its gradients averaged over the processes."""
+        """Return the model as the current step trains it: frozen or not, its gradients averaged over the ranks."""
         frozen = self.epoch < self.config.freeze_backbone_epochs
         if self._forward is None or frozen != self._is_frozen:
             self.model.freeze(frozen)
-            self._forward = None  # its hooks go before others come
+            self._forward = None  # removes its hooks before new ones are added
             self._forward, self._is_frozen = self.world.wrap(self.model, self.precision.device), frozen
         return self._forward
 
-    def order(self, epoch: int) -> Rows:
-        """The global order of an epoch; that of the last epoch asked for is kept."""
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the global order of an epoch, picks int64 [P]; keeps that of the last epoch asked for."""
         if self._order is None or self._order[0] != epoch:
             config, reader = self.config, self.train
             self._order = (epoch, epoch_order(reader.labels, reader.shard_of_row, config.seed, epoch, config.sampling))
         return self._order[1]
 
-    def global_batch(self, step: int) -> Rows:
-        """What all processes together pick at a step of the training."""
-        assert self.config.batch_size is not None
+    def global_batch(self, step: int) -> NDArray[np.int64]:
+        """Return the picks of all ranks together at a step of the training, int64 [batch_size]."""
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         return batch_picks(self.order(epoch), in_epoch, self.config.batch_size)
 
     def sample_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Weights of samples in the loss at the step in hand, float32 [B], adding up to the batch size over the
-        global batch; None while all weigh the same."""
+        """Return the weights of samples in the loss of the current step; None while all weigh the same.
+
+        `labels` int64 [B] of a micro-batch, to float32 [B]; over the global batch they sum to the batch size.
+        """
         start = self.config.drw_start
         if (
             self.class_weights is None
@@ -182,34 +211,30 @@ class Trainer:
         ):
             return None
         picks = self.global_batch(self.progress.step)
-        total = self.class_weights[self.train.labels[picks % len(self.train)]].sum(dtype=torch.float64)
+        total = self.class_weights[self.train.labels[rows_of(picks, len(self.train))]].sum(dtype=torch.float64)
         return self._device_class_weights[labels] * float(len(picks) / total)
 
     @property
     def epoch(self) -> int:
-        """The epoch that the step in hand belongs to."""
+        """The epoch of the current step, counted from 0."""
         return self.progress.step // self.steps_per_epoch
 
     @property
     def evaluated(self) -> Classifier:
-        """The model whose weights are evaluated and kept: averaged, if weights are averaged."""
+        """The model whose weights are evaluated and kept: the averaged one if weights are averaged."""
         return self.model if self.averaged is None else cast(Classifier, self.averaged.module)
 
     @property
     def num_steps(self) -> int:
-        """Updates of the whole training."""
-        assert self.config.epochs is not None
+        """The number of updates of the whole training."""
         return self.config.epochs * self.steps_per_epoch
 
     def rate_factor(self, step: int) -> float:
-        """What the peak learning rates are multiplied by at a step."""
+        """Return the factor of the peak learning rates at a step."""
         config = self.config
-        assert config.warmup_epochs is not None
-        assert config.schedule is not None
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
         return lr_factor(step, self.num_steps, warmup, config.schedule)
 
     def learning_rate(self, step: int) -> float:
-        """The backbone's learning rate at a step."""
-        assert self.config.lr is not None
+        """Return the learning rate of the backbone at a step."""
         return self.config.lr * self.rate_factor(step)

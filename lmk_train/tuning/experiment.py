@@ -1,4 +1,4 @@
-"""The Ax experiment of a search: points are asked for, outcomes told, and everything is on disk after every event."""
+"""The Ax experiment of a search: it proposes points and is told outcomes; every change is saved to disk at once."""
 
 import logging
 import tempfile
@@ -29,8 +29,10 @@ _CURVES_TO_STOP, _ALWAYS_FINISH, _TRAINED_FIRST = 5, 3, 0.2
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number, its point, what became of it (running, done, stopped or failed), the objective's values
-    by epoch, and the reason of a failure."""
+    """One trial: `state` is running, done, stopped or failed; `values` holds the objective by epoch.
+
+    `reason` says why a trial failed.
+    """
 
     number: int
     point: Point
@@ -40,43 +42,58 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The objective after the last epoch that was told, None before the first."""
+        """Return the objective after the last reported epoch, None before the first."""
         return self.values[max(self.values)] if self.values else None
 
 
-class Experiment:
-    """A search's trials and what proposes the next one; saved to `path` whenever something is asked or told."""
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment optimises, and how.
 
-    def __init__(
-        self, client: "Client", path: Path, space: SearchSpace, objective: str, seed: int, epochs: int
-    ) -> None:
-        self._client, self._path, self._space, self._seed, self._epochs = client, path, space, seed, epochs
-        self.objective = objective
-        self._judge()
+    `objective` is a metric of the validation split. `strategy` is bayesian, grid or random. `seed` decides what is
+    proposed. `epochs` are those of each trial.
+    """
+
+    space: SearchSpace
+    objective: str
+    strategy: str
+    seed: int
+    epochs: int
+
+
+class Experiment:
+    """A search's trials and what proposes the next one; every proposal and every outcome is saved to `path`."""
+
+    def __init__(self, client: "Client", path: Path, plan: Plan) -> None:
+        self._client, self._path, self._plan = client, path, plan
+        self._set_early_stopping()
 
     @classmethod
-    def new(cls, path: Path, space: SearchSpace, objective: str, strategy: str, seed: int, epochs: int) -> "Experiment":
-        """An experiment without trials, of `epochs` epochs each."""
+    def new(cls, path: Path, plan: Plan) -> "Experiment":
+        """Start an experiment without trials and save it."""
         import_ax()
         from ax.api.client import Client
 
         client = Client()
-        client.configure_experiment([_ax_parameter(n, p) for n, p in space.parameters.items()], name="lmk-tune")
-        client.configure_optimization(f"-{objective}" if objective in LOWER_IS_BETTER else objective)
+        client.configure_experiment([_ax_parameter(n, p) for n, p in plan.space.parameters.items()], name="lmk-tune")
+        client.configure_optimization(f"-{plan.objective}" if plan.objective in LOWER_IS_BETTER else plan.objective)
         client.configure_generation_strategy(
-            "random_search" if strategy == "random" else "fast",
+            "random_search" if plan.strategy == "random" else "fast",
             initialization_budget=_FIRST_POINTS,
-            initialization_random_seed=seed,
-            initialize_with_center=strategy != "random",
+            initialization_random_seed=plan.seed,
+            initialize_with_center=plan.strategy != "random",
             allow_exceeding_initialization_budget=True,
         )
-        made = cls(client, path, space, objective, seed, epochs)
+        made = cls(client, path, plan)
         made._save()
         return made
 
     @classmethod
-    def load(cls, path: Path, space: SearchSpace, objective: str, seed: int, epochs: int) -> "Experiment":
-        """The experiment as it was last saved. Raises UserError if the file is absent or not one."""
+    def load(cls, path: Path, plan: Plan) -> "Experiment":
+        """Return the experiment that was last saved to `path`, of the same plan.
+
+        Raises UserError if the file is absent or not an experiment.
+        """
         import_ax()
         from ax.api.client import Client
         from ax.exceptions.storage import JSONDecodeError
@@ -84,13 +101,18 @@ class Experiment:
         try:
             client = Client.load_from_json_file(str(path))
         except FileNotFoundError:
-            raise UserError(f"{path}: not there; leave --resume out to start the search") from None
+            raise UserError(f"{path}: no such file; leave --resume out to start the search") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, JSONDecodeError) as error:
             raise UserError(f"{path}: not a readable experiment ({str(error)[:100]})") from None
-        return cls(client, path, space, objective, seed, epochs)
+        return cls(client, path, plan)
+
+    @property
+    def objective(self) -> str:
+        """Return the metric that is optimised."""
+        return self._plan.objective
 
     def trials(self) -> list[Trial]:
-        """Every trial so far, by number; trials that would have repeated another are left out."""
+        """Return every trial so far, by number, without those that would have repeated another."""
         from ax.core.trial_status import TrialStatus
 
         states = {
@@ -99,16 +121,16 @@ class Experiment:
             TrialStatus.EARLY_STOPPED: STOPPED,
             TrialStatus.ABANDONED: FAILED,
         }
-        told: dict[int, dict[int, float]] = {}
+        values: dict[int, dict[int, float]] = {}
         data = self.ax.lookup_data().full_df
         for number, step, mean in zip(data["trial_index"], data.get("step", []), data["mean"], strict=False):
-            told.setdefault(int(number), {})[int(step)] = float(mean)
+            values.setdefault(int(number), {})[int(step)] = float(mean)
         return [
             Trial(
                 number,
                 dict(trial.arm.parameters),
                 states[trial.status],
-                told.get(number, {}),
+                values.get(number, {}),
                 trial.status_reason or "",
             )
             for number, trial in sorted(self.ax.trials.items())
@@ -116,19 +138,19 @@ class Experiment:
         ]
 
     def ask(self) -> Trial | None:
-        """The next trial, None when there is no point that was not tried. The same history gives the same point."""
+        """Return the next trial, None if every point has been tried. The same history gives the same point."""
         from ax.api.client import Client
         from ax.exceptions.core import AxError
 
-        # A model starts from the one before it, which the snapshot lacks: a search that goes on would part ways.
+        # A model starts from the one before it, which the snapshot lacks: a resumed search would propose other points.
         self._client = Client.load_from_json_file(str(self._path))
-        self._judge()
-        tried = [self._space.config(trial.point) for trial in self.trials()]
-        if len(tried) == self._space.num_points:
+        self._set_early_stopping()
+        tried = [self._plan.space.config(trial.point) for trial in self.trials()]
+        if len(tried) == self._plan.space.num_points:
             return None
         for _ in range(_MOST_REPEATS):
-            # Ax's own seed would start every proposal at the same place, and is not in its snapshot.
-            fresh = np.random.SeedSequence([self._seed, len(self.ax.trials)]).generate_state(2)
+            # Ax's own seed would start every proposal at the same point, and is not in its snapshot.
+            fresh = np.random.SeedSequence([self._plan.seed, len(self.ax.trials)]).generate_state(2)
             torch.manual_seed(int(fresh[0]))
             np.random.seed(int(fresh[1]))
             try:
@@ -138,7 +160,7 @@ class Experiment:
                 if "exhaust" in str(error).lower() or "duplicate" in str(error).lower():
                     break
                 raise
-            if self._space.config(dict(point)) not in tried:
+            if self._plan.space.config(dict(point)) not in tried:
                 self._save()
                 return Trial(number, dict(point), RUNNING, {}, "")
             self.ax.trials[number].mark_abandoned(reason=_REPEATED)
@@ -146,22 +168,22 @@ class Experiment:
         return None
 
     def attach(self, point: Point) -> Trial:
-        """A trial at a given point."""
+        """Add a trial at a given point and return it."""
         number = self._client.attach_trial(parameters=point)
         self._save()
         return Trial(number, point, RUNNING, {}, "")
 
     def tell(self, number: int, epoch: int, value: float) -> None:
-        """The objective after an epoch of a trial."""
+        """Record the objective after an epoch of a trial."""
         self._client.attach_data(number, {self.objective: value}, progression=epoch)
         self._save()
 
     def is_poor(self, number: int) -> bool:
-        """Whether Ax would stop the trial: below the median of the others at the same epoch, once five are done."""
+        """Return whether Ax would stop a trial: below the median of the others at its epoch, once five are done."""
         return self._may_stop and self._client.should_stop_trial_early(number)
 
     def end(self, number: int, state: str, reason: str = "") -> None:
-        """A trial is done, stopped or failed. What failed is not proposed again."""
+        """Record that a trial is done, stopped or failed. The point of a failed trial is not proposed again."""
         if state == DONE:
             self._client.complete_trial(number)
         elif state == STOPPED:
@@ -172,14 +194,14 @@ class Experiment:
 
     @property
     def ax(self) -> Any:
-        """Ax's own experiment."""
+        """Return Ax's own experiment."""
         return self._client._experiment
 
-    def _judge(self) -> None:
-        """When Ax may stop a trial, which the snapshot lacks: never where that would save no epoch."""
+    def _set_early_stopping(self) -> None:
+        """Set when Ax may stop a trial, which the snapshot lacks; not at all if that would save no epoch."""
         from ax.early_stopping.strategies import PercentileEarlyStoppingStrategy
 
-        first, last = max(1.0, _TRAINED_FIRST * self._epochs), self._epochs - 1
+        first, last = max(1.0, _TRAINED_FIRST * self._plan.epochs), self._plan.epochs - 1
         self._may_stop = first < last
         if not self._may_stop:
             return
@@ -201,7 +223,7 @@ class Experiment:
 
 @contextmanager
 def quiet_models() -> Iterator[None]:
-    """Without what Ax's models say of how they cope with points that lie close together (jitter, restarts)."""
+    """Silence the warnings of Ax's models about points that lie close together (jitter, restarts)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -220,12 +242,12 @@ def import_ax() -> None:
 
 
 def better(value: float, than: float, objective: str) -> bool:
-    """Whether a value of the objective is better than another."""
+    """Return whether a value of the objective is better than another."""
     return value < than if objective in LOWER_IS_BETTER else value > than
 
 
 def best_trial(trials: list[Trial], objective: str) -> Trial | None:
-    """The finished trial with the best objective, the first of equals; None before one is finished."""
+    """Return the finished trial with the best objective, the first of equals; None if no trial is finished."""
     best: Trial | None = None
     for trial in _finished(trials):
         if best is None or better(trial.value or 0.0, best.value or 0.0, objective):

@@ -12,10 +12,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from lmk_data.report import page
 from lmk_data.system.files import write_bytes
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, spelled
+from lmk_train.runs.folder import SearchFolder
 from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better, quiet_models
 from lmk_train.tuning.space import Choice, Point, Range, SearchSpace
 
-FOLDER = "report"
 _LEAST_TRIALS = 6  # for a model of the objective to say anything
 _SLICE_POINTS = 41
 _INTERVAL = 1.96
@@ -77,7 +77,7 @@ def write_search_report(
         page.Section("Every trial", [_table(objective, space, trials)]),
     ]
     subtitle = f"{len(trials)} trials on {space.base.shards}, judged by {spelled(objective)} of the validation split"
-    path = out / FOLDER / "index.html"
+    path = SearchFolder(out).report
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page.render_page(out.resolve().name, subtitle, sections).encode())
     return path

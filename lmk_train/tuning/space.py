@@ -1,73 +1,28 @@
-"""What a search varies: ranges and choices of a training's options, from a TOML file or the defaults; grids of them."""
+"""What a search varies: ranges and choices of a training's options, from a TOML file or by default; grids of them."""
 
 import itertools
 import math
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from lmk_data.errors import UserError
-from lmk_train.config.training import DEFAULTS, Head, LossName, ModelName, Optimizer, Sampling, Schedule, TrainConfig
+from lmk_train.config.option import Option, options_of
+from lmk_train.config.training import TrainConfig, default_head
 
 Value = float | int | str
 Point = dict[str, Value]
-_FLOATS = (
-    "lr",
-    "head_lr",
-    "weight_decay",
-    "ldam_max_margin",
-    "cosine_scale",
-    "label_smoothing",
-    "drop_rate",
-    "drw_start",
-    "warmup_epochs",
-    "clip_grad",
-    "ema",
-    "bn_momentum",
-    "hflip",
-    "color_jitter",
-    "random_resized_crop",
-    "random_erasing",
-)
-_INTS = ("batch_size", "freeze_backbone_epochs", "crop_padding")
-_CHOICES: dict[str, Any] = {
-    "model": ModelName,
-    "loss": LossName,
-    "head": Head,
-    "optimizer": Optimizer,
-    "schedule": Schedule,
-    "sampling": Sampling,
-}
-# What a search decides itself, or a flag of its own says.
-_NOT_FIXED = {
-    *("shards", "out", "model", "loss", "epochs", "seed", "best_by"),
-    *("device", "workers", "cache", "cache_gb", "resume", "dry_run", "profile_input", "quiet"),
-}
-# What does nothing to features that are there already.
-OF_THE_BACKBONE = {
-    "model",
-    "lr",
-    "freeze_backbone_epochs",
-    "bn_momentum",
-    "hflip",
-    "color_jitter",
-    "crop_padding",
-    "random_resized_crop",
-    "random_erasing",
-}
-# What only some losses or heads take.
-_OF_SOME = ("ldam_max_margin", "label_smoothing", "cosine_scale")
+OPTIONS = options_of(TrainConfig)
 _MOST_POINTS, _MOST_COUNTED = 100_000, 10_000
 
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, both included; a grid takes `points` of it, evenly, on a log scale if `log`."""
+    """From `low` to `high`, both included; a grid has `points` of it at equal distances, on a log scale if `log`."""
 
     low: float
     high: float
@@ -76,7 +31,7 @@ class Range:
     points: int = 3
 
     def grid(self) -> list[Value]:
-        """The points of a grid, in ascending order."""
+        """Return the points of a grid, in ascending order."""
         shares = [i / max(1, self.points - 1) for i in range(self.points)]
         if self.log:
             values = [math.exp(math.log(self.low) + share * math.log(self.high / self.low)) for share in shares]
@@ -86,7 +41,7 @@ class Range:
         return list(dict.fromkeys(round(value) for value in values)) if self.whole else list(dict.fromkeys(values))
 
     def ends(self) -> list[Value]:
-        """What stands for all of it when it is checked."""
+        """Return the values that stand for the whole range when it is checked."""
         return [self.low, self.high]
 
 
@@ -97,35 +52,40 @@ class Choice:
     values: tuple[Value, ...]
 
     def grid(self) -> list[Value]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
     def ends(self) -> list[Value]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is varied, by the names of `TrainConfig`'s fields, around a configuration that says all the rest; `fixed` is
-    what only some losses or heads take, for the trainings that have one."""
+    """What is varied, by the names of `TrainConfig`'s fields, around the configuration `base`.
+
+    `fixed` holds options that only some losses or heads use; they are set in the trainings that have one of these.
+    """
 
     parameters: Mapping[str, Range | Choice]
     base: TrainConfig
     fixed: Mapping[str, Value] = field(default_factory=dict)
 
     def config(self, point: Point) -> TrainConfig:
-        """The training of a point. Parameters that do nothing to it (the margin of a cross entropy) are left out."""
+        """Return the training of a point, without parameters that its loss or head does not use."""
         chosen = replace(self.base, **self.meaningful({**self.fixed, **point}))  # type: ignore[arg-type]
         return replace(chosen, freeze_backbone_epochs=min(chosen.freeze_backbone_epochs, self.base.epochs or 1))
 
     def meaningful(self, point: Point) -> Point:
-        """The part of a point that makes a difference."""
+        """Return the part of a point that makes a difference to its training."""
         loss, head = (str(point.get(name) or getattr(self.base, name) or "") for name in ("loss", "head"))
-        return {name: value for name, value in point.items() if _matters(name, loss, head)}
+        return {name: value for name, value in point.items() if _is_used(name, loss, head)}
 
     def grid(self) -> Iterator[Point]:
-        """Every point of the grid once, the last parameter varying fastest; points that train the same are one."""
+        """Return every point of the grid, the last parameter varying fastest; of equal trainings, the first point.
+
+        Raises UserError for more than 100,000 points.
+        """
         values = [parameter.grid() for parameter in self.parameters.values()]
         if (number := math.prod(map(len, values))) > _MOST_POINTS:
             raise UserError(f"the grid has {number:,} points; give fewer parameters or fewer `points` in --search")
@@ -133,7 +93,7 @@ class SearchSpace:
 
     @cached_property
     def num_points(self) -> int | None:
-        """How many trainings the space holds, None if a range makes them countless, or they are over 10,000."""
+        """Return the number of trainings in the space; None if a range makes it infinite, or above 10,000 points."""
         values: list[Sequence[Value]] = []
         for parameter in self.parameters.values():
             if isinstance(parameter, Choice):
@@ -146,7 +106,7 @@ class SearchSpace:
         return sum(1 for _ in self._trainings(values)) if few else None
 
     def _trainings(self, values: Iterable[Sequence[Value]]) -> Iterator[Point]:
-        """The points of these values, one for each training."""
+        """Yield the points of these values, one for each training."""
         seen = set()
         for chosen in itertools.product(*values):
             point: Point = dict(zip(self.parameters, chosen, strict=True))
@@ -155,7 +115,7 @@ class SearchSpace:
                 yield point
 
     def check(self) -> None:
-        """Raise UserError, naming the flag, if an end of a range or a choice is nothing that a training takes."""
+        """Raise UserError, which names the flag, if the end of a range or a choice is refused by a training."""
         ends = {name: parameter.ends() for name, parameter in self.parameters.items()}
         kinds = [name for name in ("loss", "head") if name in ends]
         for chosen in itertools.product(*(ends[name] for name in kinds)):
@@ -165,7 +125,7 @@ class SearchSpace:
                     self.config({**first, name: value}).resolved()
 
     def json(self) -> dict[str, Any]:
-        """Plain values, to tell whether a search goes on with the same space."""
+        """Return plain values, by which a search is compared with the one that it resumes."""
         shown: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             shown[name] = list(parameter.values) if isinstance(parameter, Choice) else vars(parameter)
@@ -173,36 +133,45 @@ class SearchSpace:
 
 
 def default_space(base: TrainConfig, num_images: int, *, features: bool) -> SearchSpace:
-    """The usual suspects around the model's defaults; with `features`, those of a head on a frozen backbone.
+    """Return the ranges that the options declare, and batch sizes and frozen epochs around the defaults.
 
-    Batch sizes are those that fit `num_images`, a number of training images.
+    Args:
+        base: what every trial has in common.
+        num_images: number of training images; batch sizes are at most this.
+        features: whether trials train a head on cached features, to which the backbone's options do nothing.
     """
-    defaults = DEFAULTS[base.model]
-    batch = base.batch_size or defaults.batch_size
-    batches = tuple(size for size in (max(1, batch // 2), batch, 2 * batch) if size <= num_images)
+    defaults = base.resolved()
+    sizes = (max(1, defaults.batch_size // 2), defaults.batch_size, 2 * defaults.batch_size)
+    batches = tuple(size for size in sizes if size <= num_images)
     if len(batches) == 1:
         base = replace(base, batch_size=batches[0])
-    parameters: dict[str, Range | Choice] = {
-        "lr": _around(base.lr or defaults.lr),
-        "head_lr": _around(base.head_lr or defaults.head_lr),
-        "weight_decay": _around(base.weight_decay or defaults.weight_decay),
-        "ldam_max_margin": Range(0.1, 1.0),
-        "cosine_scale": Range(8.0, 64.0, log=True),
-        "label_smoothing": Range(0.0, 0.2),
-        "color_jitter": Range(0.0, 0.5),
-        "freeze_backbone_epochs": Range(0, min(3, (base.epochs or defaults.epochs) - 1), whole=True),
-        "batch_size": Choice(batches),
-    }
+    parameters: dict[str, Range | Choice] = {}
+    for name, option in OPTIONS.items():
+        if option.info.search is not None and option.info.search.around_default:
+            default = getattr(defaults, name)
+            parameters[name] = Range(default / 10, default * 10, log=True)
+    parameters |= _declared_ranges(of_the_head_alone=False)
+    parameters["freeze_backbone_epochs"] = Range(0, min(3, defaults.epochs - 1), whole=True)
+    parameters["batch_size"] = Choice(batches)
     if features:
-        parameters = {name: value for name, value in parameters.items() if name not in OF_THE_BACKBONE}
-        parameters["drop_rate"] = Range(0.0, 0.5)
-    head = base.head or ""
-    kept = {name: value for name, value in parameters.items() if _matters(name, base.loss, head)}
-    return SearchSpace({name: value for name, value in kept.items() if len(value.grid()) > 1}, base)
+        parameters |= _declared_ranges(of_the_head_alone=True)
+        parameters = {name: value for name, value in parameters.items() if not OPTIONS[name].info.acts_on_backbone}
+    used = {name: value for name, value in parameters.items() if _is_used(name, base.loss, base.head or "")}
+    return SearchSpace({name: value for name, value in used.items() if len(value.grid()) > 1}, base)
+
+
+def _declared_ranges(*, of_the_head_alone: bool) -> dict[str, Range | Choice]:
+    searches = {name: option.info.search for name, option in OPTIONS.items()}
+    return {
+        name: Range(search.low, search.high, search.log)
+        for name, search in searches.items()
+        if search is not None and search.of_the_head_alone == of_the_head_alone
+        if search.low is not None and search.high is not None
+    }
 
 
 def read_space(path: Path, base: TrainConfig) -> SearchSpace:
-    """A search space from TOML: a table [search] of ranges and choices, and a table [fixed] of other options.
+    """Return a search space from TOML: a table [search] of ranges and choices, and a table [fixed] of other options.
 
         [search]
         lr = { range = [1e-5, 1e-2], log = true }
@@ -216,16 +185,18 @@ def read_space(path: Path, base: TrainConfig) -> SearchSpace:
     """
     searched, fixed = _tables(path)
     if not searched:
-        raise UserError(f"--search {path}: [search] names nothing to vary")
-    known = {option.name for option in fields(TrainConfig)} - _NOT_FIXED
+        raise UserError(f"--search {path}: [search] names no option to vary")
     for name in fixed:
-        if name not in known or name in searched:
+        if name not in _fixable() or name in searched:
             why = "is searched too" if name in searched else "cannot be fixed here; some options are flags of lmk-tune"
             raise UserError(f"--search {path}: [fixed] {name}: {why}")
-    _check_fixed(path, fixed)
+        if not _has_type(fixed[name], OPTIONS[name].type):
+            raise UserError(
+                f"--search {path}: [fixed] {name}: {fixed[name]!r} is not a value that {OPTIONS[name].flag} accepts"
+            )
     parameters = {name: _parameter(f"--search {path}: [search] {name}", name, v) for name, v in searched.items()}
-    of_some = {name: value for name, value in fixed.items() if name in _OF_SOME}
-    of_all = {name: value for name, value in fixed.items() if name not in _OF_SOME}
+    of_some = {name: value for name, value in fixed.items() if _is_of_some(OPTIONS[name])}
+    of_all = {name: value for name, value in fixed.items() if name not in of_some}
     try:
         space = SearchSpace(parameters, replace(base, **of_all), of_some)
         space.check()
@@ -233,14 +204,29 @@ def read_space(path: Path, base: TrainConfig) -> SearchSpace:
         raise UserError(f"--search {path}: {error}") from None
     losses, heads = (_values(space, name) for name in ("loss", "head"))
     for name in (*parameters, *of_some):
-        if not any(_matters(name, loss, head) for loss in losses for head in heads):
+        if not any(_is_used(name, loss, head) for loss in losses for head in heads):
             table = "search" if name in parameters else "fixed"
-            raise UserError(f"--search {path}: [{table}] {name}: does nothing to a loss of {', '.join(losses)}")
+            raise UserError(f"--search {path}: [{table}] {name}: has no effect with a loss of {', '.join(losses)}")
     return space
 
 
+def _fixable() -> set[str]:
+    """Return the options that every trial may be given the same value of."""
+    return {name for name, option in OPTIONS.items() if option.info.decides_training and not option.info.set_by_search}
+
+
+def _is_of_some(option: Option) -> bool:
+    """Return whether only some losses or heads use an option."""
+    return bool(option.info.losses or option.info.heads)
+
+
+def _is_used(name: str, loss: str, head: str) -> bool:
+    """Return whether a training with this loss and head ("" for the loss's default) uses an option."""
+    return OPTIONS[name].info.applies_to(loss, head or default_head(loss))
+
+
 def _tables(path: Path) -> list[dict[str, Any]]:
-    """What the tables [search] and [fixed] of a file hold, by the names of fields."""
+    """Return the tables [search] and [fixed] of a file, by the names of fields."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -249,47 +235,37 @@ def _tables(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"--search {path}: not TOML: {error}") from None
     if unknown := tables.keys() - {"search", "fixed"}:
         raise UserError(f"--search {path}: [{min(unknown)}] is neither [search] nor [fixed]")
-    found = []
+    by_field = []
     for name in ("search", "fixed"):
         table = tables.get(name, {})
         if not isinstance(table, dict):
             raise UserError(f"--search {path}: {name} is not a table; write [{name}] above its lines")
         for option in table:
             if "-" in option and option.replace("-", "_") in table:
-                raise UserError(f"--search {path}: [{name}] {option}: is there with _ too; leave one of them out")
-        found.append({option.replace("-", "_"): value for option, value in table.items()})
-    return found
+                raise UserError(f"--search {path}: [{name}] {option}: is given with _ too; leave one of them out")
+        by_field.append({option.replace("-", "_"): value for option, value in table.items()})
+    return by_field
 
 
-def _check_fixed(path: Path, fixed: dict[str, Any]) -> None:
-    types = get_type_hints(TrainConfig)
-    for name, value in fixed.items():
-        if not _fits(value, types[name]):
-            raise UserError(
-                f"--search {path}: [fixed] {name}: {value!r} is nothing that --{name.replace('_', '-')} takes"
-            )
-
-
-def _fits(value: object, wanted: Any) -> bool:
-    """Whether a value of TOML is of the type of an option."""
-    if get_origin(wanted) is Literal:
-        return value in get_args(wanted)
-    if get_origin(wanted) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(wanted))
-    if wanted is float:
-        return _is_number(value, whole=False)
-    return type(value) is wanted
+def _has_type(value: object, kind: Any) -> bool:
+    """Return whether a value of TOML is of the type of an option."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return _is_number(value, whole=False) if kind is float else type(value) is kind
 
 
 def _parameter(where: str, name: str, value: Any) -> Range | Choice:
-    if name in _CHOICES:
-        allowed = get_args(_CHOICES[name])
+    """Return what a line of [search] says. Raises UserError, which begins with `where`, if the option cannot be so."""
+    searchable = [option.name for option in OPTIONS.values() if option.info.search is not None]
+    if name not in searchable:
+        raise UserError(f"{where}: cannot be searched; these can: {', '.join(searchable)}")
+    kind = OPTIONS[name].type
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
         if not isinstance(value, list) or any(one not in allowed for one in value) or len(set(value)) < 2:
             raise UserError(f"{where}: must be a list of two or more of {', '.join(allowed)}")
         return Choice(tuple(dict.fromkeys(value)))
-    if name not in _FLOATS + _INTS:
-        raise UserError(f"{where}: cannot be searched; these can: {', '.join((*_FLOATS, *_INTS, *_CHOICES))}")
-    whole = name in _INTS
+    whole = kind is int
     if isinstance(value, list):
         if any(not _is_number(one, whole) for one in value) or len(set(value)) < 2:
             raise UserError(f"{where}: must be a list of two or more {'whole ' * whole}numbers")
@@ -308,18 +284,8 @@ def _range(where: str, value: Any, whole: bool) -> Range:
         raise UserError(f"{where}: {usage}")
     low, high = ends
     if low >= high or (log and low <= 0):
-        raise UserError(f"{where}: range {low}, {high}: must go up{', from above 0' if log else ''}")
+        raise UserError(f"{where}: range {low}, {high}: must ascend{', from above 0' if log else ''}")
     return Range(low if whole else float(low), high if whole else float(high), log, whole, points)
-
-
-def _matters(name: str, loss: str, head: str) -> bool:
-    if name == "ldam_max_margin":
-        return loss == "ldam"
-    if name == "label_smoothing":
-        return loss == "ce"
-    if name == "cosine_scale":
-        return (head or ("cosine" if loss == "ldam" else "linear")) == "cosine"
-    return True
 
 
 def _values(space: SearchSpace, name: str) -> list[str]:
@@ -327,12 +293,7 @@ def _values(space: SearchSpace, name: str) -> list[str]:
     return [str(value) for value in parameter.grid()] if parameter else [str(getattr(space.base, name) or "")]
 
 
-def _around(default: float) -> Range:
-    """A tenth of a default to ten times it."""
-    return Range(default / 10, default * 10, log=True)
-
-
 def _is_number(value: object, whole: bool) -> bool:
     if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
         return False
-    return abs(value) <= (2**53 if whole else sys.float_info.max)  # TOML's integers know no end
+    return abs(value) <= (2**53 if whole else sys.float_info.max)  # integers of TOML are not bounded

@@ -1,7 +1,7 @@
-"""One trial of a search, in a process of its own: `python -m lmk_train.trial SPEC`; it ends with its search.
+"""One trial of a search, in its own process: `python -m lmk_train.tuning.trial SPEC`; it ends with its search.
 
-SPEC is a JSON file with the trial's training configuration and the folder of features to train on, or null. The test
-split is not touched. Standard input is held open by the search: at its end the trial saves what it has and ends.
+SPEC is a JSON file with the training configuration of the trial and the folder of cached features, or null. The test
+split is not used. The search holds standard input open: when that closes, the trial saves a checkpoint and ends.
 """
 
 import json
@@ -15,30 +15,30 @@ from pathlib import Path
 
 from lmk_data.system.terminal import run_command
 from lmk_train.config.training import TrainConfig
-from lmk_train.runs.checkpoint import LAST, checkpoint_path
-from lmk_train.runtime.precision import running_out_in_a_line
+from lmk_train.runs.folder import RunFolder
+from lmk_train.runtime.precision import oom_as_training_error
 from lmk_train.training.loop import train
 
 
 def main(spec: Path) -> int:
-    """Train, or go on with the trial where its last checkpoint stands; returns an exit code as `lmk-train` does."""
-    threading.Thread(target=_end_with_the_search, daemon=True).start()
+    """Train a trial, or resume it from its last checkpoint; return an exit code as `lmk-train` does."""
+    threading.Thread(target=_stop_when_search_ends, daemon=True).start()
 
-    def run() -> None:
-        said = json.loads(spec.read_text())
-        config = TrainConfig.from_json(said["config"]).resolved()
-        assert config.out is not None
-        going_on = checkpoint_path(config.out, LAST).exists()
-        if config.out.exists() and not going_on:
-            shutil.rmtree(config.out)  # it was interrupted before its first checkpoint
-        features = None if said["features"] is None else Path(said["features"])
-        with running_out_in_a_line():
-            train(replace(config, resume=going_on), print, features=features, evaluate_test=False)
+    def train_trial() -> None:
+        described = json.loads(spec.read_text())
+        config = TrainConfig.from_json(described["config"])
+        run = config.resolved().out
+        resume = RunFolder(run).checkpoint("last").exists()
+        if run.exists() and not resume:
+            shutil.rmtree(run)  # the trial was interrupted before its first checkpoint
+        features = None if described["features"] is None else Path(described["features"])
+        with oom_as_training_error():
+            train(replace(config, resume=resume), print, features=features, evaluate_test=False)
 
-    return run_command("trial", run)
+    return run_command("trial", train_trial)
 
 
-def _end_with_the_search() -> None:
+def _stop_when_search_ends() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The trials of a search as processes: started where there is room, watched, told of, and stopped where poor."""
+"""Run the trials of a search as processes: start them, report their metrics to the experiment, stop poor ones."""
 
 import json
 import math
@@ -19,12 +19,11 @@ from lmk_data.system.files import write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
-from lmk_train.runs.folder import METRICS
+from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.tuning.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
 from lmk_train.tuning.space import Point, SearchSpace
 
-TRIALS, FEATURES = "trials", "features"
 _FAILURES_THAT_END = 5
 _SECONDS_BETWEEN_LOOKS = 0.1
 _INTERRUPTED = 130
@@ -32,10 +31,14 @@ _INTERRUPTED = 130
 
 @dataclass
 class Search:
-    """A search in progress; `num_before` of its trials are of earlier commands, `exhausted` once no point is left."""
+    """A search in progress.
+
+    `points` are those of a grid, None otherwise. `lock` is the descriptor of the folder's lock, which trials inherit.
+    `num_before` is the number of trials of earlier commands. `exhausted` is set once no new point is left.
+    """
 
     config: TuneConfig
-    out: Path
+    folder: SearchFolder
     space: SearchSpace
     experiment: Experiment
     points: list[Point] | None
@@ -45,14 +48,10 @@ class Search:
     num_before: int
     exhausted: bool = False
 
-    def run_of(self, number: int) -> Path:
-        """The run folder of a trial."""
-        return self.out / TRIALS / f"{number:03d}"
-
 
 @dataclass
 class _Child:
-    """The process of a trial and its log; `stopping` once the trial was found to be poor."""
+    """The process of a trial and its log; `stopping` is set once the trial was found to be poor."""
 
     trial: Trial
     slot: int
@@ -61,20 +60,20 @@ class _Child:
     stopping: bool = False
 
     def close(self) -> None:
-        """Let go of the process, which has ended."""
+        """Close the files of the process, which has ended."""
         self.log.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
 
 def run_trials(search: Search) -> None:
-    """Run trials, first those cut short by an earlier end, until the search has all it wants; none outlives this."""
+    """Run trials until the search has all it needs, interrupted ones first; no process outlives this call."""
     experiment, config = search.experiment, search.config
     slots = _slots(config)
-    for cut_short in experiment.trials():
-        # Its last epoch was told, and the search was killed before it ended the trial.
-        if cut_short.state == RUNNING and _is_poor(search, cut_short):
-            _end(search, cut_short, STOPPED)
+    for interrupted in experiment.trials():
+        # Its last epoch was reported, and the search was killed before it ended the trial.
+        if interrupted.state == RUNNING and _is_poor(search, interrupted):
+            _end(search, interrupted, STOPPED)
     waiting = [trial for trial in experiment.trials() if trial.state == RUNNING]
     children: list[_Child] = []
     ended = len(experiment.trials()) - len(waiting)
@@ -90,10 +89,10 @@ def run_trials(search: Search) -> None:
                     return
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 for child in list(children):
-                    if _look_after(search, child):
+                    if _update(search, child):
                         children.remove(child)
                         bar.update()
-                        bar.set_postfix_str(_so_far(search), refresh=False)
+                        bar.set_postfix_str(_best_so_far(search), refresh=False)
     finally:
         for child in children:
             child.process.terminate()
@@ -103,7 +102,7 @@ def run_trials(search: Search) -> None:
 
 
 def _slots(config: TuneConfig) -> list[dict[str, str]]:
-    """The environment of each trial that may run at once: a CUDA device of its own, or its share of the cores."""
+    """Return the environment of each trial that runs at once: its own CUDA device, or its share of the cores."""
     on_cuda = resolve_device(config.device).type == "cuda"
     devices = torch.cuda.device_count() if on_cuda else 0
     number = config.parallel or max(1, devices)
@@ -116,36 +115,36 @@ def _slots(config: TuneConfig) -> list[dict[str, str]]:
 
 
 def _next(search: Search) -> Trial | None:
-    """The next trial of the search, None if there is none."""
+    """Return the next trial of the search, None if there is none."""
     trials = search.experiment.trials()
     if search.exhausted or len(trials) >= search.num_trials:
         return None
     if search.points is not None:
         return search.experiment.attach(search.points[len(trials)])
     _check_failures(trials[search.num_before :])
-    found = search.experiment.ask()
-    if found is None:
+    trial = search.experiment.ask()
+    if trial is None:
         search.exhausted = True
-        search.announce(f"after {len(trials)} trials every point that is proposed was tried: the search ends")
-    return found
+        search.announce(f"after {len(trials)} trials every proposed point has been tried: the search ends")
+    return trial
 
 
 def _check_failures(trials: list[Trial]) -> None:
-    """Give up where nothing works: the first trials since the command began all failed at once, and all alike."""
+    """Raise TrainingError if the first trials of this command all failed before an epoch ended, for the same reason."""
     reasons = {trial.reason for trial in trials if trial.state == FAILED and not trial.values}
-    in_vain = all(trial.state == FAILED and not trial.values for trial in trials)
-    if len(trials) >= _FAILURES_THAT_END and in_vain and len(reasons) == 1:
+    all_failed = all(trial.state == FAILED and not trial.values for trial in trials)
+    if len(trials) >= _FAILURES_THAT_END and all_failed and len(reasons) == 1:
         raise TrainingError(f"the first {len(trials)} trials all failed with: {reasons.pop()}; --resume tries others")
 
 
 def _start(search: Search, trial: Trial, slot: int, environment: dict[str, str]) -> _Child:
-    run = search.run_of(trial.number)
+    folder = search.folder
+    run, spec = folder.trial(trial.number), folder.trial_spec(trial.number)
     run.parent.mkdir(exist_ok=True)
     config = replace(search.space.config(trial.point), out=run, quiet=True)
-    features = str(search.out / FEATURES) if search.config.cached_features else None
-    spec = run.with_suffix(".json")
+    features = str(folder.features) if search.config.cached_features else None
     write_bytes(spec, json.dumps({"config": config.json(), "features": features}, indent=2).encode() + b"\n")
-    log = open(run.with_suffix(".log"), "ab")  # noqa: SIM115 - closed when the trial ends
+    log = open(folder.trial_log(trial.number), "ab")  # noqa: SIM115 - closed when the trial ends
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "lmk_train.tuning.trial", str(spec)],
         stdin=subprocess.PIPE,
@@ -158,12 +157,12 @@ def _start(search: Search, trial: Trial, slot: int, environment: dict[str, str])
     return _Child(trial, slot, process, log)
 
 
-def _look_after(search: Search, child: _Child) -> bool:
-    """Tell what a trial has found since the last look, and stop it if it is poor; whether it has ended."""
+def _update(search: Search, child: _Child) -> bool:
+    """Report a trial's new epochs, stop it if it is poor, and return whether it has ended."""
     trial = child.trial
     code = child.process.poll()  # before its lines are read, so that none is missed
-    values = _values(search.run_of(trial.number), search.experiment.objective)
-    _tell(search, child, values)
+    values = _values(search.folder.trial(trial.number), search.experiment.objective)
+    _report(search, child, values)
     if code is None:
         return False
     child.close()
@@ -174,12 +173,15 @@ def _look_after(search: Search, child: _Child) -> bool:
     elif code == 0 and values:
         _end(search, trial, FAILED, "the objective is not finite")
     else:
-        _end(search, trial, FAILED, _reason(search.run_of(trial.number).with_suffix(".log"), code))
+        _end(search, trial, FAILED, _reason(search.folder.trial_log(trial.number), code))
     return True
 
 
-def _tell(search: Search, child: _Child, values: list[float]) -> None:
-    """Tell epoch by epoch and judge after each, and tell nothing after a poor one: when it was looked at is chance."""
+def _report(search: Search, child: _Child, values: list[float]) -> None:
+    """Report each new epoch to the experiment; stop the trial after the first epoch at which it is poor.
+
+    Later epochs of a poor trial are not reported, since how many there are by then is chance.
+    """
     trial, told = child.trial, len(child.trial.values)
     for epoch, value in enumerate(values[told:], start=told + 1):
         if child.stopping or not math.isfinite(value):
@@ -196,42 +198,42 @@ def _is_poor(search: Search, trial: Trial) -> bool:
 
 
 def _values(run: Path, objective: str) -> list[float]:
-    """The best of the objective after each finished epoch: what the trial would keep."""
+    """Return the best value of the objective up to each finished epoch, which is the one that the trial keeps."""
     try:
-        lines = (run / METRICS).read_text().splitlines()
+        lines = RunFolder(run).metrics.read_text().splitlines()
     except FileNotFoundError:
         return []
     values: list[float] = []
     for line in lines:
         try:
-            said = json.loads(line)
+            metrics = json.loads(line)
         except ValueError:
-            break  # it is being written
-        if said["kind"] == "epoch":
-            value = said[f"val_{objective}"]
+            break  # the line is being written
+        if metrics["kind"] == "epoch":
+            value = metrics[f"val_{objective}"]
             values.append(value if not values or better(value, values[-1], objective) else values[-1])
     return values
 
 
 def _reason(log: Path, code: int) -> str:
-    """Why a trial failed, in one line."""
+    """Return why a trial failed, in one line."""
     if code in (_INTERRUPTED, -signal.SIGTERM):
         return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and said nothing"
+    return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and printed nothing"
 
 
 def _end(search: Search, trial: Trial, state: str, reason: str = "") -> None:
     search.experiment.end(trial.number, state, reason)
     shown = ", ".join(f"{k} {_short(v)}" for k, v in search.space.meaningful(trial.point).items())
     objective = spelled(search.experiment.objective)
-    found = f"{objective} {trial.value:.4f}" if trial.value is not None and state != FAILED else reason
-    search.announce(f"trial {trial.number} {state}: {found} ({shown})")
+    outcome = f"{objective} {trial.value:.4f}" if trial.value is not None and state != FAILED else reason
+    search.announce(f"trial {trial.number} {state}: {outcome} ({shown})")
 
 
-def _so_far(search: Search) -> str:
+def _best_so_far(search: Search) -> str:
     best = best_trial(search.experiment.trials(), search.experiment.objective)
     return "" if best is None else f"best {best.value:.4f} of trial {best.number}"
 

@@ -1,39 +1,37 @@
-"""The search for hyper-parameters: begun or gone on with, and its winner tested once; `lmk-tune`."""
+"""Start or resume a search for hyper-parameters and test its best trial once; `lmk-tune`."""
 
-import fcntl
 import json
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import file_lock, write_bytes
 from lmk_train.config.commands import EvalConfig, TuneConfig
+from lmk_train.config.option import values_of
 from lmk_train.config.training import DEFAULTS, TrainConfig
 from lmk_train.data.features import SPLITS, compute_features
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.report import write_run_report
+from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.training.resume import MAY_CHANGE_ON_RESUME
-from lmk_train.tuning.experiment import Experiment, Trial, best_trial, import_ax
+from lmk_train.tuning.experiment import Experiment, Plan, Trial, best_trial, import_ax
 from lmk_train.tuning.report import write_search_report
-from lmk_train.tuning.space import OF_THE_BACKBONE, Point, SearchSpace, default_space, read_space
-from lmk_train.tuning.trials import FEATURES, Search, run_trials
+from lmk_train.tuning.space import OPTIONS, Point, SearchSpace, default_space, read_space
+from lmk_train.tuning.trials import Search, run_trials
 
-_SEARCH, _EXPERIMENT, _BEST, _LOCK = "search.json", "experiment.json", "best.json", ".lock"
 _DEFAULT_TRIALS, _LARGE_GRID = 20, 200
-_SECONDS_BETWEEN_LOOKS, _SECONDS_FOR_THE_LOCK = 0.1, 30.0
+_LOCK_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """How a search ended: its trials, the best of them and the command that trains it again, its test metrics (None
-    without a test split), and the report."""
+    """How a search ended: `command` trains the best trial again; `test` holds its test metrics, None without a test
+    split."""
 
     trials: list[Trial]
     best: Trial
@@ -43,10 +41,10 @@ class TuneResult:
 
 
 def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -> TuneResult:
-    """Search, or go on with a search, and evaluate the best trial on the test split.
+    """Start or resume a search, and evaluate the best trial on the test split.
 
-    `announce` is given a line about each trial that ends. Raises UserError for what does not work, TrainingError if
-    every one of the first trials fails, KeyboardInterrupt when interrupted: all that was found is kept.
+    `announce` is given one line about each trial that ends. Raises UserError for options or a dataset that do not work,
+    TrainingError if all of the first trials fail, KeyboardInterrupt when interrupted; finished trials are kept.
     """
     base = _base(config)
     with ShardedDataset.open(config.shards) as dataset:
@@ -58,27 +56,27 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
         identity = _identity(config, space, dataset)
     points = list(space.grid()) if config.strategy == "grid" else None
     num_trials = _num_trials(config, points)
-    out = config.out or Path("runs") / f"tune-{base.model}-{base.loss}"
-    _check_folder(out, config, identity)
-    import_ax()  # before anything is written: it may not be installed
-    with _locked(out) as lock:
-        _check_folder(out, config, identity)  # a search may have begun there while this one waited for the lock
-        experiment = _experiment(config, space, out, identity)
+    folder = SearchFolder(config.out or Path("runs") / f"tune-{base.model}-{base.loss}")
+    _check_folder(folder, config, identity)
+    import_ax()  # before anything is written, since it may not be installed
+    with _locked(folder) as lock:
+        _check_folder(folder, config, identity)  # a search may have started there while this one waited for the lock
+        experiment = _experiment(config, space, folder, identity)
         before = len(experiment.trials())
-        search = Search(config, out, space, experiment, points, num_trials, lock, announce, before)
+        search = Search(config, folder, space, experiment, points, num_trials, lock, announce, before)
         try:
             if config.cached_features:
-                compute_features(space.base.resolved(), out / FEATURES, announce)
+                compute_features(space.base.resolved(), folder.features, announce)
             run_trials(search)
             return _finish(search)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("give the same command with --resume to go on") from None
+            raise KeyboardInterrupt("give the same command with --resume to continue") from None
 
 
 def _base(config: TuneConfig) -> TrainConfig:
-    """What every trial has in common."""
+    """Return the configuration that all trials have in common."""
     model = config.model or "efficientnet-b0"
-    epochs = config.epochs or DEFAULTS[model].epochs
+    epochs = config.epochs or DEFAULTS[model]["epochs"]
     frozen: dict[str, Any] = {"freeze_backbone_epochs": epochs, "hflip": 0.0, "color_jitter": 0.0}
     return TrainConfig(
         config.shards,
@@ -89,7 +87,6 @@ def _base(config: TuneConfig) -> TrainConfig:
         device=config.device,
         workers=config.workers,
         cache=config.cache,
-        cache_gb=config.cache_gb,
         seed=config.seed,
         quiet=config.quiet,
         **(frozen if config.cached_features else {}),
@@ -97,26 +94,33 @@ def _base(config: TuneConfig) -> TrainConfig:
 
 
 def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig, dataset: ShardedDataset) -> None:
-    """Refuse what would fail in every trial, before the first one starts."""
+    """Raise UserError for what would fail in every trial, before the first one starts."""
     for name in ("model", "loss"):
         if name in space.parameters and getattr(config, name) is not None:
             raise UserError(f"--{name} {getattr(config, name)}: --search varies it; leave one of them out")
-    odd = [n for n in OF_THE_BACKBONE if n in space.parameters or getattr(space.base, n) != getattr(base, n)]
-    if config.cached_features and odd:
-        raise UserError(f"--cached-features: {min(odd)} does nothing to a frozen backbone's features; leave it out")
-    if config.cached_features and space.base.resolved().weights == "none":
-        raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
+    if config.cached_features:
+        _check_features(space, base)
     resolve_device(config.device)
     for split in SPLITS:
         if not dataset.num_samples(split):
             raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
     check_metric(f"--objective {config.objective}", config.objective, dataset)
     sizes = space.parameters.get("batch_size")
-    batch = max(map(int, sizes.ends())) if sizes else space.base.resolved().batch_size or 0
+    batch = max(map(int, sizes.ends())) if sizes else space.base.resolved().batch_size
     if batch > dataset.num_samples("train"):
         where = f"--search {config.search}" if config.search else f"--shards {config.shards}"
         images = f"{dataset.num_samples('train')} training images"
         raise UserError(f"{where}: batch size {batch}: more than the {images}; give a smaller batch_size in --search")
+
+
+def _check_features(space: SearchSpace, base: TrainConfig) -> None:
+    """Raise UserError for options that have no effect on a head that is trained on cached features."""
+    of_backbone = [name for name, option in OPTIONS.items() if option.info.acts_on_backbone]
+    given = [n for n in of_backbone if n in space.parameters or getattr(space.base, n) != getattr(base, n)]
+    if given:
+        raise UserError(f"--cached-features: {min(given)} has no effect on a frozen backbone's features; leave it out")
+    if space.base.resolved().weights == "none":
+        raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
 
 
 def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
@@ -130,9 +134,11 @@ def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:
 
 
 def _identity(config: TuneConfig, space: SearchSpace, dataset: ShardedDataset) -> dict[str, Any]:
-    """What makes a search the same search."""
+    """Return what must not change when the search is resumed."""
     described = space.json()
-    described["config"] = {k: v for k, v in described["config"].items() if k not in MAY_CHANGE_ON_RESUME - {"weights"}}
+    described["config"] = {
+        name: value for name, value in described["config"].items() if not OPTIONS[name].info.may_change_on_resume
+    }
     return {
         "strategy": config.strategy,
         "objective": config.objective,
@@ -143,17 +149,19 @@ def _identity(config: TuneConfig, space: SearchSpace, dataset: ShardedDataset) -
     }
 
 
-def _check_folder(out: Path, config: TuneConfig, identity: dict[str, Any]) -> None:
+def _check_folder(folder: SearchFolder, config: TuneConfig, identity: dict[str, Any]) -> None:
+    """Raise UserError if the search can neither start nor resume in the folder."""
+    out = folder.path
     if not config.resume:
-        if (out / _SEARCH).exists():
-            raise UserError(f"--out {out}: holds a search; go on with --resume or name another folder")
-        if out.exists() and (not out.is_dir() or not all(map(_is_of_a_start, out.iterdir()))):
+        if folder.description.exists():
+            raise UserError(f"--out {out}: holds a search; resume it with --resume or name another folder")
+        if out.exists() and (not out.is_dir() or not all(_is_of_a_start(folder, path) for path in out.iterdir())):
             raise UserError(f"--out {out}: is not empty; name another folder")
         return
     try:
-        earlier = json.loads((out / _SEARCH).read_bytes())
+        earlier = json.loads(folder.description.read_bytes())
     except (OSError, ValueError):
-        raise UserError(f"--resume: {out} has no search to go on with; leave --resume out to start") from None
+        raise UserError(f"--resume: {out} has no search to resume; leave --resume out to start") from None
     now = json.loads(json.dumps(identity))
     changed = [name for name in now if earlier.get(name) != now[name]]
     if "config" in changed:
@@ -163,64 +171,45 @@ def _check_folder(out: Path, config: TuneConfig, identity: dict[str, Any]) -> No
         raise UserError(f"--resume: {', '.join(changed)} changed; give the search's own settings, or another --out")
 
 
-def _is_of_a_start(path: Path) -> bool:
-    """Whether a search that died before search.json was there may have left it."""
-    return path.name in (_LOCK, _EXPERIMENT) or path.suffix == ".tmp"
+def _is_of_a_start(folder: SearchFolder, path: Path) -> bool:
+    """Return whether a search that was killed before it wrote search.json may have left a file."""
+    return path in (folder.lock, folder.experiment) or path.suffix == ".tmp"
 
 
-def _experiment(config: TuneConfig, space: SearchSpace, out: Path, identity: dict[str, Any]) -> Experiment:
-    """The experiment of the folder, begun or gone on with; search.json, written last, makes it one."""
-    path, epochs = out / _EXPERIMENT, space.base.epochs or 1
+def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, identity: dict[str, Any]) -> Experiment:
+    """Start or resume the experiment of a folder; search.json is written last and makes it a search."""
+    path = folder.experiment
+    plan = Plan(space, config.objective, config.strategy, config.seed, space.base.epochs or 1)
     if config.resume:
-        return Experiment.load(path, space, config.objective, config.seed, epochs)
-    experiment = Experiment.new(path, space, config.objective, config.strategy, config.seed, epochs)
-    write_bytes(out / _SEARCH, json.dumps(identity, indent=2).encode() + b"\n")
+        return Experiment.load(path, plan)
+    experiment = Experiment.new(path, plan)
+    write_bytes(folder.description, json.dumps(identity, indent=2).encode() + b"\n")
     return experiment
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[int]:
-    """Hold the search's folder; its trials inherit the lock, so it is free only when the last of them has ended."""
-    out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
-    with open(out / _LOCK, "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"--out {out}: another lmk-tune or a trial of it is at work there") from None
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-        yield file.fileno()
+def _locked(folder: SearchFolder) -> Iterator[int]:
+    """Lock a search's folder and yield the descriptor; trials inherit it, so the lock ends with the last of them."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    busy = f"--out {folder.path}: another lmk-tune or a trial of it is at work there"
+    with file_lock(folder.lock, wait_seconds=_LOCK_WAIT_SECONDS, busy=busy) as descriptor:
+        yield descriptor
 
 
 def _finish(search: Search) -> TuneResult:
-    """Evaluate the winner on the test split, unless it was, and write best.json and the report."""
+    """Evaluate the best trial on the test split, unless that is done, and write best.json and the report.
+
+    Raises TrainingError if no trial finished.
+    """
     config, trials = search.config, search.experiment.trials()
     best = best_trial(trials, config.objective)
     if best is None:
         why = next((trial.reason for trial in reversed(trials) if trial.reason), "every one was stopped")
         raise TrainingError(f"none of {len(trials)} trials finished: {why}")
-    run, test = search.run_of(best.number), None
-    with ShardedDataset.open(config.shards) as dataset:
-        if dataset.num_samples("test"):
-            if not (run / "eval-test.json").exists():
-                evaluate_run(
-                    EvalConfig(
-                        run,
-                        shards=config.shards,
-                        device=config.device,
-                        workers=config.workers,
-                        cache=config.cache,
-                        cache_gb=config.cache_gb,
-                        quiet=config.quiet,
-                    )
-                )
-                write_run_report(run, dataset, "test")
-            test = json.loads((run / "eval-test.json").read_text())
+    run = search.folder.trial(best.number)
+    test = _test_metrics(run, config)
     command = training_command(search.space.config(best.point))
-    found = {
+    described = {
         "trial": best.number,
         "run": str(run),
         config.objective: best.value,
@@ -228,18 +217,38 @@ def _finish(search: Search) -> TuneResult:
         "command": command,
         "test": test,
     }
-    write_bytes(search.out / _BEST, json.dumps(found, indent=2).encode() + b"\n")
-    report = write_search_report(search.out, search.experiment, search.space, trials, best, command, test)
+    write_bytes(search.folder.best, json.dumps(described, indent=2).encode() + b"\n")
+    report = write_search_report(search.folder.path, search.experiment, search.space, trials, best, command, test)
     return TuneResult(trials, best, command, test, report)
 
 
+def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None] | None:
+    """Return the test metrics of a run, evaluated unless they are there; None without a test split."""
+    evaluation = RunFolder(run).evaluation("test")
+    with ShardedDataset.open(config.shards) as dataset:
+        if not dataset.num_samples("test"):
+            return None
+        if not evaluation.exists():
+            evaluate_run(
+                EvalConfig(
+                    run,
+                    shards=config.shards,
+                    device=config.device,
+                    workers=config.workers,
+                    cache=config.cache,
+                    quiet=config.quiet,
+                )
+            )
+            write_run_report(run, dataset, "test")
+    metrics: dict[str, float | int | None] = json.loads(evaluation.read_text())
+    return metrics
+
+
 def training_command(config: TrainConfig) -> str:
-    """The `lmk-train` command of a configuration, ready to paste: what differs from the defaults."""
+    """Return the `lmk-train` command of a configuration, ready to paste: the options that differ from the defaults."""
     words = ["lmk-train", "--shards", config.shards]
-    left_out = {"shards", "out", "resume", "quiet", "device", "workers", "cache", "cache_gb"}
-    for field in fields(TrainConfig):
-        value = getattr(config, field.name)
-        if field.name not in left_out and (value != field.default or field.name in ("model", "loss")):
-            flag = f"--{field.name.replace('_', '-')}"
-            words += [flag] if value is True else [flag, str(value)]
+    values = values_of(config)
+    for name, option in OPTIONS.items():
+        if option.info.decides_training and (values[name] != option.default or name in ("model", "loss")):
+            words += [option.flag] if values[name] is True else [option.flag, str(values[name])]
     return shlex.join(words)

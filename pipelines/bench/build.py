@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.dataset.format import Recipe, Resized
+from lmk_data.dataset.format import Resized
+from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 
 _CLASSES = 200
 _PSNR_PHOTOS = 60
 _BUILD = (
-    "import sys; from lmk_data.build import BuildOptions, build; from lmk_data.dataset.format import Recipe\n"
+    "import sys; from lmk_data.build import BuildOptions, build; from lmk_data.options import Recipe\n"
     "build(BuildOptions([sys.argv[1] + '/train'], sys.argv[1] + '/train.csv', sys.argv[2],"
     " recipe=Recipe(fit=sys.argv[3]), workers=int(sys.argv[4]), quiet=True))"
 )

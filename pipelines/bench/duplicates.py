@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.dataset.format import Recipe, Resized
+from lmk_data.dataset.format import Resized
+from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.views.duplicates import MAX_DISTANCE, look_alike, near_pairs, small_picture
 

@@ -17,16 +17,21 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from lmk_data.build.plan import Plan, PlanRule, make_plan
-from lmk_data.build.publish import BuiltShard, Publication, publish
-from lmk_data.dataset.format import SPLITS, Recipe, receipt_schema, recipe_json
+from lmk_data.build.output import writing
+from lmk_data.build.plan import Plan, make_plan
+from lmk_data.build.publish import BuiltShard, Publication, write_tables
+from lmk_data.dataset.format import SPLITS, PlanEntry, SourceEntry, receipt_schema, recipe_json
+from lmk_data.dataset.manifest import Provenance
+from lmk_data.options import PlanRule, Recipe
 from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
 from lmk_data.system.storage import open_folder
@@ -40,31 +45,36 @@ def make_dataset(labels_path: str, out: Path, near: float) -> None:
     """Publish a dataset of the size of the label table, with shards that are mostly holes."""
     labels = read_labels(labels_path)
     plan = make_plan(labels.frame, PlanRule())
-    shards = []
-    for split in SPLITS:
-        rows = plan.samples[plan.samples["split"] == split]
-        for number in range(plan.num_shards[split]):
-            pictures = _pictures(SPLITS.index(split), number)
-            shards.append(_made_up_shard(rows[rows["shard"] == number], split, number, pictures, near))
-            path = out / shards[-1].name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(b"".join(pictures))
-                file.truncate(shards[-1].num_bytes)
-    publish(open_folder(out), _publication(plan, labels.source), shards)
+    provenance = _provenance(plan, labels.source)
+    publication = Publication(provenance, plan.counts, plan.classes, plan.dropped)
+    with writing(open_folder(out), overwrite=True) as output:
+        output.begin(provenance)
+        shards = [shard for split in SPLITS for shard in _write_shards(plan, split, out, near)]
+        output.publish(write_tables(output.folder, publication, shards))
 
 
-def _publication(plan: Plan, source: dict[str, object]) -> Publication:
-    return Publication(
+def _write_shards(plan: Plan, split: str, out: Path, near: float) -> Iterator[BuiltShard]:
+    """Write the shards of a split: a few pictures each, then a hole of the right size."""
+    rows = plan.samples[plan.samples["split"] == split]
+    for number in range(plan.num_shards[split]):
+        pictures = _pictures(SPLITS.index(split), number)
+        shard = _made_up_shard(rows[rows["shard"] == number], split, number, pictures, near)
+        path = out / shard.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"".join(pictures))
+            file.truncate(shard.num_bytes)
+        yield shard
+
+
+def _provenance(plan: Plan, source: dict[str, object]) -> Provenance:
+    return Provenance(
         fingerprint="0" * 64,
+        source=cast(SourceEntry, source),
+        plan=cast(PlanEntry, plan.json()),
+        recipe=recipe_json(Recipe(), encoder()),
         title="Made up, at full scale",
         license="",
-        source=source,
-        plan=plan.json(),
-        recipe=recipe_json(Recipe(), encoder()),
-        counts=plan.counts,
-        classes=plan.classes,
-        dropped=plan.dropped,
     )
 
 

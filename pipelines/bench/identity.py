@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from lmk_train.runs.folder import RunFolder
+
 _DIALECTS = ("wids", "timm", "dali", "energon", "croissant")
 _TRAININGS = {
     "resnet32": ("--weights", "none", "--epochs", "2", "--batch-size", "32", "--drw-start", "0.5"),
@@ -77,14 +79,15 @@ def _hashes(folder: Path, name: str) -> dict[str, str]:
 
 def _training(run: Path, name: str) -> dict[str, Any]:
     """The lines of metrics.jsonl without times, the test metrics, and the sha256 of the weights at the end."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    folder = RunFolder(run)
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     found: dict[str, Any] = {
         f"{name} metrics line {number}": {key: value for key, value in line.items() if key not in _UNREPEATABLE}
         for number, line in enumerate(lines)
     }
-    evaluation = json.loads((run / "eval-test.json").read_bytes())
+    evaluation = json.loads(folder.evaluation("test").read_bytes())
     found[f"{name} eval-test"] = {key: value for key, value in evaluation.items() if key not in _UNREPEATABLE}
-    state = torch.load(run / "checkpoints" / "last.pt", map_location="cpu", weights_only=True)
+    state = torch.load(folder.checkpoint("last"), map_location="cpu", weights_only=True)
     digest = hashlib.sha256()
     for key, value in sorted(state["model"].items()):
         digest.update(key.encode() + value.contiguous().numpy().tobytes())

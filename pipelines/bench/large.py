@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmk_data.dataset.format import Recipe, Resized
+from lmk_data.dataset.format import Resized
+from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from pipelines.bench.build import copied, link_tree, run
 from pipelines.bench.kernels import pillow

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
+from lmk_data.options import PlanRule
 from lmk_data.sources import stores
 from pipelines.bench.build import copied, link_tree
 

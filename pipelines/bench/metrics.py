@@ -19,10 +19,11 @@ import numpy as np
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
-from lmk_train.evaluation.metrics import TOP_K, Predictions, confusion, summarize
+from lmk_train.evaluation.metrics import confusion, summarize
+from lmk_train.evaluation.predictions import TOP_K, Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.classes import Classes
-from lmk_train.runs.folder import CONFIG, METRICS
+from lmk_train.runs.folder import RunFolder
 
 
 def made_up(dataset: ShardedDataset) -> Predictions:
@@ -59,14 +60,14 @@ def main() -> None:
         measure("every metric", lambda: summarize(predictions, classes.train_counts))
         measure("sparse confusion matrix", lambda: confusion(predictions, dataset.num_classes))
         metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
-        nothing = predictions.rows(np.zeros(len(predictions.targets), dtype=bool))
+        nothing = predictions.select(np.zeros(len(predictions.targets), dtype=bool))
         evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, [])
         measure("all files of the evaluation", lambda: write_evaluation(run, evaluation, classes))
         config = TrainConfig(str(arguments.full), run).resolved()
-        (run / CONFIG).write_text(json.dumps(config.json()))
-        (run / METRICS).write_text("")
+        RunFolder(run).config.write_text(json.dumps(config.json()))
+        RunFolder(run).metrics.write_text("")
         measure("report", lambda: write_run_report(run, dataset, "test"))
-        print(f"\nThe report has {(run / 'report' / 'index.html').stat().st_size / 1e6:.1f} MB.")
+        print(f"\nThe report has {RunFolder(run).report().stat().st_size / 1e6:.1f} MB.")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
@@ -31,7 +32,8 @@ from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import Cache
 from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.data.order import batch_picks, epoch_order, num_batches
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 from lmk_train.models.registry import Normalization
 
 BATCH = 64
@@ -94,12 +96,11 @@ def memory(data: Path, stage: str, workers: int) -> Batches:
 
 def lmk(data: Path, stage: str, workers: int, start: float = 0.0, ahead: bool = False) -> Batches:
     """Read with this project; without workers, one decoding thread shares the core with everything else."""
-    reader, order = _split_reader(data)
-    if ahead:
-        reader.expect(order)
+    reader, order = _split_reader(data, SplitReader if ahead else _WithoutReadAhead)
     steps = num_batches(len(order), BATCH, drop_last=True)
     batches = (batch_picks(order, step, BATCH) for step in range(int(start * steps), steps))
     if stage == "raw":
+        reader.expect(order)
         for picks in batches:
             yield len(list(reader.read(picks)))
         return
@@ -112,8 +113,13 @@ def lmk(data: Path, stage: str, workers: int, start: float = 0.0, ahead: bool = 
             yield len(batch.labels)
 
 
-def _split_reader(data: Path) -> tuple[SplitReader, Any]:
-    reader = SplitReader(ShardedDataset.open(data), "train", Cache(data / "cache", 0))
+class _WithoutReadAhead(SplitReader):
+    def expect(self, picks: NDArray[np.int64]) -> None:
+        """Do not read ahead."""
+
+
+def _split_reader(data: Path, kind: type[SplitReader] = _WithoutReadAhead) -> tuple[SplitReader, NDArray[np.int64]]:
+    reader = kind(ShardedDataset.open(data), "train", Cache(data / "cache", 0))
     return reader, epoch_order(reader.labels, reader.shard_of_row, _SEED, 0)
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
+from lmk_data.options import PlanRule
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import evaluate_run
 from lmk_train.evaluation.metrics import ClassCounts
+from lmk_train.runs.folder import RunFolder
 from lmk_train.training.loop import train
 
 _LOSSES = ("ce", "ldam")
@@ -33,7 +34,7 @@ def judged(run: Path) -> tuple[float, float]:
     tables = []
     for split in ("val", "test"):
         evaluate_run(EvalConfig(run, split=split, checkpoint="last", quiet=True))
-        tables.append(pd.read_parquet(run / f"predictions-{split}.parquet"))
+        tables.append(pd.read_parquet(RunFolder(run).predictions(split)))
     both = pd.concat(tables)
     targets, predicted = both["target"].to_numpy(np.int64), both["label_1"].to_numpy(np.int64)
     counts = ClassCounts.of(targets, predicted, int(max(targets.max(), predicted.max())) + 1)

@@ -26,9 +26,10 @@ from lmk_train.data.stream import Batch
 from lmk_train.models.heads import CosineHead
 from lmk_train.models.registry import build_model, set_bn_momentum
 from lmk_train.runtime.precision import Precision, resolve_device
-from lmk_train.runtime.world import ALONE
+from lmk_train.runtime.world import SINGLE
 from lmk_train.training.assembly import make_criterion, make_trainer
-from lmk_train.training.loop import batch_stream, micro_batches, training_step
+from lmk_train.training.loop import training_step
+from lmk_train.training.profile_input import endless_batches
 
 _WARM_UP = 2
 _STEPS_WITH_READER = 4  # in a row: a single step would take a batch that was decoded before it started
@@ -62,13 +63,18 @@ def reader_against_fixed_batch(
     dataset: Path, model: str, batch_size: int, pairs: int, device: torch.device
 ) -> tuple[float, float, float]:
     """Return `median_ratio` of the training step with the reader against one batch in memory."""
-    config = TrainConfig(str(dataset), Path("none"), model=model, weights="none", batch_size=batch_size, epochs=1000)  # type: ignore[arg-type]
-    config = config.resolved()
-    assert config.out is not None
+    config = TrainConfig(
+        str(dataset),
+        Path("none"),
+        model=model,  # type: ignore[arg-type]
+        weights="none",
+        batch_size=batch_size,
+        epochs=1000,
+        device=device.type,  # type: ignore[arg-type]
+    ).resolved()
     with ShardedDataset.open(dataset) as opened:
-        trainer = make_trainer(config, config.out, opened, device, ALONE, lambda _: None)
-        epochs = (picks for epoch in range(1000) for picks in micro_batches(trainer, epoch, 0))
-        with closing(batch_stream(trainer)(epochs)) as batches:
+        trainer = make_trainer(config, opened, SINGLE, lambda _: None)
+        with closing(endless_batches(trainer)) as batches:
             one = next(batches)
             fixed = repeat(Batch(one.pixels.clone(), one.labels.clone(), one.picks))
 
@@ -125,7 +131,7 @@ def main() -> None:
 
     pictures = torch.randn(size, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
     targets = torch.randint(0, 1000, (size,), device=device)
-    ours = build_model("efficientnet-b0", 1000, head="linear", scale=None, picture_size=224, drop_rate=0.2)
+    ours = build_model(TrainConfig("none", model="efficientnet-b0", head="linear", drop_rate=0.2).resolved(), 1000, 224)
     theirs = efficientnet_b0(weights=None, stochastic_depth_prob=0.2)
     set_bn_momentum(ours, 0.1)
     steps = [

@@ -1,5 +1,6 @@
-"""Command lines of `lmk-shard` that are refused, and dry runs."""
+"""Command lines of `lmk-shard`: what they parse to, which are refused, and dry runs."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions
-from lmk_data.cli import main
+from lmk_data.cli import main, parse
+from lmk_data.errors import UserError
+from lmk_data.options import Build, PlanRule, Recipe, Selection, Subset
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]
@@ -38,6 +41,12 @@ def refusals(options: BuildOptions, tmp_path: Path) -> dict[str, tuple[list[str]
         "top": ([*good, "--top", "0"], "--top 0"),
         "split": ([*good, "--split", "0.5", "0.2", "0.2"], "must sum to 1"),
         "size": ([*good, "--size", "0"], "--size 0"),
+        "quality": ([*good, "--quality", "101"], "--quality 101: must be from 1 to 100"),
+        "seed": ([*good, "--seed", "-1"], "--seed -1: must be from 0 to 2^63 - 1"),
+        "rejected": ([*good, "--max-rejected", "2"], "--max-rejected 2.0: must be from 0 to 1"),
+        "workers": ([*good, "--scheduler", "tcp://x:1", "--workers", "2"], "--workers 2: is for one machine"),
+        "dask": ([*good, "--engine", "dask"], "--engine dask needs --scheduler ADDRESS"),
+        "local": ([*good, "--engine", "local", "--scheduler", "tcp://x:1"], "--engine local contradicts --scheduler"),
         "min": ([*good, "--min-samples", "1000"], "leaves no class"),
         "version": (["report", str(tmp_path / "future")], "format version 2, this lmk reads 1"),
         "unfinished": (["report", str(tmp_path / "full")], "not a dataset"),
@@ -56,6 +65,12 @@ def refusals(options: BuildOptions, tmp_path: Path) -> dict[str, tuple[list[str]
         "top",
         "split",
         "size",
+        "quality",
+        "seed",
+        "rejected",
+        "workers",
+        "dask",
+        "local",
         "min",
         "version",
         "unfinished",
@@ -76,12 +91,76 @@ def test_mistakes_are_one_line_and_exit_1(
     assert hashes(tmp_path) == before, "nothing lost, nothing half-written"
 
 
-def test_command_lines_that_do_not_parse_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["build", "--frobnicate"], ["nonsense"], ["build", "--fit", "stretch"], ["build", "--top", "many"]):
-        with pytest.raises(SystemExit) as exit_info:
-            main(words)
-        assert exit_info.value.code == 2
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "build --frobnicate",
+        "build --fit stretch",
+        "build --top many",
+        "build --engine spark",
+        "build --filter box",  # a field of Recipe that is no option
+        "build --rule.top 3",
+        "build --plan.top 3",
+        "subset x",
+        "subset x --out y --selection.top 3",
+    ],
+)
+def test_command_lines_that_do_not_parse_exit_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(line.split())
+    assert exit_info.value.code == 2
     capsys.readouterr()
+
+
+def test_a_command_line_is_the_options_that_the_work_takes() -> None:
+    assert parse(["build"]) == Build(BuildOptions())
+    line = "build --images a b --out o --top 3 --split 0.5 0.25 0.25 --fit pad --size 96 --title t --workers 2 --quiet"
+    rule, recipe = PlanRule(top=3, split=(0.5, 0.25, 0.25)), Recipe(size=96, fit="pad")
+    expected = BuildOptions(["a", "b"], "train.csv", "o", rule, recipe, title="t", workers=2, quiet=True)
+    assert parse([*line.split(), "--no-report"]) == Build(expected, no_report=True)
+    chosen = parse(["subset", "x", "--out", "y", "--top", "3", "--drop-duplicates", "near", "--classes", "mine.csv"])
+    assert isinstance(chosen, Subset)
+    assert (chosen.selection, chosen.classes) == (Selection(top=3, drop_duplicates="near"), "mine.csv")
+
+
+def test_the_old_spelling_of_a_cluster_still_parses() -> None:
+    for words in (["--scheduler", "tcp://x:1"], ["--engine", "dask", "--scheduler", "tcp://x:1"]):
+        command = parse(["build", *words])
+        assert isinstance(command, Build)
+        assert command.options == BuildOptions(scheduler="tcp://x:1")
+    for words in ([], ["--engine", "local"]):
+        command = parse(["build", *words])
+        assert isinstance(command, Build)
+        assert command.options == BuildOptions()
+    with pytest.raises(UserError, match="needs --scheduler"):
+        parse(["build", "--engine", "dask"])
+
+
+def test_a_build_without_a_report(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = options()
+    assert main(command(chosen, "--no-report")) == 0
+    said = capsys.readouterr().out
+    assert (Path(chosen.out) / "dataset.json").exists()
+    assert not (Path(chosen.out) / "report").exists()
+    assert "report: " not in said
+    assert said.endswith(f"next: lmk-train --shards {chosen.out}\n")
+
+
+def test_a_reader_that_stops_early_ends_the_program_without_a_line() -> None:
+    """As `lmk-shard --help | head -1`: the pipe is closed before anything is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "lmk_data.cli", "--help"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_command_line_starts_without_heavy_libraries() -> None:
+    heavy = "{'numpy', 'pandas', 'pyarrow', 'fsspec', 'joblib', 'PIL', 'torch', 'jinja2', 'matplotlib'}"
+    check = f"import sys, lmk_data.cli; lmk_data.cli.parse(['build']); print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
 def test_dry_run_needs_only_the_labels(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

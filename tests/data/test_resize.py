@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmk_data.dataset.format import REJECT_REASONS, Fit, Recipe, Rejection, Resized
+from lmk_data.dataset.format import REJECT_REASONS, Rejection, Resized
+from lmk_data.options import Fit, Recipe
 from lmk_data.resize import accepted_formats, encoder, resize_image
 
 RECIPE = Recipe()
@@ -168,7 +169,7 @@ def test_hostile_files_end_where_they_belong(shared: Path, capfd: pytest.Capture
 def test_hostile_files_take_little_memory(shared: Path) -> None:
     """A bomb is refused by its header: the peak of a process that meets all of them stays small."""
     program = (
-        "import re, sys, warnings; from pathlib import Path; from lmk_data.dataset.format import Recipe\n"
+        "import re, sys, warnings; from pathlib import Path; from lmk_data.options import Recipe\n"
         "from lmk_data.resize import resize_image\n"
         "warnings.simplefilter('ignore')\n"
         "files = [p for p in sorted(Path(sys.argv[1]).rglob('*')) if p.is_file()]\n"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -176,6 +177,21 @@ def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
     assert f"'landmark_id': {expected.guesses[0].landmark_id}" in capsys.readouterr().out
 
 
+def test_pictures_of_a_remote_dataset_are_fetched_into_the_cache_that_was_named(
+    small_run: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{dataset_path}/", "/exported/shards/", recursive=True)
+    cache, out = tmp_path / "cache", tmp_path / "model.pt2"
+    command = [str(small_run), "--to", "torch", "--out", str(out), "--shards", "memory://exported/shards"]
+    try:
+        assert export_main([*command, "--cache", str(cache), "--quiet"]) == 0
+    finally:
+        memory.rm("/exported", recursive=True)
+    assert list(cache.rglob("*.tar"))
+    assert out.exists()
+
+
 def test_a_run_without_its_dataset_is_checked_on_noise_and_says_so(
     dataset_path: Path, full_size: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +201,7 @@ def test_a_run_without_its_dataset_is_checked_on_noise_and_says_so(
     shutil.rmtree(gone)
     command = [str(run), "--to", "torch", "--out", str(out)]
     assert export_main(command) == 0
-    assert "noise, since the dataset of the run is not there any more" in capsys.readouterr().out
+    assert "noise, since the dataset of the run cannot be read any more" in capsys.readouterr().out
     out.unlink()
     for shards, said in ((gone, "no such file"), (full_size, "its pictures have 224 pixels, those of the run 32")):
         assert export_main([*command, "--shards", str(shards)]) == 1

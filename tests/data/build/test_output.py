@@ -1,4 +1,4 @@
-"""Which output folders a build accepts."""
+"""Which output folders a build accepts, and what stays there."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.output import begin
+from lmk_data.build.output import writing
 from lmk_data.build.plan import PlanRule
-from lmk_data.build.shard import read_receipt_table, write_shard
+from lmk_data.build.shard import ShardPlace, read_receipt_table, write_shard
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import Recipe
+from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, DatasetError, UserError
-from lmk_data.system.storage import open_folder
+from lmk_data.system.files import file_lock
+from lmk_data.system.storage import LOCK, Folder, open_folder
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]
@@ -39,6 +41,11 @@ def test_a_damaged_manifest_is_refused_and_overwritten(options: Options, tmp_pat
     assert hashes(tmp_path / "shards") == expected
 
 
+def begin(out: Folder, fingerprint: str, *, overwrite: bool = False) -> None:
+    with writing(out, overwrite=overwrite) as output:
+        output.begin(Provenance(fingerprint, {}, {}, {}, title="", license=""))
+
+
 @pytest.mark.parametrize("begun_at", ["start", "end"])
 def test_a_task_of_a_build_that_was_given_up_replaces_nothing(begun_at: str) -> None:
     """A worker that heard of nothing goes on with it, while the folder holds another build already."""
@@ -47,8 +54,8 @@ def test_a_task_of_a_build_that_was_given_up_replaces_nothing(begun_at: str) -> 
     published: dict[str, bytes] = {}
 
     def another_build() -> None:
-        begin(out, {"fingerprint": "another"}, overwrite=True)
-        write_shard(out, "train", 0, "another", [dict(row)], iter([b"another picture"]))
+        begin(out, "another", overwrite=True)
+        write_shard(ShardPlace(out, "train", 0, "another"), [row], [b"another picture"])
         published.update(
             {name: out.read(name) for folder in ("shards/train", ".build/receipts") for name in out.sizes(folder)}
         )
@@ -58,11 +65,11 @@ def test_a_task_of_a_build_that_was_given_up_replaces_nothing(begun_at: str) -> 
             another_build()
         yield b"picture"
 
-    begin(out, {"fingerprint": "this one"}, overwrite=False)
+    begin(out, "this one")
     if begun_at == "start":
         another_build()
     with pytest.raises(BuildError, match="another build began there"):
-        write_shard(out, "train", 0, "this one", [dict(row)], pictures())
+        write_shard(ShardPlace(out, "train", 0, "this one"), [row], pictures())
     assert len(published) == 2
     assert {name: out.read(name) for name in published} == published
     with pytest.raises(DatasetError, match="the receipt of another build"):
@@ -70,11 +77,39 @@ def test_a_task_of_a_build_that_was_given_up_replaces_nothing(begun_at: str) -> 
 
 
 def test_second_build_in_a_folder_is_refused(options: Options, tmp_path: Path) -> None:
-    import fcntl
-
     (tmp_path / "shards" / ".build").mkdir(parents=True)
-    with open(tmp_path / "shards" / ".build" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another build is at work"):
-            build(options())
+    with (
+        file_lock(tmp_path / "shards" / LOCK, wait_seconds=0),
+        pytest.raises(UserError, match="another build is at work"),
+    ):
+        build(options())
     build(options())
+
+
+def test_a_command_that_wrote_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
+    existing = tmp_path / "existing"
+    existing.mkdir()
+    for folder in (existing, tmp_path / "new" / "shards"):
+        with writing(open_folder(folder), overwrite=False):
+            assert (folder / LOCK).exists()
+        assert not (folder / ".build").exists()
+    assert existing.exists()
+    assert not (tmp_path / "new" / "shards").exists()
+
+
+def test_rows_given_to_a_shard_are_not_changed() -> None:
+    out = open_folder("memory://rows-not-changed")
+    begin(out, "f")
+    written = {"key": "a", "label": 0, "landmark_id": 1, "source": "a", "original_width": 8, "original_height": 9}
+    rejected = {"key": "b", "label": 0, "landmark_id": 1, "source": "b", "reason": "empty", "detail": "no bytes"}
+    rows = [rejected, written]
+    before = [dict(row) for row in rows]
+    receipt = write_shard(ShardPlace(out, "train", 0, "f"), rows, [b"picture"])
+    assert rows == before
+    assert (receipt.num_planned, receipt.num_samples, receipt.reasons) == (2, 1, {"empty": 1})
+    table = read_receipt_table(out, "train", 0, "f").to_pylist()
+    assert [(row["key"], row["position"], row["reason"]) for row in table] == [("b", None, "empty"), ("a", 0, None)]
+    offset, size = table[1]["jpg_offset"], table[1]["jpg_size"]
+    assert out.read_range(receipt.name, offset, size) == b"picture"
+    with pytest.raises(ValueError, match="zip"):
+        write_shard(ShardPlace(out, "train", 0, "f"), rows, [b"picture", b"of no row"])

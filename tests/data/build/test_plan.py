@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmk_data.build.plan import PlanRule, keyed_hash, make_plan, split_counts
+from lmk_data.build.plan import keyed_hash, make_plan, split_counts
 from lmk_data.errors import UserError
+from lmk_data.options import PlanRule
 
 RATIOS = st.sampled_from(
     [(0.72, 0.18, 0.1), (0.8, 0.1, 0.1), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0.33)]

@@ -10,9 +10,9 @@ import pytest
 
 from lmk_data.errors import UserError
 from lmk_data.sources.archives import Member, scan_archive
-from lmk_data.sources.members import MEMBERS_TABLE, read_members
+from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
-from lmk_data.system.storage import LocalFolder
+from lmk_data.system.storage import MEMBERS_TABLE, LocalFolder
 from tests.data.sources.packed import write_tar
 
 

@@ -46,7 +46,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
         monkeypatch.setattr(MemoryFileSystem, operation, fails)
         return calls
 
-    monkeypatch.setattr("lmk_data.system.storage._REMOTE_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr("lmk_data.system.remote._PAUSES_SECONDS", (0.001,) * 3)
     return fail
 
 

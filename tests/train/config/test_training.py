@@ -21,7 +21,7 @@ def test_a_metric_of_no_class_is_refused_before_anything_is_written(config: Conf
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--cosine-scale", "20", "--loss", "ce"], "a linear head's logits are not scaled"),
+        (["--cosine-scale", "20", "--loss", "ce"], "--cosine-scale goes with --head cosine, not with a linear head"),
         (["--label-smoothing", "0.1"], "--label-smoothing goes with --loss ce"),
         (["--ldam-max-margin", "0.3", "--loss", "ce"], "--ldam-max-margin goes with --loss ldam, not with ce"),
         (["--warmup-epochs", "3", "--epochs", "2"], "--warmup-epochs 3: more than the 2 epochs of the training"),

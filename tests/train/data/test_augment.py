@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as vision
 
-from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws, color_matrices, drawn_box
+from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws, color_matrices, random_box
 from lmk_train.models.registry import Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -110,11 +111,11 @@ def test_a_padded_crop_is_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("flip", [0.9, 0.1])
-def test_a_random_resized_crop_is_torchvisions_resize_of_the_drawn_box(flip: float) -> None:
+def test_a_random_resized_crop_is_torchvisions_resize_of_the_random_box(flip: float) -> None:
     batch = pixels(1, 64)
     chosen = draws(flip=flip, crop_area=0.2, crop_aspect=0.9, crop_left=0.7, crop_top=0.1)
     out = Preprocess(IMAGENET, Augmentation(hflip=0.5, random_resized_crop=0.1), CPU)(batch, chosen)
-    box = drawn_box(chosen[0, 5:9].numpy(), (64, 64), (0.1, 1.0), (3 / 4, 4 / 3))
+    box = random_box(chosen[0, 5:9].numpy(), (64, 64), (0.1, 1.0), (3 / 4, 4 / 3))
     assert abs(box.width * box.height / 64**2 - 0.28) < 0.02
     assert abs(box.width / box.height - (3 / 4) * (16 / 9) ** 0.9) < 0.05
     inner = batch[0].permute(2, 0, 1)[:, box.top : box.top + box.height, box.left : box.left + box.width].float()
@@ -123,12 +124,12 @@ def test_a_random_resized_crop_is_torchvisions_resize_of_the_drawn_box(flip: flo
     torch.testing.assert_close(out[0], normalized(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_random_erasing_leaves_the_mean_colour_in_the_drawn_box_alone() -> None:
+def test_random_erasing_leaves_the_mean_colour_in_the_random_box_alone() -> None:
     batch = pixels(2, 32)
     chosen = torch.cat([draws(erased=0.1, erasing_area=0.4), draws(erased=0.9)])
     out = Preprocess(IMAGENET, Augmentation(random_erasing=0.25), CPU)(batch, chosen)
     plain = Preprocess(IMAGENET, Augmentation(), CPU)(batch, None)
-    box = drawn_box(chosen[0, 9:13].numpy(), (32, 32), (0.02, 1 / 3), (0.3, 1 / 0.3))
+    box = random_box(chosen[0, 9:13].numpy(), (32, 32), (0.02, 1 / 3), (0.3, 1 / 0.3))
     changed = (out[0] != plain[0]).any(dim=0)
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[box.top : box.top + box.height, box.left : box.left + box.width] = True
@@ -142,10 +143,8 @@ def test_random_erasing_leaves_the_mean_colour_in_the_drawn_box_alone() -> None:
     size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     least=st.floats(0.01, 1),
 )
-def test_drawn_boxes_lie_inside(
-    drawn: "np.ndarray[tuple[int], np.dtype[np.float64]]", size: tuple[int, int], least: float
-) -> None:
-    box = drawn_box(drawn, size, (least, 1.0), (0.3, 1 / 0.3))
+def test_random_boxes_lie_inside(drawn: NDArray[np.float64], size: tuple[int, int], least: float) -> None:
+    box = random_box(drawn, size, (least, 1.0), (0.3, 1 / 0.3))
     assert box.width >= 1 <= box.height
     assert 0 <= box.left <= box.left + box.width <= size[0]
     assert 0 <= box.top <= box.top + box.height <= size[1]

@@ -20,7 +20,8 @@ from lmk_data.views.view import write_view
 from lmk_train.config.training import Cache
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 from tests import forked
 from tests.train.training import recorded_training
 
@@ -61,7 +62,6 @@ def test_a_remote_dataset_is_read_as_a_local_one_each_shard_fetched_once(
     reader, local = SplitReader(remote, "train", cache), SplitReader(dataset, "train", cache)
     for epoch in range(2):
         order = epoch_order(reader.labels, reader.shard_of_row, 0, epoch)
-        reader.expect(order)
         batches = [order[i : i + 7] for i in range(0, len(order), 7)]
         far, near = (BatchStream(which, CPU, 7, 3)(batches) for which in (reader, local))
         for there, here in zip(far, near, strict=True):
@@ -265,7 +265,6 @@ def test_a_view_that_wants_little_of_a_shard_fetches_pictures_not_shards(
     write_view(remote, Selection(classes=("113209",)), "memory://bucket/view")
     with ShardedDataset.open("memory://bucket/view") as view:
         reader = SplitReader(view, "train", Cache(tmp_path / "cache", 10**9))
-        reader.expect(np.arange(len(reader)))
         batch = next(BatchStream(reader, CPU, len(reader))([np.arange(len(reader))]))
         keys = reader.keys()
         assert not copies

@@ -11,7 +11,8 @@ from torch import nn
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import Cache
 from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 from lmk_train.models.registry import Normalization
 
 pytestmark = [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lmk_train.config.training import Sampling
 from lmk_train.data import order as order_module
@@ -17,20 +18,22 @@ from lmk_train.data.order import (
     epoch_length,
     epoch_order,
     num_batches,
+    pack_picks,
+    rows_of,
     window_shards,
 )
-from lmk_train.runtime.world import Rows, share
+from lmk_train.runtime.world import share
 
 SHARD_SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 LABELS = st.lists(st.integers(0, 12), min_size=1, max_size=300).map(lambda given: np.array(given, dtype=np.int64))
 SAMPLINGS: list[Sampling] = ["uniform", "class-balanced", "repeat-factor"]
 
 
-def in_shards(num_rows: int, size: int = 8) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+def in_shards(num_rows: int, size: int = 8) -> NDArray[np.int32]:
     return (np.arange(num_rows) // size).astype(np.int32)
 
 
-def uniform(shard_of_row: "np.ndarray[tuple[int], np.dtype[np.int32]]", seed: int, epoch: int) -> Rows:
+def uniform(shard_of_row: NDArray[np.int32], seed: int, epoch: int) -> NDArray[np.int64]:
     return epoch_order(np.zeros(len(shard_of_row), dtype=np.int64), shard_of_row, seed, epoch)
 
 
@@ -72,7 +75,7 @@ def test_a_view_that_holds_little_of_many_shards_is_one_window() -> None:
     parts=st.integers(1, 3),
 )
 def test_any_world_sees_the_same_global_batches(
-    labels: Rows, sampling: Sampling, epoch: int, batch_size: int, world: int, parts: int
+    labels: NDArray[np.int64], sampling: Sampling, epoch: int, batch_size: int, world: int, parts: int
 ) -> None:
     """Ranks and micro-batches cut a global batch without overlap, in order, into near-equal parts."""
     order = epoch_order(labels, in_shards(len(labels)), 7, epoch, sampling)
@@ -99,10 +102,10 @@ def test_evaluation_sees_every_sample_exactly_once(sizes: list[int], batch_size:
 
 
 @given(labels=LABELS, epoch=st.integers(0, 20))
-def test_class_balanced_takes_every_class_as_often(labels: Rows, epoch: int) -> None:
+def test_class_balanced_takes_every_class_as_often(labels: NDArray[np.int64], epoch: int) -> None:
     order = epoch_order(labels, in_shards(len(labels)), 3, epoch, "class-balanced")
     assert len(order) == len(labels)
-    rows = order % len(labels)
+    rows = rows_of(order, len(labels))
     classes = Counter(labels[rows].tolist())
     assert classes.keys() == set(labels.tolist())
     assert max(classes.values()) - min(classes.values()) <= 1
@@ -112,9 +115,9 @@ def test_class_balanced_takes_every_class_as_often(labels: Rows, epoch: int) -> 
 
 
 @given(labels=LABELS)
-def test_repeat_factor_is_the_formula(labels: Rows) -> None:
+def test_repeat_factor_is_the_formula(labels: NDArray[np.int64]) -> None:
     order = epoch_order(labels, in_shards(len(labels)), 3, 0, "repeat-factor")
-    rows = order % len(labels)
+    rows = rows_of(order, len(labels))
     held = Counter(labels.tolist())
     mean = len(labels) / len(held)
     for label, number in held.items():
@@ -123,6 +126,14 @@ def test_repeat_factor_is_the_formula(labels: Rows) -> None:
         times = [int((rows == row).sum()) for row in np.flatnonzero(labels == label)]
         assert min(times) >= 1
         assert max(times) - min(times) <= 1
+
+
+@given(rows=st.lists(st.integers(0, 299), min_size=1, max_size=50), repetitions=st.integers(0, 2**31))
+def test_a_pick_keeps_its_row_and_differs_in_each_repetition(rows: list[int], repetitions: int) -> None:
+    picked = np.array(rows, dtype=np.int64)
+    once, again = (pack_picks(picked, np.full(len(rows), times), 300) for times in (0, repetitions))
+    assert once.tolist() == rows_of(once, 300).tolist() == rows_of(again, 300).tolist() == rows
+    assert (once == again).all() == (repetitions == 0)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -138,7 +149,7 @@ def test_every_epoch_and_seed_has_an_order_of_its_own(sampling: Sampling) -> Non
 def test_a_sample_that_comes_twice_is_augmented_differently() -> None:
     labels = np.array([0] * 50 + [1])
     order = epoch_order(labels, in_shards(51), 0, 0, "class-balanced")
-    picks = order[order % 51 == 50]
+    picks = order[rows_of(order, 51) == 50]
     assert len(picks) > 20
     assert len(np.unique(augmentation_hashes(picks, 0, 0, 1))) == len(picks)
 

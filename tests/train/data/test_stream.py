@@ -3,6 +3,8 @@ import io
 import os
 import shutil
 import tempfile
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from PIL import Image
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, LmkError, StorageError
 from lmk_train.config.training import Cache
-from lmk_train.data.stream import BatchStream, SplitReader
+from lmk_train.data.reader import SplitReader
+from lmk_train.data.stream import BatchStream
 
 CPU = torch.device("cpu")
 NO_CACHE = Cache(Path("/nonexistent"), 0)
@@ -40,15 +43,27 @@ def test_batches_hold_the_stored_pictures_in_the_order_asked(dataset: ShardedDat
     reader.close()
 
 
+def test_the_reader_is_told_all_that_comes(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[list[int]] = []
+    monkeypatch.setattr(SplitReader, "expect", lambda _, picks: expected.append(picks.tolist()))
+    with closing(SplitReader(dataset, "train", NO_CACHE)) as reader:
+        batches = (np.arange(start, start + 4) for start in (8, 0, 4))
+        with closing(BatchStream(reader, CPU, 4, 1)(batches)) as stream:
+            next(stream)
+        assert expected == [[8, 9, 10, 11, *range(8)]]
+        assert list(BatchStream(reader, CPU, 4, 1)([])) == []
+
+
 def test_leaving_early_stops_the_threads(dataset: ShardedDataset) -> None:
-    import threading
+    def decoding() -> int:
+        return sum(thread.name.startswith("decode") for thread in threading.enumerate())
 
     reader = SplitReader(dataset, "train", NO_CACHE)
-    before = threading.active_count()
     batches = BatchStream(reader, CPU, 4, 3)([np.arange(4)] * 50)
     next(batches)
+    assert decoding() == 3
     batches.close()
-    assert threading.active_count() == before
+    assert decoding() == 0
     reader.close()
 
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from lmk_train.evaluation.metrics import (
-    Predictions,
     calibration_error,
     confusion,
     global_average_precision,
     is_defined,
     summarize,
 )
+from lmk_train.evaluation.predictions import Predictions
 
 
 def random_predictions(num_samples: int, num_classes: int, seed: int) -> Predictions:

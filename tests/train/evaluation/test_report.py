@@ -20,7 +20,7 @@ from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation
 from lmk_train.evaluation.metrics import Predictions, summarize
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.classes import Classes
-from lmk_train.runs.folder import CONFIG
+from lmk_train.runs.folder import RunFolder
 from tests.browser import browse
 from tests.drawing import make_collection
 from tests.train.evaluation.pages import sections
@@ -57,7 +57,7 @@ def test_the_report_has_every_part_and_names_are_escaped(run: Path, dataset: Sha
 def made_up_run(dataset: ShardedDataset, run: Path, seed: int = 0) -> "pd.DataFrame":
     """A run's folder with predictions of the test split that are right for two in three samples; its classes."""
     run.mkdir()
-    (run / CONFIG).write_text(json.dumps(TrainConfig(dataset.location, run).resolved().json()))
+    RunFolder(run).config.write_text(json.dumps(TrainConfig(dataset.location, run).resolved().json()))
     shares = {"data_share": 0.25, "copy_share": 0.0, "compute_share": 0.75}
     lines = [{"kind": "train", "step": step, "images_per_second": 9.0, **shares} for step in (50, 100)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,10 +14,10 @@ from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import eval_main
 from lmk_train.config.commands import EvalConfig
-from lmk_train.config.training import TrainConfig
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.evaluation.evaluate import TAUS, best_tau, evaluate_run, tau_adjustments
-from lmk_train.models.registry import ARCHITECTURES, model_of
+from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
 
@@ -53,7 +53,7 @@ def test_tau_changes_answers_as_the_logits_say(run: Path, dataset: ShardedDatase
     """Tau 1 and 2, computed anew from the logits of the test pictures."""
     _, test = evaluate_run(EvalConfig(run, tau=True, device="cpu", amp="off", quiet=True))
     state = load_checkpoint(run, BEST)
-    model = model_of(TrainConfig.from_json(state["config"]), dataset.num_classes, dataset.recipe.size)
+    model = build_model(ResolvedConfig.from_json(state["config"]), dataset.num_classes, dataset.recipe.size)
     model.load_state_dict(weights_to_evaluate(state))
     samples = list(dataset.samples("test"))
     pixels = torch.from_numpy(np.stack([simplejpeg.decode_jpeg(sample.jpeg, "RGB") for sample in samples]))

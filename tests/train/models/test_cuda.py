@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmk_train.models.heads import CosineHead
 from lmk_train.models.losses import LDAM, ldam_margins
-from lmk_train.models.registry import build_model
+from tests.train.networks import network
 
 pytestmark = [
     pytest.mark.cuda,
@@ -41,7 +41,7 @@ def test_the_head_of_every_landmark_steps_in_float32() -> None:
 
 def test_a_group_of_one_computes_over_nccl_what_the_bare_model_does() -> None:
     """Its gradients go through NCCL; with one process, the mean is what went in."""
-    bare = build_model("resnet32", 5, head="cosine", scale=30.0, picture_size=32).to(CUDA)
+    bare = network("resnet32", 5, 32, "cosine").to(CUDA)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(bare))
     pictures, labels = torch.randn(8, 3, 32, 32, device=CUDA), torch.randint(0, 5, (8,), device=CUDA)
     with socket.socket() as free:

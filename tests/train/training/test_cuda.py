@@ -12,7 +12,7 @@ import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
-from lmk_train.runtime.world import ALONE
+from lmk_train.runtime.world import SINGLE
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
 
@@ -80,7 +80,7 @@ def test_steps_between_two_lines_never_wait_for_the_device(dataset_path: Path, t
     }
     config = TrainConfig(str(dataset_path), tmp_path, device="cuda", amp=amp, batch_size=10, **chosen)  # type: ignore[arg-type]
     with ShardedDataset.open(dataset_path) as dataset:
-        trainer = make_trainer(config.resolved(), tmp_path, dataset, CUDA, ALONE, lambda _: None)
+        trainer = make_trainer(config.resolved(), dataset, SINGLE, lambda _: None)
         picks = (picks for epoch in range(9) for picks in micro_batches(trainer, epoch, 0))
         with closing(batch_stream(trainer)(picks)) as batches:
             for _ in range(8):  # the first steps allocate

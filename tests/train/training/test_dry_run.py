@@ -6,7 +6,7 @@ import pytest
 from efficientnet_lite_pytorch import EfficientNet
 
 from lmk_train.models.registry import num_parameters
-from lmk_train.training.dry_run import rehearse
+from lmk_train.training.dry_run import dry_run
 from tests.train.run_files import Config
 
 
@@ -17,7 +17,7 @@ from tests.train.run_files import Config
 def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
     config: Config, tmp_path: Path, loss: str, head: str
 ) -> None:
-    found = rehearse(
+    found = dry_run(
         config(model="efficientnet-lite0", loss=loss, head=head, dry_run=True, batch_size=20, weights="imagenet"),
         lambda _: None,
     )
@@ -32,6 +32,6 @@ def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
 
 def test_a_dry_run_counts_what_the_largest_step_takes(config: Config) -> None:
     """A backbone that thaws is trained in the end; one that never does has no gradients."""
-    frozen = [rehearse(config(freeze_backbone_epochs=epochs), lambda _: None) for epochs in (0, 1, 2)]
+    frozen = [dry_run(config(freeze_backbone_epochs=epochs), lambda _: None) for epochs in (0, 1, 2)]
     assert frozen[1].weights_bytes == frozen[0].weights_bytes > frozen[2].weights_bytes
     assert frozen[1].activations_bytes == frozen[0].activations_bytes > frozen[2].activations_bytes

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from lmk_train.models.registry import build_model
 from lmk_train.training.optim import lr_factor, make_optimizer
+from tests.train.networks import network
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_an_update_that_overflows_leaves_no_trace(name: str) -> None:
     def updated(overflows: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = build_model("resnet32", 3, head="linear", scale=None, picture_size=32)
+        model = network("resnet32", 3, 32)
         optimizer = make_optimizer(model, name, lr=0.1, head_lr=0.1, weight_decay=1e-3)
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0, backoff_factor=1.0 - 2**-20)
         dirty = [torch.full_like(parameter, torch.nan) for parameter in model.parameters()]
@@ -34,7 +34,7 @@ def test_an_update_that_overflows_leaves_no_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_norms_and_biases_do_not_decay_and_the_head_has_its_own_rate(name: str) -> None:
-    model = build_model("resnet50", 3, head="linear", scale=None, picture_size=64)
+    model = network("resnet50", 3, 64)
     optimizer = make_optimizer(model, name, lr=0.1, head_lr=0.2, weight_decay=0.3)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)

@@ -15,7 +15,7 @@ def test_profiling_says_what_limits_and_writes_nothing(
     given = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
     assert train_main([*given, "--batch-size", "10", "--profile-input"]) == 0
     said = capsys.readouterr().out
-    for what in ("images a second of one process:", "reader alone", "model alone", "both"):
+    for what in ("images per second of one rank:", "reader alone", "model alone", "both"):
         assert what in said
     assert not (tmp_path / "run").exists()
 

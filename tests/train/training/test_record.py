@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmk_train.data.stream import SplitReader
+from lmk_train.data.reader import SplitReader
 from lmk_train.training import record, trainer
 from lmk_train.training.loop import train
 from tests.train.run_files import Config

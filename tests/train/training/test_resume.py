@@ -10,11 +10,11 @@ import torch
 
 from lmk_data.errors import StorageError, UserError
 from lmk_train.cli import train_main
-from lmk_train.models.registry import build_model
 from lmk_train.runtime import precision
-from lmk_train.training.dry_run import rehearse
+from lmk_train.training.dry_run import dry_run
 from lmk_train.training.loop import train
 from tests import forked
+from tests.train.networks import network
 from tests.train.run_files import Config, lines, weights
 from tests.train.training import recorded_training
 from tests.train.updates import after_each_update
@@ -47,7 +47,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(
         assert saved == step - 1
     else:
         assert code == 130, said
-        assert f"give the same command with --resume to go on at step {step}" in said
+        assert f"give the same command with --resume to resume at step {step}" in said
         assert saved == step
     assert "Traceback" not in said
     assert train_main([*words, "--resume", "--quiet", "--workers", "1"]) == 0
@@ -62,15 +62,15 @@ def test_interrupted_training_goes_on_to_the_same_bits(
 def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
     for dtype in (None, torch.float16, torch.bfloat16):
-        monkeypatch.setattr(precision, "_automatic", lambda _, dtype=dtype: dtype)
+        monkeypatch.setattr(precision, "_automatic_dtype", lambda _, dtype=dtype: dtype)
         train(config(model="resnet32", amp="auto", lr=0.01, head_lr=0.01, epochs=1, resume=dtype is not None))
 
 
 def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset_path: Path) -> None:
-    with pytest.raises(UserError, match="has no checkpoint to go on from"):
+    with pytest.raises(UserError, match="has no checkpoint to resume from"):
         train(config(resume=True))
     train(config(epochs=1))
-    with pytest.raises(UserError, match="holds a run; go on with --resume or name another folder"):
+    with pytest.raises(UserError, match="holds a run; resume it with --resume or name another folder"):
         train(config(epochs=1))
     with pytest.raises(UserError, match=r"--lr was 0\.0003, is 0\.1; --loss was ldam, is ce|--loss was ldam, is ce"):
         train(config(epochs=1, resume=True, loss="ce", head="cosine"))
@@ -98,9 +98,9 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config
     run, said = tmp_path / "run", list[str]()
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 0}\n')
     (run / "tensorboard" / "events.of.before").touch()
-    assert rehearse(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
+    assert dry_run(config(model="resnet32", resume=resume), lambda _: None).num_steps == 8
     train(config(model="resnet32", resume=resume), said.append)
-    assert f"{run}: the training there ended before its first checkpoint; it starts anew" in said
+    assert f"{run}: the training there ended before its first checkpoint; it starts again" in said
     assert [line["step"] for line in lines(run, "train")] == [4, 8]
     assert not (run / "tensorboard" / "events.of.before").exists()
     assert json.loads((run / "config.json").read_text())["resume"] is False
@@ -128,7 +128,7 @@ def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
 
 
 def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, tmp_path: Path) -> None:
-    first, other = (build_model("resnet32", 3, head="linear", scale=None, picture_size=64) for _ in range(2))
+    first, other = (network("resnet32", 3, 64) for _ in range(2))
     torch.save(first.state_dict(), tmp_path / "first.pt")
     torch.save(other.state_dict(), tmp_path / "other.pt")
     chosen = {"model": "resnet32", "epochs": 1}

@@ -15,20 +15,20 @@ from lmk_train.config.training import TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
 from lmk_train.models.losses import drw_weights
-from lmk_train.models.registry import build_model
 from lmk_train.models.weights import load_weights
 from lmk_train.runs.checkpoint import weights_to_evaluate
-from lmk_train.runtime.world import ALONE
+from lmk_train.runtime.world import SINGLE
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
 from lmk_train.training.trainer import Trainer
+from tests.train.networks import network
 from tests.train.run_files import Config, lines, weights
 
 
 @contextmanager
-def put_together(config: TrainConfig, dataset: ShardedDataset, run: Path) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
+def put_together(config: TrainConfig, dataset: ShardedDataset) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
     """A trainer before its first step, and its micro-batches."""
-    trainer = make_trainer(config.resolved(), run, dataset, torch.device("cpu"), ALONE, lambda _: None)
+    trainer = make_trainer(config.resolved(), dataset, SINGLE, lambda _: None)
     with closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
         yield trainer, batches
     trainer.train.close()
@@ -38,8 +38,8 @@ def test_a_frozen_backbone_stays_as_it_is_until_it_thaws(config: Config, tmp_pat
     frozen = {"model": "efficientnet-lite0", "weights": "imagenet", "freeze_backbone_epochs": 1}
     train(config(out=tmp_path / "frozen", epochs=1, **frozen))
     train(config(out=tmp_path / "thawed", epochs=2, **frozen))
-    start = build_model("efficientnet-lite0", 5, head="cosine", scale=30.0, picture_size=64)
-    load_weights(start, "efficientnet-lite0", "imagenet")
+    start = network("efficientnet-lite0", 5, 64, "cosine")
+    load_weights(start.backbone, "efficientnet-lite0", "imagenet")
     before, after, thawed = start.state_dict(), weights(tmp_path / "frozen"), weights(tmp_path / "thawed")
     backbone = [name for name in before if name.startswith("backbone.")]
     assert all(torch.equal(before[name], after[name]) for name in backbone)
@@ -83,7 +83,7 @@ def test_a_weighted_loss_is_the_sum_of_w_l_over_the_sum_of_w(
     """The gradient of one step's head against float64 over the whole batch at once."""
     chosen = {"loss": "ce", "head": "linear", "drw_start": 0.0, "freeze_backbone_epochs": 2, "drop_rate": 0.0}
     with put_together(
-        config(model="efficientnet-lite0", weights="imagenet", grad_accum=grad_accum, **chosen), dataset, tmp_path
+        config(model="efficientnet-lite0", weights="imagenet", grad_accum=grad_accum, **chosen), dataset
     ) as (
         trainer,
         batches,
@@ -115,7 +115,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(
     chosen |= {"model": "efficientnet-lite0", "weights": "imagenet", "weight_decay": 0.0, "clip_grad": 0.01}
     moves = []
     for amp in ("off", "fp16"):
-        with put_together(config(amp=amp, **chosen), dataset, tmp_path) as (trainer, batches):
+        with put_together(config(amp=amp, **chosen), dataset) as (trainer, batches):
             assert trainer.scaler.get_scale() == (65536 if amp == "fp16" else 1)
             before = trainer.model.head.weight.detach().clone()
             training_step(trainer, batches)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, best_trial
+from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Plan, best_trial
 from lmk_train.tuning.space import Choice, SearchSpace
 from tests.train.tuning.searches import SPACE, bowl, points, told
 
@@ -12,12 +12,12 @@ pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 
 def test_a_search_that_was_loaded_proposes_what_one_that_ran_on_does(tmp_path: Path) -> None:
-    at_once = Experiment.new(tmp_path / "a.json", SPACE, "loss", "bayesian", 0, 4)
+    at_once = Experiment.new(tmp_path / "a.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(at_once, 7)
-    Experiment.new(tmp_path / "b.json", SPACE, "loss", "bayesian", 0, 4)
+    Experiment.new(tmp_path / "b.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     for _ in range(7):
-        told(Experiment.load(tmp_path / "b.json", SPACE, "loss", 0, 4), 1)
-    in_parts = Experiment.load(tmp_path / "b.json", SPACE, "loss", 0, 4)
+        told(Experiment.load(tmp_path / "b.json", Plan(SPACE, "loss", "bayesian", 0, 4)), 1)
+    in_parts = Experiment.load(tmp_path / "b.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     assert points(at_once) == points(in_parts)
     assert in_parts.trials()[3].values == {
         epoch: pytest.approx(bowl(points(in_parts)[3]) + 4 - epoch) for epoch in range(1, 5)
@@ -31,14 +31,14 @@ def test_a_search_that_was_loaded_proposes_what_one_that_ran_on_does(tmp_path: P
 
 def test_what_failed_is_not_proposed_again_and_a_search_ends_when_all_is_tried(tmp_path: Path) -> None:
     space = SearchSpace({"batch_size": Choice((8, 16, 32)), "loss": Choice(("ce", "ldam"))}, SPACE.base)
-    experiment = Experiment.new(tmp_path / "x.json", space, "accuracy", "bayesian", 0, 4)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(space, "accuracy", "bayesian", 0, 4))
     while (trial := experiment.ask()) is not None:
         if trial.point["loss"] == "ce":
             experiment.end(trial.number, FAILED, "the loss is not finite")
         else:
             experiment.tell(trial.number, 1, float(trial.point["batch_size"]))
             experiment.end(trial.number, DONE)
-        experiment = Experiment.load(tmp_path / "x.json", space, "accuracy", 0, 4)
+        experiment = Experiment.load(tmp_path / "x.json", Plan(space, "accuracy", "bayesian", 0, 4))
     assert len(points(experiment)) == 6
     assert len({tuple(point.items()) for point in points(experiment)}) == 6
     failed = [trial for trial in experiment.trials() if trial.state == FAILED]
@@ -46,7 +46,7 @@ def test_what_failed_is_not_proposed_again_and_a_search_ends_when_all_is_tried(t
 
 
 def test_poor_trials_are_told_apart_by_epoch(tmp_path: Path) -> None:
-    experiment = Experiment.new(tmp_path / "x.json", SPACE, "macro_f1", "random", 0, 8)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "macro_f1", "random", 0, 8))
     for value in (0.5, 0.6, 0.7, 0.8, 0.9):
         number = experiment.ask().number  # type: ignore[union-attr]
         for epoch in range(1, 9):
@@ -64,7 +64,7 @@ def test_poor_trials_are_told_apart_by_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_trials_of_an_epoch_or_two_are_never_poor(tmp_path: Path, epochs: int) -> None:
-    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "random", 0, epochs)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "loss", "random", 0, epochs))
     told(experiment, 6, epochs)
     number = experiment.ask().number  # type: ignore[union-attr]
     experiment.tell(number, 1, 1e6)

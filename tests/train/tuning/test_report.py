@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.tuning.experiment import FAILED, Experiment, best_trial
+from lmk_train.tuning.experiment import FAILED, Experiment, Plan, best_trial
 from lmk_train.tuning.report import _fit, write_search_report
 from tests.train.tuning.searches import SPACE, told
 
@@ -12,7 +12,7 @@ pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 
 def test_the_report_says_what_mattered_and_shows_every_trial(tmp_path: Path) -> None:
-    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "bayesian", 0, 4)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(experiment, 8)
     number = experiment.ask().number  # type: ignore[union-attr]
     experiment.end(number, FAILED, "it <died>")

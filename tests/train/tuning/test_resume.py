@@ -11,7 +11,7 @@ import pytest
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset.format import Recipe
 from lmk_train.cli import tune_main
-from lmk_train.tuning.experiment import DONE, STOPPED, Experiment
+from lmk_train.tuning.experiment import DONE, STOPPED, Experiment, Plan
 from lmk_train.tuning.space import SearchSpace
 from tests import forked
 from tests.train.tuning.searches import SPACE, record, searching
@@ -51,7 +51,7 @@ def test_a_search_that_was_stopped_goes_on_without_losing_or_repeating_a_trial(
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for trials whose search was killed: they notice it once they have imported what they need."""
-    monkeypatch.setattr("lmk_train.tuning.tune._SECONDS_FOR_THE_LOCK", 240.0)
+    monkeypatch.setattr("lmk_train.tuning.tune._LOCK_WAIT_SECONDS", 240.0)
 
 
 def interrupted(arguments: list[str], said: Path, until: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_search_is_the_same_however_often_it_was_interrupted(dataset_path: Pat
             arguments = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
         assert tune_main(arguments) == 0
         space = SearchSpace({}, SPACE.base)
-        found.append(Experiment.load(folder / "search" / "experiment.json", space, "loss", 0, 8).trials())
+        found.append(Experiment.load(folder / "search" / "experiment.json", Plan(space, "loss", "grid", 0, 8)).trials())
     assert [trial.state for trial in found[0]] == [DONE] * 5 + [STOPPED]
     assert [len(trial.values) < 8 for trial in found[0]] == [False] * 5 + [True]
     assert found[0] == found[1]

@@ -13,8 +13,9 @@ import torch
 from lmk_data.errors import TrainingError
 from lmk_train.cli import tune_main
 from lmk_train.config.commands import TuneConfig
-from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial
-from lmk_train.tuning.trials import Search, _check_failures, _Child, _look_after, _slots, run_trials
+from lmk_train.runs.folder import SearchFolder
+from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Plan, Trial
+from lmk_train.tuning.trials import Search, _check_failures, _Child, _slots, _update, run_trials
 from tests import forked
 from tests.train.tuning.searches import SPACE, searching
 
@@ -23,7 +24,7 @@ pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
     """Five trials that are done, and the run of a sixth whose epochs had these losses."""
-    experiment = Experiment.new(folder / "experiment.json", SPACE, "loss", "random", 0, 4)
+    experiment = Experiment.new(folder / "experiment.json", Plan(SPACE, "loss", "random", 0, 4))
     for loss in (0.1, 0.2, 0.3, 0.4, 0.5):
         number = experiment.ask().number  # type: ignore[union-attr]
         for epoch in range(1, 5):
@@ -31,8 +32,10 @@ def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
         experiment.end(number, DONE)
     trial = experiment.ask()
     assert trial is not None
-    search = Search(TuneConfig("shards", objective="loss"), folder, SPACE, experiment, None, 6, 0, lambda _: None, 0)
-    run = search.run_of(trial.number)
+    search = Search(
+        TuneConfig("shards", objective="loss"), SearchFolder(folder), SPACE, experiment, None, 6, 0, lambda _: None, 0
+    )
+    run = search.folder.trial(trial.number)
     run.mkdir(parents=True)
     lines = [json.dumps({"kind": "epoch", "val_loss": value}) + "\n" for value in values]
     (run / "metrics.jsonl").write_text("".join(lines))
@@ -54,7 +57,7 @@ def test_what_becomes_of_a_trial_depends_on_its_epochs_not_on_when_they_are_seen
     with open(tmp_path / "log", "wb") as log:
         child = _Child(trial, 0, subprocess.Popen(["true"]), log)
         child.process.wait()
-        assert _look_after(search, child), "it has ended before anybody looked"
+        assert _update(search, child), "it has ended before anybody looked"
     last = search.experiment.trials()[-1]
     assert (last.state, len(last.values), last.reason) == (state, told, reason)
 

@@ -80,14 +80,14 @@ def test_a_search_ends_when_every_point_was_tried(
     space = "[search]\nbatch_size = [8, 10]\n"
     assert tune_main(searching(dataset_path, tmp_path, "--trials", "4", "--parallel", "2", space=space)) == 0
     said = capsys.readouterr().out
-    assert said.count("after 2 trials every point that is proposed was tried") == 1
+    assert said.count("after 2 trials every proposed point has been tried") == 1
     assert "2 trials: 2 done" in said
 
 
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (["--resume"], "has no search to go on with"),
+        (["--resume"], "has no search to resume"),
         (["--strategy", "grid", "--trials", "3"], "--trials 3: the grid has 9 points"),
         (["--objective", "many_accuracy"], "--objective many_accuracy: the validation split has no class"),
         (["--loss", "ce", "--objective", "few_accuracy", "--search", "nowhere.toml"], "nowhere.toml: no such file"),
@@ -107,7 +107,7 @@ def test_what_says_nothing_to_a_frozen_backbone_is_refused(
     dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tune_main(searching(dataset_path, tmp_path, space="[search]\ncolor_jitter = [0.1, 0.2]\n")) == 1
-    assert "color_jitter does nothing to a frozen backbone's features" in capsys.readouterr().err
+    assert "color_jitter has no effect on a frozen backbone's features" in capsys.readouterr().err
     fixed = HEAD + "[fixed]\nweights = 'none'\n"
     assert tune_main(searching(dataset_path, tmp_path, space=fixed)) == 1
     assert "--cached-features: random weights" in capsys.readouterr().err

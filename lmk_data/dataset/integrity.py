@@ -1,0 +1,62 @@
+"""Checks that a dataset is whole, by its manifest, a listing of its shards and the counts of its tables."""
+
+import os
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmk_data.dataset.format import CLASSES, SPLITS, Manifest, index_name
+from lmk_data.dataset.manifest import read_manifest
+from lmk_data.errors import DatasetError
+from lmk_data.system.storage import Folder
+
+_REPAIR_HINT = "copy it again or build the dataset again"
+
+
+def check_base(folder: Folder, shards_folder: Folder, manifest: Manifest) -> None:
+    """Raise DatasetError if the base of a view is another dataset than the one that the view was made of."""
+    if "view_of" in manifest:
+        stated, actual = manifest["view_of"]["content_sha256"], read_manifest(shards_folder)["content_sha256"]
+        if actual != stated:
+            raise DatasetError(
+                f"{folder.root}: a view of another dataset than {shards_folder.root} is now (content "
+                f"{actual[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
+            )
+
+
+def check_shards(shards_folder: Folder, manifest: Manifest) -> None:
+    """Raise DatasetError if a shard is missing or has another size; each folder is listed once."""
+    for split in manifest["splits"].values():
+        entries = {shard["name"]: shard["num_bytes"] for shard in split["shards"]}
+        sizes: dict[str, int] = {}
+        for folder in {os.path.dirname(name) for name in entries}:
+            sizes |= shards_folder.sizes(folder)
+        for name, num_bytes in entries.items():
+            location = shards_folder.location(name)
+            if name not in sizes:
+                raise DatasetError(f"{location}: shard is missing; {_REPAIR_HINT}")
+            if sizes[name] != num_bytes:
+                raise DatasetError(f"{location}: {sizes[name]:,} bytes instead of {num_bytes:,}; {_REPAIR_HINT}")
+
+
+def check_counts(folder: Folder, manifest: Manifest, classes: pd.DataFrame) -> None:
+    """Raise DatasetError unless manifest, indexes and classes.parquet (`classes`) state the same numbers."""
+    location, num_classes = folder.location(CLASSES), manifest["classes"]["num_classes"]
+    if len(classes) != num_classes:
+        raise DatasetError(f"{location}: {len(classes)} classes, the manifest says {num_classes}")
+    for split in SPLITS:
+        entry = manifest["splits"].get(split)
+        stated, counted = entry["num_samples"] if entry else 0, int(classes[split].sum())
+        if stated != counted:
+            raise DatasetError(f"{location}: {counted} {split} samples, the manifest says {stated}")
+        if entry and stated and (rows := _num_rows(folder, entry["index"])) != stated:
+            raise DatasetError(f"{folder.location(index_name(split))}: {rows} rows, the manifest says {stated}")
+
+
+def _num_rows(folder: Folder, name: str) -> int:
+    try:
+        with folder.open(name) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{folder.location(name)}: cannot be read; {_REPAIR_HINT}") from error

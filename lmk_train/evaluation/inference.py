@@ -1,0 +1,109 @@
+"""Run a split through a model: predictions for every sample exactly once, on any number of ranks."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmk_data.system.terminal import progress_bar
+from lmk_train.data.order import batch_picks, num_batches
+from lmk_train.data.reader import Reader
+from lmk_train.data.stream import BatchStream
+from lmk_train.evaluation.predictions import TOP_K, Predictions
+from lmk_train.models.heads import Classifier
+from lmk_train.runtime.precision import Precision
+from lmk_train.runtime.world import SINGLE, World
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A model, and how splits are run through it.
+
+    Attributes:
+        model: on the device of `precision`.
+        preprocess: turns a batch's pixels (and no draws) into network input.
+        precision: device and dtype of the forward pass.
+        batch_size: samples of a batch of all ranks together.
+        workers: threads that decode; the reader's default if None.
+        world: the ranks that share the split.
+    """
+
+    model: Classifier
+    preprocess: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    precision: Precision
+    batch_size: int
+    workers: int | None = None
+    world: World = SINGLE
+
+    def predict(
+        self,
+        reader: Reader,
+        *,
+        label_map: NDArray[np.int64] | None = None,
+        adjustments: torch.Tensor | None = None,
+        quiet: bool = True,
+    ) -> Predictions:
+        """Return the predictions for all samples of a split, in row order, on every rank; each runs its share.
+
+        Leaves the model in training mode.
+
+        Args:
+            reader: of the split, which has at least one sample.
+            label_map: the model's label of each of the dataset's labels, int64, -1 for none; None if they are the same.
+            adjustments: added to the logits for T more best labels, float32 [T, K], on the device.
+            quiet: no progress bar.
+        """
+        rows = np.arange(len(reader), dtype=np.int64)
+        keys, targets = reader.keys(), reader.labels if label_map is None else label_map[reader.labels]
+        steps = num_batches(len(rows), self.batch_size, drop_last=False)
+        shares = (self.world.share(batch_picks(rows, step, self.batch_size)) for step in range(steps))
+        device, largest = self.precision.device, self.world.largest_share(self.batch_size)
+        seen, parts = [], []
+        self.model.eval()
+        with (
+            torch.inference_mode(),
+            closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches,
+            progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
+        ):
+            for batch in batches:
+                with self.precision.autocast():
+                    logits = self.model(self.preprocess(batch.pixels, None))
+                seen.append(batch.picks)
+                parts.append(_predictions(logits, keys[batch.picks], targets[batch.picks], adjustments))
+                bar.update(len(batch.picks) * self.world.size)
+        self.model.train()
+        gathered = self.world.gather((np.concatenate(seen), Predictions.concatenate(parts)))
+        all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
+        order = np.argsort(all_seen)
+        assert np.array_equal(all_seen[order], rows), "every sample is evaluated exactly once"
+        return Predictions.concatenate([predictions for _, predictions in gathered]).select(order)
+
+
+def _predictions(
+    logits: torch.Tensor,
+    keys: NDArray[np.object_],
+    targets: NDArray[np.int64],
+    adjustments: torch.Tensor | None,
+) -> Predictions:
+    """Return the predictions of a batch; logits float32 [B, K], keys and targets [B], adjustments [T, K]."""
+    top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
+    adjusted = None
+    if adjustments is not None:
+        adjusted = torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1).cpu().numpy()
+    return Predictions(
+        keys=keys,
+        targets=targets,
+        labels=top.indices.cpu().numpy(),
+        probabilities=top.values.cpu().numpy(),
+        losses=_losses(logits, torch.from_numpy(targets).to(logits.device)).cpu().numpy(),
+        adjusted=adjusted,
+    )
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return minus the logarithm of each target's probability, float32 [B]; NaN where the target is -1."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-1)
+    return torch.where(targets < 0, torch.nan, losses)
