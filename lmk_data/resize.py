@@ -16,9 +16,9 @@ from PIL import Image, UnidentifiedImageError, features
 
 from lmk_data.dataset.format import Encoder, Fit, Recipe, Rejection, Resized
 from lmk_data.errors import UserError
+from lmk_data.formats import accepted_formats
 
 _REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
 _CODECS = {"jpg": "jpeg", "zlib": "png", "webp": "webp", "libtiff": "tiff"}
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -51,12 +51,6 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _FILLER = b"\xaa\x55" * 2048  # no marker, and not the zeros that libjpeg makes up at the end of its data
 # What Pillow's decoders raise for damaged files; MemoryError and the like are not the file's fault.
 _DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError)
-
-
-@cache
-def accepted_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are decoded here; TIFF only where Pillow was built with libtiff."""
-    return (*_FORMATS, "TIFF") if features.check("libtiff") else _FORMATS
 
 
 @cache

@@ -15,7 +15,8 @@ import torch
 from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
-from lmk_data.resize import accepted_formats, resize_image
+from lmk_data.formats import EXTENSIONS, accepted_formats
+from lmk_data.resize import resize_image
 from lmk_data.system.storage import is_url, read_file
 from lmk_train.config.training import TrainConfig
 from lmk_train.data.augment import Augmentation, Preprocess
@@ -24,14 +25,6 @@ from lmk_train.runs.checkpoint import BEST, LAST, load_checkpoint, weights_to_ev
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-}
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Name = str | os.PathLike[str]
@@ -145,7 +138,7 @@ def named_images(words: Iterable[Name], lines: Iterable[str] | None = None) -> I
 
     A folder without pictures stays as it is, which cannot be read.
     """
-    suffixes = {suffix for form in accepted_formats() for suffix in _SUFFIXES[form]}
+    suffixes = {f".{extension}" for name in accepted_formats() for extension in EXTENSIONS[name]}
     for name in words:
         word = os.fspath(name)
         if word == "-" and lines is not None:
