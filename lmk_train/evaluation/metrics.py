@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-MANY_ABOVE, FEW_BELOW = 100, 20
+from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
+
 TOP_K = 5
 _CALIBRATION_BINS = 15
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
