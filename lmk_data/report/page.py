@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -158,11 +159,11 @@ def new_figures(number: int, height: float, columns: int = 1) -> "tuple[Figure, 
     return drawn, parts
 
 
-def label_log_axis(axis: "Axis", decades: float) -> None:
-    """Label a log axis with plain numbers: powers of ten, with 2 and 5 between them below 4 `decades`."""
+def label_log_axis(axis: "Axis", ratio: float, max_labels: int = 12) -> None:
+    """Label a log axis, whose ends have this ratio, with plain numbers: 1, 2, 5, 10 ..., or powers of ten if crowded."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 4 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if 3 * math.log10(ratio) < max_labels else (1,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
 

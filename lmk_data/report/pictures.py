@@ -39,14 +39,14 @@ def class_rows(dataset: ShardedDataset) -> list[PictureRow]:
     labels = _mosaic_labels(len(classes))
     index = dataset.index(dataset.splits[0], ["label", "shard", "jpg_offset", "jpg_size"])
     index = index[index["label"].isin(labels)].groupby("label").head(_MOSAIC_PICTURES)
-    rows = []
+    listed, rows = classes["listed"].tolist(), []
     for i, label in enumerate(labels):
         part = ("head", "middle", "tail")[3 * i // len(labels)]
-        row, samples = classes.loc[label], index[index["label"] == label]
+        samples = index[index["label"] == label]
         places = zip(samples["shard"], samples["jpg_offset"], samples["jpg_size"], strict=True)
         jpegs = [_thumbnail(dataset, str(shard), int(offset), int(size)) for shard, offset, size in places]
-        name, landmark_id = str(row["name"]), str(row["landmark_id"])
-        note = f"{part}: " + (f"{landmark_id}, " if name != landmark_id else "") + counted(int(row["listed"]), "image")
+        name, landmark_id = str(classes["name"][label]), str(classes["landmark_id"][label])
+        note = f"{part}: " + (f"{landmark_id}, " if name != landmark_id else "") + counted(listed[label], "image")
         rows.append(PictureRow(name, note, jpegs))
     return rows
 

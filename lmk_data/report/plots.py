@@ -30,7 +30,7 @@ def class_size_plot(sizes: ClassSizes) -> Markup:
         axes.axvline(num_kept + 0.5, color=page.MUTED, linestyle=":", linewidth=1)
         axes.legend(frameon=False)
     axes.set(yscale="log", ylim=(1, None), xlim=(1, None), xlabel="class, largest first", ylabel="images")
-    page.label_log_axis(axes.yaxis, np.log10(max(sizes.kept.images[0], 2)))
+    page.label_log_axis(axes.yaxis, sizes.kept.images[0])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return page.figure(drawn, "Images per class in descending order (log scale).")
 
@@ -56,7 +56,7 @@ def margin_plot(margins: Margins) -> Markup:
     marker = np.clip(12 * num_classes**0.5, 24, 240)
     axes.scatter(sizes, margins.margin, s=marker, color=page.ACCENT, alpha=0.6, linewidths=0)
     axes.set(xscale="log", ylim=(0, None), xlabel="training images of a class (log scale)", ylabel="LDAM margin")
-    page.label_log_axis(axes.xaxis, np.log10(curve[-1] / curve[0]))
+    page.label_log_axis(axes.xaxis, curve[-1] / curve[0])
     caption = f"LDAM margin by class size: C / n^(1/4), at most {MAX_MARGIN}. Larger dots stand for more classes."
     return page.figure(drawn, caption)
 
@@ -73,7 +73,7 @@ def _histogram_plot(histogram: Histogram, quantity: str, *, log: bool) -> Markup
     axes.stairs(histogram.counts, histogram.edges, fill=True, color=page.ACCENT)
     if log:
         axes.set(xscale="log")
-        page.label_log_axis(axes.xaxis, np.log10(histogram.edges[-1] / histogram.edges[0]))
+        page.label_log_axis(axes.xaxis, histogram.edges[-1] / histogram.edges[0])
     axes.set(ylabel="images", xlabel=f"{quantity} (log scale)" if log else quantity)
     return page.figure(drawn, f"All {sum(histogram.counts):,} images by {quantity}.")
 

@@ -21,7 +21,7 @@ from lmk_train.evaluation.report import write_run_report
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.training.resume import MAY_CHANGE_ON_RESUME
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial, import_ax
-from lmk_train.tuning.report import write_search_report
+from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.space import OF_THE_BACKBONE, Point, SearchSpace, default_space, read_space
 from lmk_train.tuning.trials import FEATURES, Search, run_trials
 
@@ -229,7 +229,8 @@ def _finish(search: Search) -> TuneResult:
         "test": test,
     }
     write_bytes(search.out / _BEST, json.dumps(found, indent=2).encode() + b"\n")
-    report = write_search_report(search.out, search.experiment, search.space, trials, best, command, test)
+    result = SearchResult(search.experiment, search.space, trials, best, command, test)
+    report = write_search_report(search.out, result)
     return TuneResult(trials, best, command, test, report)
 
 
