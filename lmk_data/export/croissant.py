@@ -52,7 +52,7 @@ _CROISSANT_CONTEXT: dict[str, Any] = {
 
 
 def croissant(dataset: ShardedDataset) -> dict[str, Write]:
-    """Return `croissant.json`: every file with its hash, the classes, and for each split its images with their labels."""
+    """Return `croissant.json`: every file with its hash, the classes, and the labelled images of each split."""
     manifest = dataset.manifest
     files = [name for name in sorted(manifest["files"]) if name in set(linked_files(dataset, "croissant"))]
     document = {

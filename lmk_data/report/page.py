@@ -160,7 +160,7 @@ def new_figures(number: int, height: float, columns: int = 1) -> "tuple[Figure, 
 
 
 def label_log_axis(axis: "Axis", ratio: float, max_labels: int = 12) -> None:
-    """Label a log axis, whose ends have this ratio, with plain numbers: 1, 2, 5, 10 ..., or powers of ten if crowded."""
+    """Label a log axis, whose ends have this ratio, with plain numbers: 1, 2, 5, 10 ... or powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if 3 * math.log10(ratio) < max_labels else (1,)))

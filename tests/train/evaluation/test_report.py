@@ -23,7 +23,7 @@ from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import CONFIG
 from tests.browser import browse
 from tests.drawing import make_collection
-from tests.train.evaluation.pages import sections
+from tests.pages import sections
 
 EXACT = ["--amp", "off", "--device", "cpu"]
 
