@@ -66,16 +66,15 @@ def bytes_to_read(place: Place) -> int:
 def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
     """Return the content of a member from the bytes at its place, or the reason why it has none.
 
-    Returns an int, the number of payload and header bytes to read instead, if the headers of a zip are unusually long.
+    Returns an int if the headers of a zip are unusually long: the number of bytes that are needed instead.
     Raises OSError if the archive has changed since the scan.
     """
     start, method, num_bytes = 0, place.method, place.num_bytes
     if method != RAW:
         if len(data) < _LOCAL_HEADER.size or data[:4] != _LOCAL_MAGIC:
             raise OSError(f"no member at offset {place.offset:,} any more; the archive has changed")
-        start = _LOCAL_HEADER.size + sum(
-            _LOCAL_HEADER.unpack_from(data)[-2:]
-        )  # lengths of the name and the extra fields
+        name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)[-2:]
+        start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + num_bytes > len(data) == bytes_to_read(place):
             return int(start + num_bytes)
     payload = data[start : start + num_bytes]

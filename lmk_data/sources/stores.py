@@ -169,12 +169,8 @@ def _open_archive(path: str) -> ArchiveStore:
     kind = archive_kind(head)
     if kind is None:
         is_compressed = head.startswith(_COMPRESSED)
-        hint = (
-            "a compressed archive; decompress it to a plain tar"
-            if is_compressed
-            else "neither a folder, a tar nor a zip"
-        )
-        raise UserError(f"--images {path}: {hint}")
+        what = "a compressed archive; decompress it to a plain tar"
+        raise UserError(f"--images {path}: {what if is_compressed else 'neither a folder, a tar nor a zip'}")
     return ArchiveStore(folder, name, kind)
 
 
