@@ -185,7 +185,7 @@ def _sample(command: Sample) -> None:
 def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) -> None:
     from lmk_data.dataset.format import REPORT_FOLDER
     from lmk_data.dataset.reader import ShardedDataset
-    from lmk_data.report.dataset import terminal_summary, write_report
+    from lmk_data.report import terminal_summary, write_report
     from lmk_data.system.storage import open_folder
 
     folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"

@@ -15,10 +15,10 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
 from lmk_data.dataset.format import Encoder, Rejection, Resized
+from lmk_data.formats import accepted_formats
 from lmk_data.options import Fit, Recipe
 
-_REVISION = 1  # raised by every change of this module that stores other pixels for the same recipe
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # JPEG opens MPO too
+_REVISION = 1  # a change of this module that stores other pixels for the same recipe raises it
 _CODECS = {"jpg": "jpeg", "zlib": "png", "webp": "webp", "libtiff": "tiff"}
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -51,12 +51,6 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _FILLER = b"\xaa\x55" * 2048  # holds no marker, and is not the zeros that libjpeg appends to truncated data
 # What Pillow's decoders raise for damaged files. MemoryError and the like are not the file's fault.
 _DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, OverflowError)
-
-
-@cache
-def accepted_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the accepted formats; TIFF only if Pillow was built with libtiff."""
-    return (*_FORMATS, "TIFF") if features.check("libtiff") else _FORMATS
 
 
 @cache

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
-from lmk_data.resize import accepted_formats, resize_image
+from lmk_data.formats import EXTENSIONS, accepted_formats
+from lmk_data.resize import resize_image
 from lmk_data.system.storage import is_url, read_file
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
@@ -24,14 +25,6 @@ from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-}
 
 Pixels = NDArray[np.uint8]
 Name = str | os.PathLike[str]
@@ -163,7 +156,7 @@ def named_images(words: Iterable[Name], lines: Iterable[str] | None = None) -> I
     Files in folders are chosen by the suffixes of the formats that the build accepts. A folder without pictures is
     yielded as it is, so that reading it is an error.
     """
-    suffixes = {suffix for form in accepted_formats() for suffix in _SUFFIXES[form]}
+    suffixes = {f".{extension}" for name in accepted_formats() for extension in EXTENSIONS[name]}
     for name in words:
         word = os.fspath(name)
         if word == "-" and lines is not None:

@@ -33,7 +33,7 @@ from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
-from lmk_data.sources.locate import locate, read_class_folders, shown
+from lmk_data.sources.locate import locate, read_class_folders, store_names
 from lmk_data.sources.members import MEMBER_COLUMNS, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
 from lmk_data.system.engine import Engine, local_engine
@@ -175,7 +175,7 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
         store = stores[number]
         if not isinstance(store, FolderStore) or store.folder.is_file(source):
             return
-    raise UserError(f"no image of the label table was found below {shown(stores)}; is --images right?")
+    raise UserError(f"no image of the label table was found below {store_names(stores)}; is --images right?")
 
 
 def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:

@@ -37,6 +37,7 @@ REJECT_REASONS = (
     "unsafe-path",
 )
 DROP_REASONS = ("below-min-samples", "outside-top")
+MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many-shot, medium-shot and few-shot classes
 KEY_PATTERN = r"(?!__)[A-Za-z0-9_-]{1,80}"  # Hugging Face datasets ignores members that begin with __
 _KEY = re.compile(KEY_PATTERN)
 _ROW_GROUP_ROWS = 131_072

@@ -1,4 +1,4 @@
-"""How other tools read a dataset: a folder for each of them."""
+"""How other tools read a dataset: exports of it, one module per tool."""
 
 from lmk_data.export.export import Exported, export
 

@@ -1,8 +1,8 @@
-"""Croissant: `croissant.json`, which describes files, classes and record sets (https://docs.mlcommons.org/croissant/)."""
+"""Croissant: `croissant.json` describes files and record sets (https://docs.mlcommons.org/croissant/)."""
 
 from typing import Any
 
-from lmk_data.dataset.format import CLASSES, ShardEntry
+from lmk_data.dataset.format import CLASSES, FileEntry, ShardEntry
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.export.rows import Write, json_file, linked_files
 
@@ -52,7 +52,7 @@ _CROISSANT_CONTEXT: dict[str, Any] = {
 
 
 def croissant(dataset: ShardedDataset) -> dict[str, Write]:
-    """`croissant.json`: every file with its hash, and one record set per split of pictures with their labels."""
+    """Return `croissant.json`: every file with its hash, the classes, and the labelled images of each split."""
     manifest = dataset.manifest
     files = [name for name in sorted(manifest["files"]) if name in set(linked_files(dataset, "croissant"))]
     document = {
@@ -75,7 +75,8 @@ def croissant(dataset: ShardedDataset) -> dict[str, Write]:
     return {"croissant.json": json_file(document)}
 
 
-def _croissant_file(name: str, entry: Any) -> dict[str, Any]:
+def _croissant_file(name: str, entry: FileEntry) -> dict[str, Any]:
+    """Return the description of a file."""
     return {
         "@type": "cr:FileObject",
         "@id": name,
@@ -88,6 +89,7 @@ def _croissant_file(name: str, entry: Any) -> dict[str, Any]:
 
 
 def _croissant_pictures(split: str, shards: list[ShardEntry]) -> dict[str, Any]:
+    """Return the set of the images in the shards of a split."""
     return {
         "@type": "cr:FileSet",
         "@id": f"{split}-pictures",
@@ -99,6 +101,8 @@ def _croissant_pictures(split: str, shards: list[ShardEntry]) -> dict[str, Any]:
 
 
 def _croissant_classes() -> dict[str, Any]:
+    """Return the record set of classes.parquet."""
+
     def field(column: str, kind: str) -> dict[str, Any]:
         source = {"fileObject": {"@id": CLASSES}, "extract": {"column": column}}
         return {
@@ -119,7 +123,7 @@ def _croissant_classes() -> dict[str, Any]:
 
 
 def _croissant_samples(split: str) -> dict[str, Any]:
-    """Pictures joined with their rows of the index by the key, which is the file's name in the tar."""
+    """Return the record set of a split: images joined with their index rows by the key, the file name in the tar."""
     index, pictures = {"@id": f"index/{split}.parquet"}, {"@id": f"{split}-pictures"}
 
     def field(name: str, kind: str, source: dict[str, Any], **more: Any) -> dict[str, Any]:

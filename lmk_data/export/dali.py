@@ -1,4 +1,4 @@
-"""DALI: an `.idx` beside each tar, as `wds2idx` writes it, for `fn.readers.webdataset`."""
+"""DALI: an `.idx` beside each tar, in the format of `wds2idx`, for `fn.readers.webdataset`."""
 
 from lmk_data.dataset.format import write_file
 from lmk_data.dataset.reader import ShardedDataset
@@ -8,7 +8,7 @@ from lmk_data.system.storage import LocalFolder
 
 
 def dali(dataset: ShardedDataset) -> dict[str, Write]:
-    """An `.idx` beside each tar, as `wds2idx` writes it."""
+    """Return an `.idx` for each tar, in the format of `wds2idx` (v1.2)."""
     index = IndexByShard(dataset)
 
     def write(folder: LocalFolder, name: str) -> None:

@@ -1,11 +1,9 @@
-"""Megatron-Energon: `.nv-meta` and a `.tar.idx` beside each tar, as `energon prepare` writes them."""
+"""Megatron-Energon: `.nv-meta` and a `.tar.idx` beside each tar, in the format of `energon prepare`."""
 
 import sqlite3
 import struct
 
-from lmk_data.dataset.format import (
-    write_file,
-)
+from lmk_data.dataset.format import write_file
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.dataset.tar import BLOCK_BYTES, end_of_members, sample_members
 from lmk_data.export.rows import IndexByShard, Write, all_shards, dataset_uuid, json_file
@@ -13,7 +11,7 @@ from lmk_data.system.storage import LocalFolder
 
 
 def energon(dataset: ShardedDataset) -> dict[str, Write]:
-    """`.nv-meta` and a `.tar.idx` beside each tar, as `energon prepare` writes them."""
+    """Return `.nv-meta` and a `.tar.idx` for each tar, in the format of `energon prepare`."""
     index = IndexByShard(dataset)
 
     def write_offsets(folder: LocalFolder, name: str) -> None:
@@ -28,7 +26,7 @@ def energon(dataset: ShardedDataset) -> dict[str, Write]:
     counts = {shard["name"]: shard["num_samples"] for shard in all_shards(dataset)}
     shards = list(counts)
     splits = {split: [shard["name"] for shard in dataset.shards(split)] for split in dataset.splits}
-    # YAML takes JSON as it is.
+    # JSON is valid YAML.
     return {
         **{f"{shard}.idx": write_offsets for shard in shards},
         ".nv-meta/.info.json": json_file({"energon_version": "7.4.1", "shard_counts": counts}),
@@ -40,7 +38,7 @@ def energon(dataset: ShardedDataset) -> dict[str, Write]:
 
 
 def _write_energon_index(shards: list[str], index: IndexByShard, folder: LocalFolder, name: str) -> None:
-    """The tables by which Energon finds any sample and any part of one."""
+    """Write the SQLite tables by which Energon finds every sample and every part of one."""
     with folder.atomic(name) as file, sqlite3.connect(file.name) as database:
         database.executescript(
             """

@@ -1,4 +1,4 @@
-"""Export a dataset for another tool: hard links to its tars, and the files that this tool reads beside them."""
+"""Export a dataset for another tool: hard links to its tars, and the files that the tool reads beside them."""
 
 import os
 from collections.abc import Callable
@@ -20,18 +20,23 @@ from lmk_data.system.storage import LocalFolder, open_folder
 
 
 class Exported(NamedTuple):
-    """A folder that a tool takes as it is, and the files in it that are not the dataset's."""
+    """The folder of an export, and the names of the files that were written beside the links."""
 
     folder: Path
     written: list[str]
 
 
 def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool = False) -> Exported:
-    """Write a folder in another tool's dialect: that tool's files, and the dataset's tars as hard links.
+    """Write a folder that another tool can read: hard links to the tars, which take no space, and the tool's own files.
 
-    The links take no space. The same export may be made again over itself, also after an interruption. Raises
-    UserError for a view, for a dataset behind a URL, and for an `out` that holds something else or lies on another
-    file system.
+    The same export can be repeated in the same folder, also after an interruption. Raises UserError for a view, for a
+    dataset behind a URL, and for an `out` that contains other files or is on another file system.
+
+    Args:
+        dataset: The dataset.
+        dialect: The tool.
+        out: Folder to write.
+        quiet: Show no progress bar.
     """
     if dataset.is_view:
         raise UserError(
@@ -40,7 +45,7 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         )
     folder = open_folder(out)
     if not isinstance(folder, LocalFolder):
-        raise UserError(f"{out}: an export is made of hard links; give a folder of this machine, then upload it")
+        raise UserError(f"{out}: an export is made of hard links; choose a local folder, then upload it")
     if Path(folder.root).resolve().is_relative_to(dataset.shard_path(".").resolve()):
         raise UserError(f"--out {out}: lies within the dataset, where other tools would read it; choose another folder")
     linked = linked_files(dataset, dialect)
@@ -64,15 +69,18 @@ _FILES: dict[Dialect, Callable[[ShardedDataset], dict[str, Write]]] = {
 
 
 def _check_out(folder: LocalFolder, expected: set[str]) -> None:
-    """Nothing is there but what this export writes."""
+    """Raise UserError if the folder contains a file that this export does not write."""
     if not os.path.isdir(folder.root):
         return
     for name, _ in folder.walk():
         if name not in expected:
-            raise UserError(f"{folder.root}: holds {name}, which is not of this export; choose a new or empty folder")
+            raise UserError(
+                f"{folder.root}: holds {name}, which is not part of this export; choose a new or empty folder"
+            )
 
 
 def _link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`. Raises UserError if the file system cannot."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         if target.samefile(source):

@@ -1,4 +1,4 @@
-"""What every exporter needs of a dataset: its index by shard, its shards, the files to link, and a JSON file."""
+"""Parts that all exports share: the index by shard, the list of shards, the files to link, and JSON files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +20,11 @@ from lmk_data.options import Dialect
 from lmk_data.system.storage import LocalFolder
 
 _COLUMNS = ["key", "label", "landmark_id", "original_width", "original_height", "jpg_offset", "jpg_size"]
-Write = Callable[[LocalFolder, str], object]
+Write = Callable[[LocalFolder, str], object]  # writes the file of this name into a folder
 
 
 class IndexByShard:
-    """The label index by shard; each split is read once."""
+    """The label index of a dataset by shard; each split is read once. Raises DatasetError for an unusable index."""
 
     def __init__(self, dataset: ShardedDataset) -> None:
         self._tables = {split: dataset.index_table(split, _COLUMNS) for split in dataset.splits}
@@ -40,27 +40,30 @@ class IndexByShard:
                 start += shard["num_samples"]
 
     def rows(self, shard: str) -> list[dict[str, Any]]:
-        """The rows that describe one shard, in its order."""
+        """Return the rows of the index that describe a shard, in the order of its samples."""
         split, start, number = self._places[shard]
         rows: list[dict[str, Any]] = self._tables[split].slice(start, number).to_pylist()
         return rows
 
 
 def json_file(value: Any) -> Write:
+    """Return a function that writes a value as canonical JSON."""
     return lambda folder, name: write_file(folder, name, canonical_json(value) + b"\n")
 
 
 def dataset_uuid(dataset: ShardedDataset) -> str:
-    """An identifier in the form of a UUID that changes with the dataset's content."""
+    """Return an identifier in the form of a UUID, which depends on the content of the dataset."""
     digest = content_sha256_of(dataset.manifest["files"])
     return "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:32]))
 
 
 def all_shards(dataset: ShardedDataset) -> list[ShardEntry]:
+    """Return the shards of all splits: train, then val, then test."""
     return [shard for split in dataset.splits for shard in dataset.shards(split)]
 
 
 def linked_files(dataset: ShardedDataset, dialect: Dialect) -> list[str]:
+    """Return the files of the dataset that an export links: its tars, and for Croissant its Parquet files."""
     tars = [shard["name"] for shard in all_shards(dataset)]
     if dialect != "croissant":
         return tars

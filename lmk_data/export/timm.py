@@ -5,7 +5,7 @@ from lmk_data.export.rows import Write, json_file
 
 
 def timm(dataset: ShardedDataset) -> dict[str, Write]:
-    """`_info.json`, which timm looks for in the root."""
+    """Return `_info.json`, which timm looks for in the root."""
     splits = {
         split: {
             "name": split,

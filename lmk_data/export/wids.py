@@ -5,7 +5,7 @@ from lmk_data.export.rows import Write, json_file
 
 
 def wids(dataset: ShardedDataset) -> dict[str, Write]:
-    """One descriptor per split."""
+    """Return one descriptor for each split."""
     title = dataset.manifest["title"] or "shards"
     return {
         f"{split}.json": json_file(

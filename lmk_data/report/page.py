@@ -1,32 +1,38 @@
-"""The look of every HTML page: one jinja2 shell, figures and pictures inlined, names escaped, light and dark."""
+"""The look of every HTML page: one shell and its pieces as jinja2 templates, everything inlined, names escaped."""
 
 import base64
 import hashlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+
+from lmk_data.errors import DatasetError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 ACCENT, MUTED = "#3d8bc4", "#b7793e"
 _SCRIPTS = ("datatables/dataTables.min.js", "tables.js")
-_INK = "#010203"  # stands for the page's text colour, which a figure cannot know when it is drawn
+_INK = "#010203"  # stands for the text colour of the page, which depends on the reader's light or dark mode
+_THUMBNAIL_PIXELS = 112
+_ROWS_WITHOUT_SCRIPTS = 100
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of a page; its parts come from the functions below and are escaped already."""
+    """A titled part of a page. Its parts come from the functions below, which escape them."""
 
     title: str
     parts: Sequence[Markup]
@@ -34,15 +40,31 @@ class Section:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """Pictures of one kind side by side: a caption, a note beside it, and JPEGs."""
+    """Images side by side: a caption, a note beside it, and JPEGs."""
 
     caption: str
     note: str
     jpegs: Sequence[bytes]
 
 
+class Number(str):
+    """A number as text, such as `12.5 %`: tables align it to the right."""
+
+    __slots__ = ()
+
+
+def percent(share: float) -> Number:
+    """Return a share as a percentage with two decimals."""
+    return Number(f"{share:.2%}".replace("%", " %"))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """A whole page that needs no network, may load nothing from it, and runs only the two scripts it came with."""
+    """Return a whole page, which loads nothing from the network and runs no scripts but the two inlined ones."""
     scripts = [_script(name) for name in _SCRIPTS]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return (
@@ -59,109 +81,124 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def paragraph(text: str) -> Markup:
-    """A paragraph of plain text."""
-    return Markup("<p>{}</p>").format(text)
+    """Return a paragraph of plain text."""
+    return _piece("paragraph", text)
 
 
 def code(text: str) -> Markup:
-    """Lines of code."""
-    return Markup("<pre>{}</pre>").format(text)
+    """Return lines of code."""
+    return _piece("code", text)
 
 
 def key_figures(figures: Iterable[tuple[str, str]]) -> Markup:
-    """Large figures with what they are: pairs of (value, name)."""
-    cells = [Markup("<div><b>{}</b><span>{}</span></div>").format(value, name) for value, name in figures]
-    return Markup('<div class="key">{}</div>').format(Markup("").join(cells))
+    """Return large figures with their names: pairs of (value, name)."""
+    return _piece("key_figures", figures)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """A table; integers get thousands separators, numbers are set right."""
-    columns = list(rows)
-    head = Markup("").join(_cell("th", name, _is_number(_first(columns, i))) for i, name in enumerate(header))
-    body = [Markup("").join(_cell("td", _shown(v), _is_number(v)) for v in row) for row in columns]
-    lines = Markup("").join(Markup("<tr>{}</tr>\n").format(line) for line in [head, *body])
-    return Markup('<div class="box"><table>{}</table></div>').format(lines)
+    """Return a table. Integers get thousands separators; integers, floats and `Number`s are aligned to the right."""
+    return _piece("table", header, list(rows))
 
 
-def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]], shown: int = 100) -> Markup:
-    """A table that the reader can sort, search and leaf through, however long: `columns` of strings or integers.
+def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]]) -> Markup:
+    """Return a table that the reader can sort, search and page through, whatever its length.
 
-    Strings that are all integers, such as ids, are sorted as numbers and shown as they are. Where scripts do not run
-    its first `shown` rows are there.
+    `columns` holds strings, `Number`s or integers. A column of strings that are all numbers, such as ids, is sorted by
+    value and shown as it is. If scripts do not run, the first 100 rows are shown.
     """
     kinds = [
-        {"name": name, "number": bool(column) and _is_number(column[0]), "sorts": _sorts_as(column)}
+        {
+            "name": name,
+            "number": bool(column) and _is_aligned_right(column[0]),
+            "integer": bool(column) and isinstance(column[0], int),
+            "sorts": "num" if _is_numeric(column) else "string",
+        }
         for name, column in zip(header, columns, strict=True)
     ]
     rows = list(zip(*columns, strict=True))
-    data = {"columns": kinds, "rows": rows}
-    plain = table(header, rows[:shown])
-    more = paragraph(f"The first {shown} of {len(rows):,}; scripts do not run here.") if len(rows) > shown else ""
-    return Markup(
-        '<div class="box"><table class="sortable"></table><script type="application/json">{}</script></div>'
-        "<noscript>{}{}</noscript>"
-    ).format(htmlsafe_json_dumps(data, separators=(",", ":"), ensure_ascii=False), more, plain)
+    return _piece("sortable_table", {"columns": kinds, "rows": rows}, header, rows[:_ROWS_WITHOUT_SCRIPTS], len(rows))
 
 
 def picture_rows(rows: Iterable[PictureRow]) -> Markup:
-    """Rows of pictures with their captions."""
-    parts = []
-    for row in rows:
-        images = Markup("").join(
-            Markup('<img alt="" src="data:image/jpeg;base64,{}">').format(base64.b64encode(jpeg).decode())
-            for jpeg in row.jpegs
-        )
-        heading = Markup("<h3>{} <span>{}</span></h3>").format(row.caption, row.note)
-        parts.append(Markup('<div>{}<div class="pictures">{}</div></div>').format(heading, images))
-    return Markup('<div class="rows">{}</div>').format(Markup("").join(parts))
+    """Return rows of images with their captions."""
+    return _piece("picture_rows", rows)
+
+
+def thumbnail(jpeg: bytes, location: str) -> bytes:
+    """Return a small JPEG of a stored image, at most 112 pixels wide and high, to keep a page small.
+
+    Raises DatasetError, which names `location`, if the image is damaged.
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+            image.save(buffer, "JPEG", quality=80)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{location} is damaged ({error}); run `lmk-shard verify`") from error
+    return buffer.getvalue()
 
 
 def new_figure(height: float = 3.4) -> "tuple[Figure, Axes]":
-    """An empty figure 8 inches wide, to be drawn on and given to `figure`."""
+    """Return an empty figure, 8 inches wide and `height` inches high, to draw on and to pass to `figure`."""
     drawn, (axes,) = new_figures(1, height)
     return drawn, axes
 
 
 def new_figures(number: int, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Several small figures in one, in rows of `columns`, each row of this height in inches."""
+    """Return several small figures in one, in rows of `columns`, each row `height` inches high."""
     from matplotlib.figure import Figure
 
     rows = -(-number // columns)
     drawn = Figure(figsize=(8, height * rows), layout="constrained")
-    parts = [drawn.add_subplot(rows, columns, place + 1) for place in range(number)]
+    parts = [drawn.add_subplot(rows, columns, position + 1) for position in range(number)]
     for axes in parts:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.label.set_color(_INK)
-        axes.yaxis.label.set_color(_INK)
-        for spine in axes.spines.values():
-            spine.set_color(_INK)
-        axes.tick_params(which="both", colors=_INK)
     return drawn, parts
 
 
+def label_log_axis(axis: "Axis", ratio: float, max_labels: int = 12) -> None:
+    """Label a log axis, whose ends have this ratio, with plain numbers: 1, 2, 5, 10 ... or powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if 3 * math.log10(ratio) < max_labels else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+
+
 def figure(drawn: "Figure", caption: str) -> Markup:
-    """A figure as inline SVG in the page's text colour, the same bytes each time."""
+    """Return a figure as inline SVG in the text colour of the page; equal figures give equal bytes."""
     import matplotlib
 
-    for axes in drawn.axes:
-        if (legend := axes.get_legend()) is not None:
-            for label in legend.get_texts():
-                label.set_color(_INK)
-            legend.get_frame().set_alpha(0)
+    _set_ink(drawn)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lmk", "svg.fonttype": "none"}), warnings.catch_warnings():
-        # Text stays text, which the reader's fonts draw: what matplotlib's own font lacks does not matter.
+        # Text stays text, which the reader's fonts draw: it does not matter what matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from font|Matplotlib currently does not support")
         drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     svg = text[text.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
-    # Drawn by matplotlib from numbers, labels and names, in which it escapes what needs it.
-    drawing = Markup(svg)  # noqa: S704
-    return Markup('<figure><div class="box">{}</div><figcaption>{}</figcaption></figure>').format(drawing, caption)
+    for size in ("height", "width"):  # the page sets the size
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
+    # Drawn by matplotlib, which escapes the labels and names in it.
+    return _piece("figure", Markup(svg), caption)  # noqa: S704
+
+
+def _set_ink(drawn: "Figure") -> None:
+    """Give every text and every axis of a figure the colour that stands for the text colour of the page."""
+    from matplotlib.text import Text
+
+    for axes in drawn.axes:
+        axes.tick_params(which="both", colors=_INK)
+        for spine in axes.spines.values():
+            spine.set_color(_INK)
+        if (legend := axes.get_legend()) is not None:
+            legend.get_frame().set_alpha(0)
+    for text in drawn.findobj(Text):
+        text.set_color(_INK)
 
 
 @cache
@@ -171,26 +208,31 @@ def _script(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.PackageLoader("lmk_data.report"), autoescape=True, trim_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lmk_data.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    environment.tests["aligned_right"] = _is_aligned_right
+    environment.filters["shown"] = lambda value: f"{value:,}" if isinstance(value, int) else str(value)
+    environment.filters["data_url"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return environment
 
 
-def _first(rows: Sequence[Sequence[object]], column: int) -> object:
-    return rows[0][column] if rows else ""
+@cache
+def _pieces() -> Any:
+    return _environment().get_template("pieces.html").module
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, str) and value.endswith(" %"))
+def _piece(name: str, *arguments: object) -> Markup:
+    """Return a piece of a page, made by the macro `name` of pieces.html."""
+    piece: Markup = getattr(_pieces(), name)(*arguments)
+    return piece.strip()
 
 
-def _sorts_as(column: Sequence[object]) -> str:
-    integers = all(str(value).removeprefix("-").isdecimal() for value in column)
-    return "num" if integers or (column and _is_number(column[0])) else "string"
+def _is_aligned_right(value: object) -> bool:
+    return isinstance(value, int | float | Number)
 
 
-def _shown(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _cell(tag: str, text: str, is_number: bool) -> Markup:
-    kind = Markup(' class="number"') if is_number else Markup("")
-    return Markup("<{tag}{kind}>{text}</{tag}>").format(tag=tag, kind=kind, text=text)
+def _is_numeric(column: Sequence[object]) -> bool:
+    """Return whether every value of a column is a number or the text of one; empty texts are passed over."""
+    return all(_NUMBER.fullmatch(str(value)) for value in column if value != "")

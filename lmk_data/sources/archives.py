@@ -1,4 +1,4 @@
-"""Tars and zips read where they lie: the places of their members by one scan, and one member's bytes by its place."""
+"""Read tars and zips without extracting them: scan the places of all members once, then read a member by its place."""
 
 import struct
 import tarfile
@@ -12,11 +12,11 @@ from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
 
 MAX_IMAGE_BYTES = 1 << 30
-RAW = -1  # `method` of bytes that lie in the file as they are; 0 and more are zip's methods
+RAW = -1  # `method` of a member that is not compressed (tar, folder); zip's own methods are 0 and above
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
-_LOCAL_SLACK_BYTES = 1024  # room for a name and extra fields, read together with the member
+_LOCAL_SLACK_BYTES = 1024  # for the name and the extra fields of a local header, read together with the member
 _ENCRYPTED = 0x1
 ArchiveKind = Literal["tar", "zip"]
 Member = tuple[str, int, int, int, int]  # source, then the fields of `Place`
@@ -24,7 +24,7 @@ Member = tuple[str, int, int, int, int]  # source, then the fields of `Place`
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a member lies: `offset` of its payload (tar) or its local header (zip), stored size, method, checksum."""
+    """The place of a member: `offset` of its payload (tar) or local header (zip), stored size, method, checksum."""
 
     offset: int
     num_bytes: int
@@ -33,10 +33,10 @@ class Place:
 
 
 def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[Member]:
-    """The regular files of an archive, in its order, of which only headers are read.
+    """Yield the regular files of an archive in their order; only headers are read.
 
-    A name may occur twice; unpacking would leave its last occurrence. Raises UserError for an archive that is
-    damaged or cannot be read by offset.
+    A name may occur twice; its last occurrence is the one that extraction would leave. Raises UserError for an
+    archive that is damaged or cannot be read by offset.
     """
     try:
         yield from _zip_members(file, location) if kind == "zip" else _tar_members(file, location)
@@ -47,7 +47,7 @@ def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[M
 
 
 def archive_kind(head: bytes) -> ArchiveKind | None:
-    """What kind of archive a file is by its first 512 bytes; None for none that can be read by offset."""
+    """Return the kind of an archive from the first 512 bytes of the file; None if it cannot be read by offset."""
     if head[:4] in (_LOCAL_MAGIC, b"PK\x05\x06"):
         return "zip"
     try:
@@ -58,31 +58,32 @@ def archive_kind(head: bytes) -> ArchiveKind | None:
 
 
 def bytes_to_read(place: Place) -> int:
-    """How many bytes from `place.offset` hold a member, headers included."""
+    """Return how many bytes to read at `place.offset` to get a member and its headers."""
     slack = 0 if place.method == RAW else _LOCAL_HEADER.size + _LOCAL_SLACK_BYTES
     return place.num_bytes + slack
 
 
 def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
-    """A member's content from the bytes at its place, or why there is none.
+    """Return the content of a member from the bytes at its place, or the reason why it has none.
 
-    An int is the number of bytes that are needed instead, where the headers of a zip are unusually long. Raises
-    OSError when the archive is not what was scanned.
+    Returns an int if the headers of a zip are unusually long: the number of bytes that are needed instead.
+    Raises OSError if the archive has changed since the scan.
     """
     start, method, num_bytes = 0, place.method, place.num_bytes
     if method != RAW:
         if len(data) < _LOCAL_HEADER.size or data[:4] != _LOCAL_MAGIC:
             raise OSError(f"no member at offset {place.offset:,} any more; the archive has changed")
-        start = _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(data)[-2:])  # the name, and extra fields
+        name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)[-2:]
+        start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + num_bytes > len(data) == bytes_to_read(place):
             return int(start + num_bytes)
     payload = data[start : start + num_bytes]
     if len(payload) != num_bytes:
         raise OSError(f"ends within the member at offset {place.offset:,}; the archive has changed")
-    return payload if method == RAW else _inflated(payload, method, place.crc32)
+    return payload if method == RAW else _inflate(payload, method, place.crc32)
 
 
-def _inflated(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
+def _inflate(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
     if method == _DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
@@ -104,11 +105,11 @@ def _tar_members(file: BinaryIO, location: str) -> Iterator[Member]:
         for member in tar:
             if member.isreg() and not member.issparse():
                 places[member.name] = (member.offset_data, member.size)
-            elif member.islnk() and member.linkname in places:  # the same file under another name
+            elif member.islnk() and member.linkname in places:  # a hard link to an earlier member
                 places[member.name] = places[member.linkname]
             if member.name in places and (name := _listed_name(member.name)):
                 yield name, *places[member.name], RAW, 0
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
         end = tar.offset
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -125,7 +126,7 @@ def _zip_members(file: BinaryIO, location: str) -> Iterator[Member]:
 
 
 def _listed_name(name: str) -> str | None:
-    """A member's name as a relative path; None for hidden files."""
+    """Return the name of a member as a relative path; None for hidden files."""
     while name.startswith("./"):
         name = name[2:]
     parts = name.split("/")
@@ -135,5 +136,5 @@ def _listed_name(name: str) -> str | None:
 
 
 def readable_name(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 as `\\x..`, which makes the path one that is not read."""
+    """Return a file name as text, with bytes that are not UTF-8 as `\\x..`; such a path counts as unsafe."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

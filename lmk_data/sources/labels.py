@@ -1,4 +1,4 @@
-"""Label tables (GLR2020, GLDv2, any CSV or Parquet, class folders) to one DataFrame."""
+"""Read label tables (GLR2020, GLDv2, any CSV or Parquet) into one DataFrame."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -12,22 +12,29 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.formats import all_extensions
 from lmk_data.system.storage import is_url, read_file
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _CATEGORY_MARK = "Category:"
-_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mpo", "tif", "tiff")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Every listed image once, and how the table was read.
+    """The listed images, each once, and how the table was read.
 
-    `frame` has one row per unique id: `id` (str), `landmark_id` (int64, or str unless every one is a canonical
-    integer), and for class folders `store` and `source`. `num_images` and `num_classes` count what the table
-    lists, `conflicting` the ids that left it because they carry two labels, `duplicate_rows` the rows that
-    repeat an earlier one; `columns` those of id and label in a table of somebody's own.
+    Attributes:
+        frame: One row per unique id: `id` (str), `landmark_id` (int64 if every label is a canonical integer, else
+            str), and for class folders the columns of their members (`store`, `source`, ...).
+        name: File name of the table, or `classes` for class folders.
+        layout: `glr2020`, `gldv2`, `gldv2-clean`, `custom` or `class-folders`.
+        sha256: Hash of the file, or of the listing of class folders.
+        num_images: Number of unique ids that the table lists, conflicting ones included.
+        num_classes: Number of labels that the table lists.
+        conflicting: Number of ids that were left out because they have two labels.
+        duplicate_rows: Number of rows that repeat an earlier row.
+        columns: Names of the id and label columns of a `custom` table, else None.
     """
 
     frame: pd.DataFrame
@@ -42,7 +49,7 @@ class LabelTable:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the manifest states of the table, and the fingerprint covers."""
+        """Return what the manifest records about the table; it is part of the fingerprint."""
         stated = {"labels": self.name, "labels_sha256": self.sha256, "layout": self.layout}
         if self.columns is not None:
             stated |= dict(zip(("id_column", "label_column"), self.columns, strict=True))
@@ -51,11 +58,11 @@ class LabelTable:
 
 
 def read_labels(path: str, *, id_column: str | None = None, label_column: str | None = None) -> LabelTable:
-    """Read a label table.
+    """Read a label table: CSV, gzipped CSV or Parquet, told apart by the first bytes.
 
-    Known by their columns: GLR2020 (`id,landmark_id`), GLDv2 (`id,url,landmark_id`), GLDv2-clean
-    (`landmark_id,images`, ids separated by spaces); anything else needs both column names. CSV (also gzipped)
-    or Parquet, by its first bytes. Raises UserError for a table that is absent, unreadable, empty or lacks a column.
+    Three layouts are recognised by their columns: GLR2020 (`id,landmark_id`), GLDv2 (`id,url,landmark_id`) and
+    GLDv2-clean (`landmark_id,images`, ids separated by spaces). Any other table needs the names of its columns.
+    Raises UserError for a table that is absent, unreadable or empty, or that lacks a column.
     """
     data = _read(path)
     table = _read_strings(data, path)
@@ -63,10 +70,10 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     ids, labels = table[id_column], table[label_column]
     for name, column in ((id_column, ids), (label_column, labels)):
         may_be_empty = layout == "gldv2-clean" and column is ids  # a class without images
-        lacking = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
-        if pc.any(lacking).as_py():
-            row = int(np.flatnonzero(lacking.to_numpy())[0]) + 1
-            raise UserError(f"{path}: data row {row} has no {name}; fill or drop it")
+        missing = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
+        if pc.any(missing).as_py():
+            row = int(np.flatnonzero(missing.to_numpy())[0]) + 1
+            raise UserError(f"{path}: data row {row} has no {name}; fill it in or drop the row")
     if layout == "gldv2-clean":
         ids, labels = _split_lists(ids, labels)
     frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
@@ -75,12 +82,12 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     frame["id"] = without_extensions(frame["id"])
     table = label_table(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
     if table.frame.empty:
-        raise UserError(f"{path}: every id carries several labels; are --id-column and --label-column right?")
+        raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
     return replace(table, columns=(id_column, label_column)) if layout == "custom" else table
 
 
 def read_categories(path: str) -> "pd.Series[str]":
-    """Names of classes, indexed by landmark id as a string, from GLR2020's `landmark_id,category` table.
+    """Read class names from GLR2020's table `landmark_id,category`, indexed by landmark id as a string.
 
     A category that is a Wikimedia Commons URL becomes the plain words after `Category:`.
     """
@@ -97,11 +104,11 @@ def read_categories(path: str) -> "pd.Series[str]":
 
 
 def _read(path: str) -> bytes:
-    """A table's file; UserError if there is none."""
+    """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
     try:
         return read_file(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such label table; give it with --labels") from None
+        raise UserError(f"{path}: no such label table; name another with --labels") from None
     except OSError as error:
         if is_url(path):
             raise storage_failure(error, path) from error
@@ -109,17 +116,17 @@ def _read(path: str) -> bytes:
 
 
 def _read_strings(data: bytes, path: str) -> pa.Table:
-    """A CSV or Parquet file with every column as strings; UserError if it cannot be read."""
+    """Return a CSV or Parquet file with every column as strings. Raises UserError if it cannot be read."""
     try:
         if data[:4] == b"PAR1":
             table = pq.read_table(pa.BufferReader(data))
-            _refuse_repeated(table.column_names, path)
+            _check_unique(table.column_names, path)
             return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
         compression = "gzip" if data[:2] == b"\x1f\x8b" else None
         parse = pa.csv.ParseOptions(newlines_in_values=True)
         with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
             header = pa.csv.open_csv(stream, parse_options=parse).schema.names
-        _refuse_repeated(header, path)
+        _check_unique(header, path)
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
         with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
             return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
@@ -127,20 +134,20 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
         raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
 
 
-def _refuse_repeated(columns: list[str], path: str) -> None:
+def _check_unique(columns: list[str], path: str) -> None:
     repeated = [name for number, name in enumerate(columns) if name in columns[:number]]
     if repeated:
-        raise UserError(f"{path}: has several columns {repeated[0]}; name them differently")
+        raise UserError(f"{path}: has several columns {repeated[0]}; rename all but one")
 
 
 def _is_flat(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # a category of pandas
+    if pa.types.is_dictionary(kind):  # pandas writes categoricals like this
         return _is_flat(kind.value_type)
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _layout(columns: list[str], path: str, id_column: str | None, label_column: str | None) -> tuple[str, str, str]:
-    """The layout's name and the columns that hold id and label."""
+    """Return the name of the layout and of the columns with id and label."""
     if id_column or label_column:
         chosen = ("custom", id_column or "id", label_column or "landmark_id")
     elif "images" in columns and "id" not in columns:
@@ -160,7 +167,7 @@ def _listed(columns: list[str]) -> str:
 
 
 def _split_lists(images: pa.ChunkedArray, labels: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Rows of `landmark_id, "id id id"` to one row per id."""
+    """Turn rows of `landmark_id, "id id id"` into one row per id; return ids and labels."""
     lists = pc.split_pattern(pc.utf8_trim_whitespace(images), " ").combine_chunks()
     parents = pc.list_parent_indices(lists)
     ids = pc.list_flatten(lists)
@@ -170,13 +177,13 @@ def _split_lists(images: pa.ChunkedArray, labels: pa.ChunkedArray) -> tuple[pa.C
 
 
 def typed_labels(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Labels as int64 if every one is a canonical integer, so that nothing is lost, else as strings."""
+    """Return labels as int64 if every one is a canonical integer, so that nothing is lost, else as strings."""
     canonical = pc.all(pc.match_substring_regex(labels, _CANONICAL_INTEGER)).as_py()
     return labels.cast(pa.int64()) if canonical else labels
 
 
 def label_table(frame: pd.DataFrame, name: str, layout: str, sha256: str) -> LabelTable:
-    """Keep each id once; drop the ids that carry two labels."""
+    """Return a table of `frame` in which each id occurs once; ids with two labels are dropped."""
     num_classes = int(frame["landmark_id"].nunique())
     unique = frame.drop_duplicates(["id", "landmark_id"])
     several = unique["id"].duplicated(keep=False)
@@ -195,7 +202,7 @@ def label_table(frame: pd.DataFrame, name: str, layout: str, sha256: str) -> Lab
 
 
 def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """Ids without the extension of an image file; those that would then be the same as another one keep it."""
+    """Return ids without the extension of an image file; an id that would then equal another one keeps it."""
     stripped = strip_extension(ids)
     ambiguous = pd.DataFrame({"id": ids, "stripped": stripped}).drop_duplicates()["stripped"]
     ambiguous = ambiguous[ambiguous.duplicated()]
@@ -203,5 +210,5 @@ def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """Ids without the extension of an image file, where they carry one."""
-    return ids.str.replace(rf"\.(?:{'|'.join(_EXTENSIONS)})$", "", case=False, regex=True)
+    """Return ids without the extension of an image file, if they have one."""
+    return ids.str.replace(rf"\.(?:{'|'.join(all_extensions())})$", "", case=False, regex=True)

@@ -1,15 +1,14 @@
-"""Which image of which store belongs to which row: label tables and class folders meet the members of the stores."""
+"""Find the image of each row: match label tables and class folders with the members of the stores."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
+from numpy.typing import NDArray
 
 from lmk_data.errors import UserError
 from lmk_data.sources.archives import RAW
@@ -19,15 +18,14 @@ from lmk_data.sources.stores import FolderStore, Store
 
 _PROBES = 256
 _REMOTE_PROBES = 16
-Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Located:
-    """A table with where each of its images lies: `MEMBER_COLUMNS`, and `reason` (empty for an image that was found).
+    """A label table with the place of each image: `MEMBER_COLUMNS` and `reason`, empty for an image that was found.
 
-    `store` is -1 for a row that is in none of the stores (`missing`) or must not be read (`unsafe-path`).
-    `num_ignored` counts the members that no row names; None where nothing was scanned.
+    `store` is -1 for a row that is in no store (`missing`) or must not be read (`unsafe-path`).
+    `num_ignored` counts the members that no row names; None if nothing was scanned.
     """
 
     frame: pd.DataFrame
@@ -35,7 +33,7 @@ class Located:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a relative path stays below the folder it is relative to (links aside)."""
+    """Return whether a relative path stays below its folder; symbolic links are not looked at."""
     if not path or "\0" in path or "\\" in path or path.startswith("/"):
         return False
     return ".." not in PurePosixPath(path).parts
@@ -44,45 +42,47 @@ def is_safe_path(path: str) -> bool:
 def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[[], pd.DataFrame]) -> Located:
     """Find the image of every row of a label table by its `id`.
 
-    One folder in the GLR2020 layout `a/b/c/<id>.jpg` is recognised by a few ids and needs no scan: its missing
-    files are noticed when they are read. For anything else `read_members` scans the stores once, and an id stands
-    for a relative path, else a file name, else a file name without its extension (if several files fit, the first
-    in order of stores and names).
+    A single folder in the GLR2020 layout `a/b/c/<id>.jpg` is recognised by probing a few ids and needs no scan;
+    missing files are noticed when they are read. Otherwise `read_members` scans the stores once, and an id matches a
+    relative path, else a file name, else a file name without its extension. If several files match, the first in
+    order of stores and names is taken.
 
     Raises UserError if no image is found at all.
     """
     ids = frame["id"]
     names = ids.to_numpy(dtype=object)
     safe = _safe_mask(ids)
-    if len(stores) == 1 and isinstance(stores[0], FolderStore) and _is_fanned_out(stores[0], names[safe]):
+    if len(stores) == 1 and isinstance(stores[0], FolderStore) and _has_glr2020_layout(stores[0], names[safe]):
         source = np.array([f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" if len(i) > 2 else f"{i}.jpg" for i in names], dtype=object)
         source[~safe] = names[~safe]
-        found = frame.assign(store=np.where(safe, 0, -1).astype(np.int16), source=source, offset=np.int64(-1))
-        found = found.assign(num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
-        return Located(found.assign(reason=np.where(safe, "", "unsafe-path").astype(object)), None)
+        places = frame.assign(store=np.where(safe, 0, -1).astype(np.int16), source=source, offset=np.int64(-1))
+        places = places.assign(num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
+        return Located(places.assign(reason=np.where(safe, "", "unsafe-path").astype(object)), None)
     members = read_members()
     position = _match(ids, members["source"])
-    found = _taken(members, position)
-    lost = position < 0
-    found.loc[lost, "source"] = names[lost]
-    unsafe = ~safe | ~_safe_mask(found["source"])
-    found["reason"] = np.where(unsafe, "unsafe-path", np.where(lost, "missing", "")).astype(object)
-    found.loc[lost | unsafe, "store"] = np.int16(-1)
-    if not (found["store"] >= 0).any():
-        raise UserError(f"no image of the label table was found below {shown(stores)}; is --images right?")
-    num_ignored = len(members) - len(np.unique(position[~lost]))
-    return Located(pd.concat([frame, found.set_index(frame.index)], axis=1), num_ignored)
+    places = _take(members, position)
+    missing = position < 0
+    places.loc[missing, "source"] = names[missing]
+    unsafe = ~safe | ~_safe_mask(places["source"])
+    places["reason"] = np.where(unsafe, "unsafe-path", np.where(missing, "missing", "")).astype(object)
+    places.loc[missing | unsafe, "store"] = np.int16(-1)
+    if not (places["store"] >= 0).any():
+        raise UserError(f"no image of the label table was found below {store_names(stores)}; is --images right?")
+    num_ignored = len(members) - len(np.unique(position[~missing]))
+    return Located(pd.concat([frame, places.set_index(frame.index)], axis=1), num_ignored)
 
 
 def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Located:
-    """List collections whose folder names are the labels: `MEMBER_COLUMNS`, `landmark_id` (str) and `reason`.
+    """List class folders, whose names are the labels: `MEMBER_COLUMNS`, `landmark_id` (str) and `reason`.
 
-    Every member below a first-level folder counts; members beside the folders do not. Raises UserError if there
-    is none.
+    Every member below a first-level folder counts; members outside these folders are ignored. Raises UserError if
+    there is no class folder with files.
     """
     inside = members[members["source"].str.contains("/", regex=False).astype(bool)].reset_index(drop=True)
     if inside.empty:
-        raise UserError(f"no class folder with files below {shown(stores)}; --labels classes wants <class>/<image>")
+        raise UserError(
+            f"no class folder with files below {store_names(stores)}; --labels classes needs <class>/<image>"
+        )
     unsafe = ~_safe_mask(inside["source"])
     listed = inside.assign(landmark_id=inside["source"].str.split("/", n=1).str[0])
     listed["reason"] = np.where(unsafe, "unsafe-path", "").astype(object)
@@ -90,48 +90,49 @@ def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Locate
     return Located(listed, len(members) - len(inside))
 
 
-def shown(stores: Sequence[Store]) -> str:
-    """The first few stores, for a message."""
+def store_names(stores: Sequence[Store]) -> str:
+    """Return the first three stores by name, for a message."""
     names = [store.location for store in stores[:3]]
     return ", ".join(names) + (f" and {len(stores) - 3} more" if len(stores) > 3 else "")
 
 
-def _safe_mask(paths: "pd.Series[str]") -> Bools:
-    plain: Bools = paths.str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(dtype=bool, copy=True)
+def _safe_mask(paths: "pd.Series[str]") -> NDArray[np.bool_]:
+    """Return which paths are safe, bool [N]."""
+    plain: NDArray[np.bool_] = paths.str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(dtype=bool, copy=True)
     odd = paths.to_numpy(dtype=object)[~plain]
     plain[~plain] = np.fromiter((is_safe_path(i) for i in odd), dtype=bool, count=len(odd))
     return plain
 
 
-def _is_fanned_out(store: FolderStore, names: "np.ndarray[tuple[int], np.dtype[np.object_]]") -> bool:
-    """Whether any of some ids, spread over the table, lies where GLR2020 has it."""
+def _has_glr2020_layout(store: FolderStore, names: NDArray[np.object_]) -> bool:
+    """Return whether any of up to 256 ids (16 for URLs), spread over the table, is at its place in GLR2020."""
     num_probes = _REMOTE_PROBES if "://" in store.location else _PROBES
     probes = names[:: max(1, len(names) // num_probes)]
     return any(len(i) > 2 and store.folder.is_file(f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg") for i in probes)
 
 
-def _match(ids: "pd.Series[str]", sources: "pd.Series[str]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The number of each id's member by path, path without extension, name, then stem; -1 for none."""
+def _match(ids: "pd.Series[str]", sources: "pd.Series[str]") -> NDArray[np.int64]:
+    """Return the position of each id's member, int64 [N], -1 for none: by path, path without extension, name, stem."""
     position = np.full(len(ids), -1, dtype=np.int64)
     wanted = pd.Index(ids.to_numpy(dtype=object))
     name = sources.str.rsplit("/", n=1).str[-1]
     spellings: list[Callable[[], pd.Series[str]]] = [lambda: name, lambda: strip_extension(name)]
-    if ids.str.contains("/", regex=False).any():  # label tables drop the extensions of their ids
+    if ids.str.contains("/", regex=False).any():  # reading a label table drops the extensions of its ids
         spellings.insert(0, lambda: strip_extension(sources))
     for spell in (lambda: sources, *spellings):
         spelling = spell()
         index = pd.Index(spelling.to_numpy(dtype=object))
         first = ~index.duplicated()
-        found = index[first].get_indexer(wanted)
-        fresh = (found >= 0) & (position < 0)
-        position[fresh] = np.flatnonzero(first)[found[fresh]]
+        matches = index[first].get_indexer(wanted)
+        new = (matches >= 0) & (position < 0)
+        position[new] = np.flatnonzero(first)[matches[new]]
         if (position >= 0).all():
             break
     return position
 
 
-def _taken(members: pd.DataFrame, position: Any) -> pd.DataFrame:
-    """The rows of members at each position; store -1 and no place where the position is -1."""
+def _take(members: pd.DataFrame, position: NDArray[np.int64]) -> pd.DataFrame:
+    """Return the member at each position, int64 [N]; a row at position -1 is to be overwritten by the caller."""
     if members.empty:
         nothing = {"store": np.int16(-1), "source": "", "offset": np.int64(-1), "num_bytes": np.int64(-1)}
         place = {"method": np.int8(RAW), "crc32": np.uint32(0)}
@@ -140,10 +141,10 @@ def _taken(members: pd.DataFrame, position: Any) -> pd.DataFrame:
 
 
 def read_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> tuple[LabelTable, int]:
-    """List class folders as a label table: the id is the relative path, the label the first folder's name.
+    """Read class folders as a label table: the id is the relative path, the label the name of the first folder.
 
-    A path that several stores hold is several images; the later ones' ids begin with the name of their store.
-    Also returns the number of members beside the folders, which do not count.
+    The same path in several stores is several images; the ids of the later ones start with the name of their store.
+    Also returns the number of members outside class folders, which are ignored.
     """
     located = list_class_folders(stores, members)
     frame = located.frame

@@ -1,4 +1,4 @@
-"""What the image stores hold: folders are walked, archives scanned once and remembered."""
+"""List the members of image stores: walk folders, scan archives once and cache the result."""
 
 import hashlib
 import json
@@ -29,11 +29,16 @@ _HASHED_AT_ONCE = 4 << 20
 def read_members(
     stores: Sequence[Store], *, cache: Folder | None, md5: str | None = None, workers: int = 1, quiet: bool = True
 ) -> pd.DataFrame:
-    """The members of all stores, in order of the stores: `MEMBER_COLUMNS` (store int16, the number of the store).
+    """Return the members of all stores in order of the stores, with `MEMBER_COLUMNS`.
 
-    Dotfiles and Thumbs.db are left out. Archives that `cache` remembers as they are now are not scanned again;
-    what was scanned is remembered there. `md5` names a folder of checksum files: an archive that does not match
-    its own is named on stderr. Members of a folder have no place (offset -1).
+    Hidden files and Thumbs.db are left out. Members of a folder have no place (offset -1).
+
+    Args:
+        stores: The stores; the column `store` (int16) holds their position in this sequence.
+        cache: Folder in which scans of archives are cached. An archive that has not changed is not scanned again.
+        md5: Folder of checksum files. An archive that does not match its checksum is named on stderr.
+        workers: Number of processes that scan archives.
+        quiet: Show no progress bar.
     """
     archives = [number for number, store in enumerate(stores) if isinstance(store, ArchiveStore)]
     scanned = _read_archives([stores[number] for number in archives], cache, md5, workers, quiet)
@@ -48,15 +53,15 @@ def read_members(
 
 
 def _folder_members(store: FolderStore) -> pd.DataFrame:
-    found = sorted((readable_name(name), num_bytes) for name, num_bytes in store.members())
-    members = pd.DataFrame({"source": pd.Series([name for name, _ in found], dtype=object)})
-    sizes = np.array([num_bytes for _, num_bytes in found], dtype=np.int64)
+    files = sorted((readable_name(name), num_bytes) for name, num_bytes in store.members())
+    members = pd.DataFrame({"source": pd.Series([name for name, _ in files], dtype=object)})
+    sizes = np.array([num_bytes for _, num_bytes in files], dtype=np.int64)
     return members.assign(offset=np.int64(-1), num_bytes=sizes, method=np.int8(RAW), crc32=np.uint32(0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """One archive to scan; `md5` is the checksum that it should have, empty for none, None to leave it unchecked."""
+    """One archive to scan. `md5` is its expected checksum: empty if there is none, None if it is not to be checked."""
 
     number: int
     store: ArchiveStore
@@ -65,6 +70,8 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _Scanned:
+    """The members of one archive, and its md5 if it was computed."""
+
     number: int
     members: pd.DataFrame
     md5: str | None
@@ -73,33 +80,33 @@ class _Scanned:
 def _read_archives(
     stores: Sequence[Any], cache: Folder | None, md5: str | None, workers: int, quiet: bool
 ) -> list[pd.DataFrame]:
-    """The members of each archive, from the cache where it has not changed."""
+    """Return the members of each archive, from the cache if the archive has not changed."""
     if not stores:
         return []
-    remembered = _Remembered.load(cache)
+    known = _ScanCache.load(cache)
     sums = _checksums(md5, stores) if md5 else {}
     members: dict[int, pd.DataFrame] = {}
     scans = []
     for number, store in enumerate(stores):
-        found = remembered.members(store)
-        if found is None or (md5 and not remembered.is_checked(store)):
+        cached = known.members(store)
+        if cached is None or (md5 and not known.is_checked(store)):
             scans.append(_Scan(number, store, sums.get(store.name, "") if md5 else None))
         else:
-            members[number] = found
+            members[number] = cached
     with progress_bar(len(scans), "scanning", "archives", quiet=quiet or len(scans) < 2) as bar:
         for scanned in LocalEngine(workers).run(_scan, scans):
             members[scanned.number] = scanned.members
-            remembered.add(stores[scanned.number], scanned)
+            known.add(stores[scanned.number], scanned)
             if scanned.md5 is not None:
                 _compare(stores[scanned.number], scanned.md5, sums)
             bar.update()
     if scans and cache is not None:
-        remembered.save(cache)
+        known.save(cache)
     return [members[number] for number in range(len(stores))]
 
 
 def _scan(scan: _Scan) -> _Scanned:
-    """Scan one archive; a task of its own."""
+    """Scan one archive, in a worker process."""
     store = scan.store
     with store.folder.open(store.name) as file:
         digest = None
@@ -116,7 +123,7 @@ def _scan(scan: _Scan) -> _Scanned:
 
 
 def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
-    """The md5 of each archive by its name, from `md5.<stem>.txt` (as CVDF names them) or `<name>.md5`."""
+    """Return the md5 of each archive by its name, from `md5.<stem>.txt` (the names of CVDF) or `<name>.md5`."""
     files = open_folder(folder)
     names = set(files.sizes())
     sums = {}
@@ -131,25 +138,26 @@ def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
 
 
 def _compare(store: ArchiveStore, digest: str, sums: dict[str, str]) -> None:
+    """Name an archive on stderr if it does not match its checksum or has none."""
     stated = sums.get(store.name)
     if stated is None:
         notice(f"{store.location}: has no checksum file; not checked")
     elif stated != digest:
         notice(
             f"{store.location}: its md5 is {digest}, its checksum file says {stated}; some of the official sums are "
-            "wrong, so the build goes on: compare with another copy"
+            "wrong, so the build continues: compare with another copy"
         )
 
 
-class _Remembered:
-    """What earlier scans found, in `MEMBERS_TABLE`: one row group an archive, and what each archive looked like."""
+class _ScanCache:
+    """The results of earlier scans in `MEMBERS_TABLE`: the members, and a stamp of each archive in the metadata."""
 
     def __init__(self, archives: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]) -> None:
         self._archives = archives
         self._tables = tables
 
     @classmethod
-    def load(cls, cache: Folder | None) -> "_Remembered":
+    def load(cls, cache: Folder | None) -> "_ScanCache":
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
@@ -161,7 +169,7 @@ class _Remembered:
                 for location, archive in archives.items()
             }
         except (pa.ArrowException, KeyError, ValueError, TypeError):
-            return cls({}, {})  # a cache: scanned again
+            return cls({}, {})  # an unreadable cache is rebuilt
         return cls(archives, tables)
 
     def members(self, store: ArchiveStore) -> pd.DataFrame | None:
@@ -189,8 +197,8 @@ class _Remembered:
 
 
 def _stamp(store: ArchiveStore) -> list[int]:
-    """What changes when an archive does: its size, and on this machine its time of modification."""
+    """Return what changes when an archive changes: its size and, for a local file, its modification time."""
     if isinstance(store.folder, LocalFolder):
-        found = os.stat(store.location)
-        return [found.st_size, found.st_mtime_ns]
+        status = os.stat(store.location)
+        return [status.st_size, status.st_mtime_ns]
     return [store.folder.size(store.name)]

@@ -1,4 +1,4 @@
-"""Image stores: folders, tars and zips, on this machine or behind URLs, and one picture's bytes."""
+"""Image stores: folders, tars and zips, local or behind URLs; read one image from them."""
 
 import errno
 import glob
@@ -25,42 +25,43 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class Store(Protocol):
-    """A place that holds images; what is read is named by `source`, a relative path with forward slashes."""
+    """A place that holds images. `source` names an image: a relative path with forward slashes."""
 
     @property
     def folder(self) -> Folder:
-        """The folder that the store is, or lies in."""
+        """The folder of images, or the folder that contains the archive."""
 
     @property
     def location(self) -> str:
         """The path or URL of the store."""
 
     def read(self, source: str, place: Place) -> bytes | Rejection:
-        """The bytes of one image, or why there are none; `place` matters to archives only.
+        """Return the bytes of one image, or the reason why there are none; only archives use `place`.
 
-        Raises StorageError when the storage itself fails: only an image that is not there, in a store that is,
-        is the image's own fault.
+        An image that is missing from a store that exists is rejected. Raises StorageError if the storage fails.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """A folder of image files; what lies in `left_out`, a path in it, is none of them."""
+    """A folder of image files; files below `left_out`, a relative path, are not members."""
 
     folder: Folder
     left_out: str = ""
 
     @property
     def location(self) -> str:
+        """The path or URL of the folder."""
         return self.folder.root
 
     def read(self, source: str, place: Place) -> bytes | Rejection:
+        """Return the bytes of one image, or the reason why there are none. Raises StorageError."""
         if place.num_bytes > MAX_IMAGE_BYTES:
             return _too_large(place.num_bytes)
         return retrying(lambda: self._read_once(source), self.folder.location(source))
 
     def members(self) -> Iterator[tuple[str, int]]:
-        """The path and the size in bytes (-1 where a listing does not say) of every file, in no order."""
+        """Yield the path and the size in bytes (-1 if a listing does not say) of every file, in no particular order."""
         outside = f"{self.left_out}/" if self.left_out else "\0"
         return (member for member in self.folder.walk() if not member[0].startswith(outside))
 
@@ -70,7 +71,7 @@ class FolderStore:
                 return _read_bounded(self.folder.location(source))
             return self.folder.read(source)
         except (FileNotFoundError, NotADirectoryError):
-            if not self._is_there():
+            if not self._exists():
                 raise
             return Rejection("missing", "no such file")
         except IsADirectoryError:
@@ -80,8 +81,8 @@ class FolderStore:
                 return Rejection("missing", "no such file: its name is too long")
             raise
 
-    def _is_there(self) -> bool:
-        """Whether the folder is there and holds anything: an unmounted disk leaves an empty one behind."""
+    def _exists(self) -> bool:
+        """Return whether the folder exists and is not empty: an unmounted disk leaves an empty folder behind."""
         if isinstance(self.folder, LocalFolder):
             try:
                 with os.scandir(self.folder.root) as entries:
@@ -101,9 +102,11 @@ class ArchiveStore:
 
     @property
     def location(self) -> str:
+        """The path or URL of the archive."""
         return self.folder.location(self.name)
 
     def read(self, source: str, place: Place) -> bytes | Rejection:
+        """Return the bytes of one member, or the reason why there are none. Raises StorageError."""
         if place.num_bytes > MAX_IMAGE_BYTES:
             return _too_large(place.num_bytes)
         return retrying(lambda: self._read_once(place), f"{self.location}/{source}")
@@ -120,33 +123,34 @@ class ArchiveStore:
 def open_stores(paths: Sequence[str], out: Folder | None = None) -> list[Store]:
     """Open each path given as `--images`: a folder, a tar, a zip, a glob of these, or an fsspec URL of one.
 
-    A folder that holds tars and no folders counts as these tars; hidden folders, and `out`, which is written to, are
-    not looked at. Raises UserError for what is none of these.
+    A folder that contains tars and no folders stands for these tars; hidden folders and `out`, the folder that is
+    written to, are ignored. Raises UserError for anything else.
     """
     stores: list[Store] = []
     for path in paths:
-        for found in _expanded(path):
-            stores += _open(found, out)
+        for match in _expand(path):
+            stores += _open(match, out)
     return stores
 
 
-def _expanded(path: str) -> list[str]:
+def _expand(path: str) -> list[str]:
+    """Return the paths that match a glob; a path that is none, or that exists, stands for itself."""
     if not glob.has_magic(path) or (not is_url(path) and os.path.exists(path)):
         return [path]
-    found = expand_glob(path)
-    if not found:
-        raise UserError(f"--images {path}: nothing fits this pattern")
-    return found
+    matches = expand_glob(path)
+    if not matches:
+        raise UserError(f"--images {path}: nothing matches this pattern; check it")
+    return matches
 
 
 def _open(path: str, out: Folder | None) -> list[Store]:
-    """The stores at one path: one, or the tars of a folder of tars."""
+    """Return the store at a path, or one store for each tar of a folder of tars."""
     folder = open_folder(path)
     if isinstance(folder, LocalFolder):
         if os.path.isfile(folder.root):
             return [_open_archive(path)]
         if not os.path.isdir(folder.root):
-            raise UserError(f"--images {path}: no such folder or archive; give what holds the images")
+            raise UserError(f"--images {path}: no such folder or archive; name the one that contains the images")
     elif path.endswith((".tar", ".zip")):
         return [_open_archive(path)]
     tars = sorted(name for name in retrying(folder.sizes, folder.root) if name.endswith(".tar"))
@@ -164,9 +168,9 @@ def _open_archive(path: str) -> ArchiveStore:
         raise UserError(f"--images {path}: cannot be read: {error.strerror or error}") from error
     kind = archive_kind(head)
     if kind is None:
-        packed = head.startswith(_COMPRESSED)
-        hint = "compressed as a whole; unpack it once to a plain tar" if packed else "neither a folder, a tar nor a zip"
-        raise UserError(f"--images {path}: {hint}")
+        is_compressed = head.startswith(_COMPRESSED)
+        what = "a compressed archive; decompress it to a plain tar"
+        raise UserError(f"--images {path}: {what if is_compressed else 'neither a folder, a tar nor a zip'}")
     return ArchiveStore(folder, name, kind)
 
 

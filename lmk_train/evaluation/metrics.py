@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
 from lmk_train.evaluation.predictions import Predictions
 
-MANY_ABOVE, FEW_BELOW = 100, 20
 _CALIBRATION_BINS = 15
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 

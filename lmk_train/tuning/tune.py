@@ -20,7 +20,7 @@ from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.tuning.experiment import Experiment, Plan, Trial, best_trial, import_ax
-from lmk_train.tuning.report import write_search_report
+from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.space import OPTIONS, Point, SearchSpace, default_space, read_space
 from lmk_train.tuning.trials import Search, run_trials
 
@@ -218,7 +218,8 @@ def _finish(search: Search) -> TuneResult:
         "test": test,
     }
     write_bytes(search.folder.best, json.dumps(described, indent=2).encode() + b"\n")
-    report = write_search_report(search.folder.path, search.experiment, search.space, trials, best, command, test)
+    result = SearchResult(search.experiment, search.space, trials, best, command, test)
+    report = write_search_report(search.folder.path, result)
     return TuneResult(trials, best, command, test, report)
 
 

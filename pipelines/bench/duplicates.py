@@ -21,7 +21,8 @@ from PIL import Image
 from lmk_data.dataset.format import Resized
 from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
-from lmk_data.views.duplicates import MAX_DISTANCE, look_alike, near_pairs, small_picture
+from lmk_data.views.hashes import MAX_DISTANCE, near_pairs
+from lmk_data.views.similarity import look_alike, small_picture
 
 _CHANGES: dict[str, Callable[[Image.Image], tuple[Image.Image, int]]] = {
     "re-encoded at quality 50": lambda image: (image, 50),

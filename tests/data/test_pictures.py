@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.format import Recipe, Rejection, Resized
-from lmk_data.resize import accepted_formats, resize_image
+from lmk_data.formats import accepted_formats
+from lmk_data.resize import resize_image
 
 PICTURES = Path(__file__).parent / "pictures"
 RECIPE = Recipe(size=64, quality=100, subsampling="4:4:4")

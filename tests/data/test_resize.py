@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmk_data.dataset.format import REJECT_REASONS, Rejection, Resized
+from lmk_data.formats import accepted_formats
 from lmk_data.options import Fit, Recipe
-from lmk_data.resize import accepted_formats, encoder, resize_image
+from lmk_data.resize import encoder, resize_image
 
 RECIPE = Recipe()
 

@@ -3,10 +3,10 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const { columns, rows } = JSON.parse(table.nextElementSibling.textContent);
   new DataTable(table, {
-    columns: columns.map(({ name, number, sorts }) => ({
+    columns: columns.map(({ name, number, integer, sorts }) => ({
       title: name,
       className: number ? "number" : "",
-      render: number ? DataTable.render.number(",", ".", 0) : DataTable.render.text(),
+      render: integer ? DataTable.render.number(",", ".", 0) : DataTable.render.text(),
       type: sorts,
     })),
     data: rows,

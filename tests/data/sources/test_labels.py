@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lmk_data.errors import UserError
+from lmk_data.formats import all_extensions
 from lmk_data.sources.labels import read_categories, read_labels
 
 
@@ -43,6 +44,12 @@ def test_categories_of_pandas_are_labels(tmp_path: Path) -> None:
     assert read_labels(str(tmp_path / "labels.parquet")).frame["landmark_id"].tolist() == ["tower", "gate"]
 
 
+@pytest.mark.parametrize("extension", all_extensions())
+def test_ids_lose_the_extension_of_every_accepted_format(tmp_path: Path, extension: str) -> None:
+    labels = read_labels(write(tmp_path / "t.csv", f"id,landmark_id\na.{extension},7\nb.{extension.upper()},7\n"))
+    assert labels.frame["id"].tolist() == ["a", "b"]
+
+
 def test_ids_that_only_their_extensions_tell_apart_keep_them(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\n1.jpg,7\n1.png,8\n2.jpg,7\n2.jpg,7\n"))
     assert labels.frame.set_index("id")["landmark_id"].to_dict() == {"1.jpg": 7, "1.png": 8, "2": 7}
@@ -76,10 +83,10 @@ def test_labels_are_integers_only_if_nothing_is_lost(tmp_path: Path, values: lis
         ("id,landmark_id\n", "lists no image"),
         ("", "not a readable table"),
         ("id,landmark_id\na,1\nb,2,3\n", "not a readable table"),
-        ("id,landmark_id\na,1\nb,\n", "data row 2 has no landmark_id; fill or drop it"),
-        ("id,landmark_id\n,1\nb,2\n", "data row 1 has no id; fill or drop it"),
-        ("id,landmark_id,id\na,1,2\n", "has several columns id; name them differently"),
-        ("id,landmark_id\na,1\na,2\n", "every id carries several labels; are --id-column"),
+        ("id,landmark_id\na,1\nb,\n", "data row 2 has no landmark_id; fill it in or drop the row"),
+        ("id,landmark_id\n,1\nb,2\n", "data row 1 has no id; fill it in or drop the row"),
+        ("id,landmark_id,id\na,1,2\n", "has several columns id; rename all but one"),
+        ("id,landmark_id\na,1\na,2\n", "every id has several labels; are --id-column"),
     ],
 )
 def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:

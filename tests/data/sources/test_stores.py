@@ -42,7 +42,7 @@ def test_a_huge_file_behind_a_url_is_not_read(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(600))
     (tmp_path / "a.csv").write_text("id,landmark_id\n")
-    for name, said in (("a.tar.gz", "unpack it once"), ("a.csv", "neither"), ("none", "no such"), ("*.zip", "nothing")):
+    for name, said in (("a.tar.gz", "decompress it"), ("a.csv", "neither"), ("none", "no such"), ("*.zip", "nothing")):
         with pytest.raises(UserError, match=said):
             open_stores([str(tmp_path / name)])
     with pytest.raises(UserError, match="nosuch"):

@@ -18,7 +18,8 @@ from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import Recipe
 from lmk_data.verify.dataset import verify
-from lmk_data.views.duplicates import Duplicates, find_duplicates, near_pairs
+from lmk_data.views.duplicates import Duplicates, find_duplicates
+from lmk_data.views.hashes import near_pairs
 from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
 from tests.drawing import write_labels
@@ -165,7 +166,7 @@ def test_the_report_says_what_comes_twice(
     row = section[section.index("exact or near") :]
     assert f">{leaked} ({leaked / num_val:.2%}".replace("%", " %)<") in row[: row.index("</tr>")]
     printed = capsys.readouterr()
-    assert f"3 groups of exact or near duplicates; in training too: {leaked / num_val:.1%} of val" in printed.out
+    assert f"3 groups of exact or near duplicates; also in training: {leaked / num_val:.1%} of val" in printed.out
     assert "near duplicates: " in printed.err
     assert main(["report", str(tmp_path / "shards"), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")

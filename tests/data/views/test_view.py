@@ -72,14 +72,14 @@ def test_a_view_opens_everywhere(dataset_path: Path, tmp_path: Path, capsys: pyt
     figures = json.loads((tmp_path / "report" / "report.json").read_bytes())
     assert figures["view_of"]["selection"] == [{"top": 2}]
     assert "the 2 largest classes" in html
-    assert "rule of that dataset" in html
+    assert "rule of the original dataset" in html
     assert "webdataset(" not in html
     stored = sum(int(view.index(split)["jpg_size"].sum()) for split in view.splits)
-    assert f"<b>{stored / 1e6:,.1f} MB</b><span>of pictures</span>" in html
+    assert f"<b>{stored / 1e6:,.1f} MB</b><span>of images</span>" in html
     assert main(["report", str(tmp_path / "view"), "--out", str(tmp_path / "report")]) == 0
     printed = capsys.readouterr().out
     removed = sum(view.manifest["view_of"]["removed"][split] for split in ("train", "val", "test"))
-    assert f"{len(view) + removed} images in the dataset that they are from = {len(view)} chosen" in printed
+    assert f"{len(view) + removed} images in the original dataset = {len(view)} chosen" in printed
     assert "chosen: the 2 largest classes" in printed
     assert main(["verify", str(tmp_path / "view"), "--quiet"]) == 0
     with pytest.raises(UserError, match="view_of"):

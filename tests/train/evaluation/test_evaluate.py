@@ -14,7 +14,7 @@ from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
 from lmk_train.evaluation.evaluate import SOURCE
 from lmk_train.training.loop import train
-from tests.train.evaluation.pages import header
+from tests.pages import header
 from tests.train.run_files import Config
 
 

@@ -40,7 +40,7 @@ def test_tau_is_the_adjustment_of_the_logits_and_validation_picks_it(
     torch.testing.assert_close(tau_adjustments(counts), torch.from_numpy(expected).float())
     assert eval_main([str(run), "--tau", *EXACT]) == 0
     assert f"{picked:g} has the best macro F1 on val" in capsys.readouterr().out
-    assert f"the ring is {picked:g}, the best macro F1 on val" in (run / "report" / "index.html").read_text()
+    assert f"Ring: tau {picked:g}, which has the best macro F1 on val" in (run / "report" / "index.html").read_text()
     assert max(row["macro_f1"] or 0 for row in validation.by_tau) == next(
         row["macro_f1"] for row in validation.by_tau if row["tau"] == picked
     )

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from lmk_train.tuning.experiment import FAILED, Experiment, Plan, best_trial
-from lmk_train.tuning.report import _fit, write_search_report
+from lmk_train.tuning.report import SearchResult, write_search_report
+from lmk_train.tuning.surrogate import fit_surrogate
+from tests.pages import sections
 from tests.train.tuning.searches import SPACE, told
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
@@ -18,20 +20,36 @@ def test_the_report_says_what_mattered_and_shows_every_trial(tmp_path: Path) -> 
     experiment.end(number, FAILED, "it <died>")
     trials = experiment.trials()
     best = best_trial(trials, "loss")
-    model = _fit(experiment, trials)
+    model = fit_surrogate(experiment, trials)
     assert best is not None
     assert model is not None
     shares = model.sensitivities()
     assert shares["lr"] > max(shares["weight_decay"], shares["loss"]), "the bowl is deep along the rate alone"
     near, far = model.predict([{**best.point, "lr": 1e-3}, {**best.point, "lr": 1e-1}])[0]
     assert near < far
-    path = write_search_report(tmp_path, experiment, SPACE, trials, best, "lmk-train", {"loss": None, "accuracy": 0.5})
-    page = path.read_text()
-    for said in ("0.5000", "test accuracy", "total Sobol indices", "correlation", "the large dot is the best", "95 %"):
-        assert said in page
-    assert "test loss" not in page, "the test split has none"
-    assert page.count("<figure>") == 5, "history, curves, slices, sensitivity, cross-validation"
-    assert "it <died>" not in page
-    rows = [f"{trial.value:.4f}" for trial in trials if trial.value is not None]
-    assert len(rows) == 8
-    assert all(row in page for row in rows)
+    test = {"loss": None, "accuracy": 0.5}
+    path = write_search_report(tmp_path, SearchResult(experiment, SPACE, trials, best, "lmk-train --lr 1", test))
+    parts = sections(path)
+    assert "<b>0.5000</b><span>test accuracy</span>" in parts["Summary"]
+    assert "test loss" not in parts["Summary"], "the test split has none"
+    assert "<pre>lmk-train --lr 1</pre>" in parts["Summary"]
+    assert "best so far</text>" in parts["Trials and epochs"]
+    for name in ("lr", "loss", "weight decay"):
+        assert f">{name}</text>" in parts["Objective by parameter"]
+        assert f">{name}</text>" in parts["Importance of the parameters"]
+    assert f"Correlation {model.cross_validate().correlation:.2f}" in parts["Importance of the parameters"]
+    assert "it <died>" not in path.read_text()
+    values = [f"{trial.value:.4f}" for trial in trials if trial.value is not None]
+    assert len(values) == 8
+    assert all(f'"{value}"' in parts["All trials"] for value in values)
+
+
+def test_without_enough_trials_there_is_no_model(tmp_path: Path) -> None:
+    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "bayesian", 0, 4)
+    told(experiment, 3)
+    trials = experiment.trials()
+    best = best_trial(trials, "loss")
+    assert best is not None
+    assert fit_surrogate(experiment, trials) is None
+    path = write_search_report(tmp_path, SearchResult(experiment, SPACE, trials, best, "lmk-train", None))
+    assert "needs 6 finished trials" in sections(path)["Importance of the parameters"]

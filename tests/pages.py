@@ -1,4 +1,4 @@
-"""Parts of the page of a run."""
+"""Parts of the pages of reports."""
 
 import re
 from pathlib import Path

@@ -1,0 +1,112 @@
+"""What a training and its evaluations left in the folder of a run, as the report of the run shows it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lmk_train.evaluation.evaluate import SOURCE, same_source
+from lmk_train.runs.folder import RunFolder
+
+Metrics = dict[str, float | int | None]
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """The evaluation of one split.
+
+    Attributes:
+        split: Name of the split.
+        metrics: Its metrics by name, None for undefined ones.
+        source: What was evaluated, by the names in `SOURCE`.
+        predictions: One row per image of a known class: key, target, the best labels and their probabilities.
+        classes: One row per class: per-class-<split>.parquet, and `shown`, its name or else its landmark id.
+        confusion: The confusion matrix without its zeros: target, prediction, count.
+    """
+
+    split: str
+    metrics: Metrics
+    source: dict[str, str]
+    predictions: pd.DataFrame
+    classes: pd.DataFrame
+    confusion: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class TauSweep:
+    """Accuracy and macro F1 by tau (columns of `rows`), and the tau that was picked on a split; None without one."""
+
+    rows: pd.DataFrame
+    picked: float | None
+    picked_on: str | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that the report of a split shows.
+
+    Attributes:
+        config: The configuration of the run.
+        epochs: The lines of metrics.jsonl on epochs.
+        steps: Its lines on training steps.
+        evaluated: The evaluation of the split.
+        metrics: Metrics of every split that the same checkpoint was evaluated on in the same dataset.
+        sweep: The sweep over tau, if there was one.
+    """
+
+    config: dict[str, Any]
+    epochs: pd.DataFrame
+    steps: pd.DataFrame
+    evaluated: EvaluatedSplit
+    metrics: dict[str, Metrics]
+    sweep: TauSweep | None
+
+
+def read_record(run: Path, split: str) -> RunRecord:
+    """Read all that the report of an evaluated split shows."""
+    lines = list(_read_lines(RunFolder(run).metrics))
+    return RunRecord(
+        config=json.loads(RunFolder(run).config.read_text()),
+        epochs=pd.DataFrame([line for line in lines if line["kind"] == "epoch"]),
+        steps=pd.DataFrame([line for line in lines if line["kind"] == "train"]),
+        evaluated=_read_split(run, split),
+        metrics=read_metrics(run, split),
+        sweep=_read_sweep(RunFolder(run).tau_sweep(split)),
+    )
+
+
+def read_metrics(run: Path, split: str) -> dict[str, Metrics]:
+    """Return `eval-<split>.json` of each split that the same checkpoint was evaluated on in the same dataset."""
+    paths = {name: RunFolder(run).evaluation(name) for name in _SPLITS}
+    evaluations = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: values for name, values in evaluations.items() if same_source(values, evaluations[split])}
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError):  # the last line may be incomplete
+            yield json.loads(line)
+
+
+def _read_split(run: Path, split: str) -> EvaluatedSplit:
+    folder = RunFolder(run)
+    paths = (folder.predictions(split), folder.per_class(split), folder.confusion(split))
+    tables = (pd.read_parquet(path) for path in paths)
+    predictions, classes, confusion = tables
+    named = zip(classes["name"], classes["landmark_id"], strict=True)
+    classes["shown"] = [name if isinstance(name, str) else str(landmark_id) for name, landmark_id in named]
+    metrics = json.loads(RunFolder(run).evaluation(split).read_text())
+    source = {name: metrics.pop(name) for name in SOURCE}
+    return EvaluatedSplit(split, metrics, source, predictions[predictions["target"].notna()], classes, confusion)
+
+
+def _read_sweep(path: Path) -> TauSweep | None:
+    if not path.exists():
+        return None
+    sweep = json.loads(path.read_text())
+    return TauSweep(pd.DataFrame(sweep["sweep"]), sweep["picked"], sweep["picked_on"])
