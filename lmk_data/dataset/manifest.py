@@ -225,7 +225,7 @@ def _message(error: msgspec.ValidationError, parent: str) -> str:
     match = _PLACE.fullmatch(str(error))
     what, where = match.groups() if match else (str(error), "")
     path = parent + where if where.startswith("[") else ".".join(part for part in (parent, where) if part)
-    return f"{path}: {what}" if path else what
+    return f"{path}: {_shown(what)}" if path else _shown(what)
 
 
 def _shown(text: str) -> str:

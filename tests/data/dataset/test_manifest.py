@@ -194,6 +194,10 @@ def test_names_of_strangers_are_shown_in_one_short_line(read: Callable[[bytes], 
     for name in ("x" * 100_000, "\x1b]0;owned\x07\n", "a.tar\nb"):
         assert "files." in refusal(read, changed(f"files/{name}", 5))
         assert "splits" in refusal(read, changed(f"splits/{name}", {}))
+        assert "recipe.fit: Invalid enum value" in refusal(read, changed("recipe/fit", name))
+        assert "selection[0].drop_duplicates: Invalid" in refusal(
+            read, changed("view_of/selection/0/drop_duplicates", name)
+        )
     assert "format version [" in refusal(read, changed("version", [0] * 1000))
 
 
