@@ -5,7 +5,7 @@
     ├── DatasetError   a file of a published dataset is missing, short, or contradicts another
     ├── StorageError   the storage failed; what was complete is kept, run it again to resume
     ├── BuildError     a build could not finish; what was complete is kept
-    └── TrainingError  training cannot go on; the last good checkpoint is kept
+    └── TrainingError  training cannot continue; the last good checkpoint is kept
 
 Every message says what was wrong, where, and what to do. A bad image is none of these: it is a value
 (`lmk_data.dataset.format.Rejection`), counted and indexed, and the build continues.
@@ -39,7 +39,7 @@ class TrainingError(LmkError):
 def storage_failure(error: OSError, location: str) -> StorageError:
     """Return the StorageError for a failure of the storage at `location`, a path or URL."""
     reason = error.strerror or error
-    return StorageError(f"{error.filename or location}: {reason}; is the storage there? run it again to go on")
+    return StorageError(f"{error.filename or location}: {reason}; is the storage there? run it again to resume")
 
 
 def missing_extra(what: str, extra: str, reason: str) -> UserError:

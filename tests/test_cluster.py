@@ -95,7 +95,7 @@ def test_interrupted_and_gone_on_without_the_cluster(
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=240)
     assert process.returncode == 130, error
-    assert error.rstrip().endswith("interrupted; run it again to go on")
+    assert error.rstrip().endswith("interrupted; run it again to resume")
     assert "Traceback" not in error
     assert subprocess.run(words(source, out, "--quiet"), check=False).returncode == 0
     assert hashes(out) == expected
@@ -213,7 +213,7 @@ def test_a_scheduler_that_is_lost_ends_the_build(source: Path, cluster: Cluster,
     cluster.scheduler.kill()
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "the connection to the Dask scheduler was lost; run again to go on" in one_line(error)
+    assert "the connection to the Dask scheduler was lost; run again to resume" in one_line(error)
 
 
 class Network:

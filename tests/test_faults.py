@@ -64,7 +64,7 @@ def test_interrupted(source: Path, expected: dict[str, str], tmp_path: Path) -> 
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         _, said = process.communicate(timeout=240)
         assert process.returncode == 130
-        assert said.rstrip().endswith("interrupted; run it again to go on")
+        assert said.rstrip().endswith("interrupted; run it again to resume")
         assert "Traceback" not in said
     kept = receipts(out)
     finish(words(source, out, "--workers", "2"))
@@ -85,7 +85,7 @@ def test_interrupted_while_workers_start(tmp_path: Path, number: signal.Signals)
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         lines = [line for line in said.splitlines() if line and not line.startswith("drawing: ")]
-        assert lines == ["lmk-shard: interrupted; run it again to go on"]
+        assert lines == ["lmk-shard: interrupted; run it again to resume"]
 
 
 def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
@@ -116,7 +116,7 @@ def test_a_source_that_vanishes(source: Path, expected: dict[str, str], tmp_path
     (moving / "train").mkdir()
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "is the storage there? run it again to go on" in one_line(said)
+    assert "is the storage there? run it again to resume" in one_line(said)
     assert not (out / "dataset.json").exists()
     (moving / "train").rmdir()
     (moving / "gone").rename(moving / "train")
@@ -150,7 +150,7 @@ def test_a_full_disk(source: Path, expected: dict[str, str], tmp_path: Path, wor
     ]
     said = one_line(done.stderr)
     assert "No space left on device" in said
-    assert "run it again to go on" in said
+    assert "run it again to resume" in said
     assert hashes(tmp_path / "copy") == expected
 
 

@@ -269,7 +269,7 @@ def test_the_server_restarts_during_a_build(
     server.start()
     _, error = process.communicate(timeout=500)
     if process.returncode:  # it was away for longer than retries last: one line, and going on
-        assert "run it again to go on" in one_line(error)
+        assert "run it again to resume" in one_line(error)
         done = subprocess.run(to(url, words(source, Path("x"))), check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert downloaded(url, tmp_path / "copy") == expected

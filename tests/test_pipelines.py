@@ -214,7 +214,7 @@ def test_a_recipe_that_is_stopped_saves_its_training_and_goes_on(tmp_path: Path)
         _, said = process.communicate()
     assert process.returncode == 130, said
     assert "lmk-train: interrupted; give the same command with --resume to resume at step " in said
-    assert said.splitlines()[-1] == "recipe: interrupted; run it again to go on"
+    assert said.splitlines()[-1] == "recipe: interrupted; run it again to resume"
     assert last.exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert again.returncode == 0, again.stderr
@@ -231,5 +231,5 @@ def test_the_demo_that_is_stopped_says_so_in_a_line(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "demo: interrupted; run it again to go on"
+    assert said.splitlines()[-1] == "demo: interrupted; run it again to resume"
     assert "Traceback" not in said

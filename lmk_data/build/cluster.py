@@ -59,7 +59,7 @@ class DaskEngine:
                 "worker after worker was killed on one shard (out of memory?); run again, with more memory for each"
             ) from error
         except (FutureCancelledError, CommClosedError) as error:
-            raise BuildError("the connection to the Dask scheduler was lost; run again to go on") from error
+            raise BuildError("the connection to the Dask scheduler was lost; run again to resume") from error
         finally:
             self.client.cancel(futures)
 

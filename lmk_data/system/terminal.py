@@ -38,7 +38,7 @@ def run_command(program: str, command: Callable[[], None]) -> int:
             print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to go on'}", file=sys.stderr)
+        print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -86,7 +86,7 @@ class FeatureStore:
             raise UserError(f"{folder}: has no finished features") from None
         if description != _description(dataset, config):
             raise UserError(
-                f"{folder}: features of another dataset or backbone; remove the folder to compute them anew"
+                f"{folder}: features of another dataset or backbone; remove the folder to compute them again"
             )
         return cls(folder, dataset, config)
 
@@ -98,13 +98,13 @@ class FeatureStore:
             features = np.load(path, mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(
-                f"{path}: not readable features ({error}); remove the folder to compute them anew"
+                f"{path}: not readable features ({error}); remove the folder to compute them again"
             ) from None
         shape = (len(pictures), ARCHITECTURES[self.config.model].num_features)
         if features.shape != shape or features.dtype != np.float32:
             raise UserError(
                 f"{path}: {features.dtype} {features.shape} instead of float32 {shape}; "
-                "remove the folder to compute them anew"
+                "remove the folder to compute them again"
             )
         return FeatureReader(pictures, features)
 

@@ -128,7 +128,7 @@ class SplitReader:
             except ValueError as error:
                 raise DatasetError(f"{self._location(int(rows[number]))}: {error}; run `lmk-shard verify`") from error
             except OSError as error:
-                why = f"cannot be read: {error.strerror or error}; is the storage there? run it again to go on"
+                why = f"cannot be read: {error.strerror or error}; is the storage there? run it again to resume"
                 raise StorageError(f"{self._location(int(rows[number]))}: {why}") from error
 
     @property

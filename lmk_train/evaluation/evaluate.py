@@ -238,16 +238,16 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
     _write_table(pa.table(per_class), folder.per_class(split))
     targets, predicted, count = confusion(predictions, len(classes.ids))
     _write_table(pa.table({"target": targets, "prediction": predicted, "count": count}), folder.confusion(split))
-    said = {**evaluation.source, **evaluation.metrics}
-    write_bytes(folder.evaluation(split), json.dumps(said, indent=2).encode() + b"\n")
+    written = {**evaluation.source, **evaluation.metrics}
+    write_bytes(folder.evaluation(split), json.dumps(written, indent=2).encode() + b"\n")
 
 
 def _write_sweeps(run: Path, evaluations: list[Evaluation]) -> None:
     """Write tau-<split>.json of each split: the sweep, and the tau that was picked on the validation split."""
     picked = picked_tau(evaluations)
     for evaluation in evaluations:
-        said = {"picked": picked, "picked_on": None if picked is None else "val", "sweep": evaluation.by_tau}
-        write_bytes(RunFolder(run).tau_sweep(evaluation.split), json.dumps(said, indent=2).encode() + b"\n")
+        written = {"picked": picked, "picked_on": None if picked is None else "val", "sweep": evaluation.by_tau}
+        write_bytes(RunFolder(run).tau_sweep(evaluation.split), json.dumps(written, indent=2).encode() + b"\n")
 
 
 def _prediction_table(predictions: Predictions) -> pa.Table:

@@ -149,7 +149,7 @@ def test_a_disk_that_fails_is_an_error_that_says_where(
 
     monkeypatch.setattr(os, "pread", failing)
     reader = SplitReader(dataset, "train", NO_CACHE)
-    with pytest.raises(StorageError, match=r"cannot be read: Input/output error; .* run it again to go on") as error:
+    with pytest.raises(StorageError, match=r"cannot be read: Input/output error; .* run it again to resume") as error:
         reader.decode(np.array([3]), np.empty((1, 64, 64, 3), np.uint8))
     assert says_where(error.value, dataset, 3)
     reader.close()

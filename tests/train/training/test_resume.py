@@ -60,7 +60,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(
 
 
 def test_a_run_goes_on_where_auto_takes_another_precision(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float16 scales gradients, float32 and bfloat16 do not: there is no scale to go on with."""
+    """float16 scales gradients, float32 and bfloat16 do not: there is no scale to resume with."""
     for dtype in (None, torch.float16, torch.bfloat16):
         monkeypatch.setattr(precision, "_automatic_dtype", lambda _, dtype=dtype: dtype)
         train(config(model="resnet32", amp="auto", lr=0.01, head_lr=0.01, epochs=1, resume=dtype is not None))
