@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ import lmk_data.cli
 from lmk_data.cli import main
 from lmk_train.cli import eval_main, export_main, predict_main, train_main
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.option import options_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import read_space
 
@@ -208,7 +208,7 @@ def test_flags_in_the_text_exist(page: Path) -> None:
         if program == "lmk-shard":
             known = flags_of(words[0])
         else:
-            known = {f"--{field.name.replace('_', '-')}" for field in fields(PROGRAMS[program])} | {"--help"}
+            known = {f"--{name.replace('_', '-')}" for name in options_of(PROGRAMS[program])} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known, f"{program} {rest}"
 
 
