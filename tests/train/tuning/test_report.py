@@ -45,7 +45,7 @@ def test_the_report_says_what_mattered_and_shows_every_trial(tmp_path: Path) -> 
 
 
 def test_without_enough_trials_there_is_no_model(tmp_path: Path) -> None:
-    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "bayesian", 0, 4)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(experiment, 3)
     trials = experiment.trials()
     best = best_trial(trials, "loss")
