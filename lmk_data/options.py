@@ -22,6 +22,7 @@ Dialect = Literal["wids", "timm", "dali", "energon", "croissant"]
 DuplicateKind = Literal["exact", "near"]
 _MIN_SIZE, _MAX_SIZE = 8, 4096  # pixels
 _MAX_SPLIT_ERROR = Decimal("1e-6")
+_Workers = Annotated[int | None, arg(metavar="N")]
 _INLINE = arg(name="", prefix_name=False)  # the fields of a nested dataclass are options of the command itself
 
 
@@ -31,13 +32,13 @@ class PlanRule:
 
     min_samples: int = 6
     """Keep classes with at least this many images."""
-    top: int | None = None
+    top: Annotated[int | None, arg(metavar="K")] = None
     """Of these classes, keep only the K with the most images."""
     split: Annotated[tuple[float, float, float], arg(metavar="TRAIN VAL TEST")] = (0.72, 0.18, 0.1)
     """Ratios of the three splits, which sum to 1; each class is split on its own."""
     seed: int = 0
     """Seed of the split and of the order of samples, from 0 to 2^63 - 1."""
-    samples_per_shard: int | None = None
+    samples_per_shard: Annotated[int | None, arg(metavar="N")] = None
     """Samples in a shard; by default images // 256, but at least 256 and at most 4096."""
 
     def __post_init__(self) -> None:
@@ -94,15 +95,15 @@ class BuildOptions:
     """Column of your own label table with the class."""
     md5: Annotated[str | None, arg(metavar="DIR")] = None
     """Folder of checksum files (md5.images_000.txt ...). Archives that do not match theirs are named."""
-    title: str = ""
+    title: Annotated[str, arg(metavar="TEXT")] = ""
     """Title of the dataset, for its card."""
-    license: str = ""
+    license: Annotated[str, arg(metavar="TEXT")] = ""
     """Licence of the pictures, for the card, such as CC-BY-4.0."""
-    workers: int | None = None
+    workers: _Workers = None
     """Worker processes on this machine; by default one per core."""
     scheduler: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Build on the Dask cluster of this scheduler, such as tcp://host:8786. Its workers need the same storage."""
-    max_rejected: float = 0.05
+    max_rejected: Annotated[float, arg(metavar="SHARE")] = 0.05
     """Stop as soon as more than this fraction of the images is rejected, 0 to 1."""
     retry_rejected: bool = False
     """Try rejected images again, and rewrite the shards that they belong to."""
@@ -129,13 +130,13 @@ class Selection:
 
     classes: Suppress[Fixed[tuple[str, ...] | None]] = None
     """Landmark ids as strings, which the command line reads from a file."""
-    min_samples: int | None = None
+    min_samples: Annotated[int | None, arg(metavar="N")] = None
     """Keep classes with at least this many listed images in the original dataset."""
-    top: int | None = None
+    top: Annotated[int | None, arg(metavar="K")] = None
     """Of these classes, keep only the K with the most listed images."""
-    drop_duplicates: DuplicateKind | None = None
+    drop_duplicates: Annotated[DuplicateKind | None, arg(metavar="{exact,near}")] = None
     """Drop validation and test images with a duplicate in train, and all but one of each group within a split."""
-    max_per_class: int | None = None
+    max_per_class: Annotated[int | None, arg(metavar="N")] = None
     """Keep at most this many training images per class."""
 
     def __post_init__(self) -> None:
@@ -187,7 +188,7 @@ class Report:
     """The dataset or view: a path or a URL."""
     out: Annotated[str | None, arg(metavar="DIR")] = None
     """Folder for the report; by default `report` inside the dataset."""
-    workers: int | None = None
+    workers: _Workers = None
     """Threads that compare pictures for near duplicates; by default one per core."""
     quiet: bool = False
     """Print no progress and no summary."""
@@ -207,7 +208,7 @@ class Verify:
     """The dataset or view: a path or a URL."""
     quick: bool = False
     """Do not decode the sample of pictures."""
-    workers: int | None = None
+    workers: _Workers = None
     """Worker processes; by default one per core."""
     quiet: bool = False
     """Print no progress and no summary."""
@@ -232,7 +233,7 @@ class Subset:
     """Keep the landmark ids in this file: one per line, or the column landmark_id of a CSV or Parquet file."""
     copy: bool = False
     """Write shards with new labels instead of a view."""
-    workers: int | None = None
+    workers: _Workers = None
     """Worker processes for --copy, and threads that compare pictures; by default one per core."""
     overwrite: bool = False
     """Delete what another build or view left in --out."""
@@ -278,7 +279,7 @@ class Sample:
     """Number of photos over all landmarks."""
     seed: int = 0
     """Seed of everything that is drawn."""
-    workers: int | None = None
+    workers: _Workers = None
     """Worker processes; by default one per core."""
     quiet: bool = False
     """Print no progress and no summary."""

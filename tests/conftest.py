@@ -13,9 +13,8 @@ from hypothesis import settings
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import PlanRule, Recipe
 from tests.build_process import NUM_IMAGES, SAMPLES_PER_SHARD
 from tests.drawing import make_collection, write_labels
 from tests.published import hashes

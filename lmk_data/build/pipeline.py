@@ -148,7 +148,7 @@ def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Pla
 def _read_labels(
     options: BuildOptions, stores: list[Store], cache: Folder | None
 ) -> tuple[LabelTable, pd.DataFrame, int | None]:
-    """The label table, the same with where each image lies, and how many files are in no label table."""
+    """Return the label table, its rows with the place of each image, and the number of files that it does not list."""
 
     def members() -> pd.DataFrame:
         workers = local_engine(options.workers).workers
@@ -168,7 +168,7 @@ def _plan_of(images: pd.DataFrame, options: BuildOptions) -> Plan:
 
 
 def _check_any_found(plan: Plan, stores: list[Store]) -> None:
-    """Some of the planned images are there: a wrong --images must not end as a dataset of missing ones."""
+    """Raise UserError if none of the planned images is there: a wrong --images must not give a dataset of none."""
     found = plan.samples[plan.samples["reason"] == ""]
     probes = found.iloc[:: max(1, len(found) // _PROBES)]
     for number, source in zip(probes["store"], probes["source"], strict=True):

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmk_data.dataset.format import Recipe, Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
+from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
 from lmk_data.errors import BuildError, DatasetError
+from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from lmk_data.options import Recipe as Recipe  # noqa: PLC0414 - a record of the format too: the manifest states it
+from lmk_data.options import Recipe
 from lmk_data.system.storage import Folder
 
 FORMAT_NAME = "lmk-shards"
@@ -310,9 +310,7 @@ def rejects_schema(landmark_id: pa.DataType) -> pa.Schema:
 
 
 def receipt_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """Return the schema of a shard's receipt: one row per planned image, with the columns of the index
-    or why it was rejected.
-    """
+    """Return the schema of a shard's receipt: one row per planned image, with its index columns or its rejection."""
     planned = [field for field in index_schema(landmark_id) if field.name != "shard"]
     return pa.schema([*planned, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 

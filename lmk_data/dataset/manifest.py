@@ -18,7 +18,6 @@ from lmk_data.dataset.format import (
     FileEntry,
     Manifest,
     PlanEntry,
-    Recipe,
     SourceEntry,
     SplitEntry,
     ViewOrigin,
@@ -27,6 +26,7 @@ from lmk_data.dataset.format import (
     index_name,
 )
 from lmk_data.errors import DatasetError
+from lmk_data.options import Recipe
 from lmk_data.system.storage import BUILD_FOLDER, Folder
 
 Record = TypeVar("Record", Encoder, Recipe)

@@ -22,7 +22,6 @@ from lmk_data.dataset.format import (
     SPLITS,
     FileEntry,
     Manifest,
-    Recipe,
     ShardEntry,
     SplitEntry,
     dropped_classes_schema,
@@ -31,6 +30,7 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.integrity import check_base, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.errors import DatasetError, UserError
+from lmk_data.options import Recipe
 from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
 
 if TYPE_CHECKING:

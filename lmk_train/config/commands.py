@@ -18,6 +18,7 @@ from lmk_train.config.training import (
     ModelName,
     Quiet,
     Workers,
+    one_of,
 )
 
 RunLocation = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
@@ -39,8 +40,8 @@ class EvalConfig:
     """Split to evaluate."""
     checkpoint: CheckpointName = "best"
     tau: bool = False
-    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass: accuracy against macro
-    F1, and the tau with the best macro F1 on validation, if there is a validation split."""
+    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass.
+    Prints accuracy against macro F1, and the tau with the best macro F1 on validation if there is such a split."""
     batch_size: _AtLeastOne = None
     """Samples per batch; by default as in training."""
     amp: Amp = "auto"
@@ -63,7 +64,7 @@ class PredictConfig:
     """
 
     run: RunLocation
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Pictures, folders of pictures, URLs; `-` reads such names from stdin, one per line."""
     top: Annotated[int, tyro.conf.arg(metavar="K"), Limits(at_least=1)] = 5
     """Landmarks to name for each picture, the most probable first."""
@@ -125,14 +126,14 @@ class TuneConfig:
     trials: _AtLeastOne = None
     """Number of trials, failed ones included; by default 20, and for a grid its number of points."""
     search: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Search space, as TOML (see docs/tuning.md); by default rates, decay, margin or smoothing, jitter, frozen epochs
-    and batch size around the model's defaults."""
+    """Search space, as TOML (see docs/tuning.md).
+    By default rates, decay, margin or smoothing, jitter, frozen epochs and batch size around the model's defaults."""
     objective: Metric = "macro_f1"
-    """Metric of the validation split to optimise; loss and calibration_error are minimised. A trial counts with its
-    best epoch, which is the one it keeps."""
-    model: ModelName | None = None
+    """Metric of the validation split to optimise; loss and calibration_error are minimised.
+    A trial counts with its best epoch, which is the one it keeps."""
+    model: Annotated[ModelName | None, one_of(ModelName)] = None
     """Backbone; by default efficientnet-b0."""
-    loss: LossName | None = None
+    loss: Annotated[LossName | None, one_of(LossName)] = None
     """Loss; by default ldam."""
     epochs: _AtLeastOne = None
     """Epochs of each trial; by default the model's."""

@@ -15,7 +15,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar, get_args
 
 import tyro
 
@@ -74,6 +74,11 @@ DatasetLocation = Annotated[
 
 _SHARE = Limits(at_least=0, at_most=1)
 _OF_COMMAND = OptionInfo(decides_training=False, may_change_on_resume=True)
+
+
+def one_of(kind: Any) -> Any:
+    """Return the annotation by which --help lists the values of a Literal, without the None of an optional field."""
+    return tyro.conf.arg(metavar="{" + ",".join(get_args(kind)) + "}")
 
 
 def default_cache_folder() -> Path:
@@ -154,11 +159,11 @@ class _Options(Generic[Omitted]):
     )
     """Backbone; resnet32 is the LDAM paper's network for pictures of 32 pixels."""
     weights: Annotated[str | Omitted, tyro.conf.arg(metavar="imagenet|none|FILE")] = _DERIVED
-    """Initial weights of the backbone: ImageNet weights, random weights, or a file (a state dict or a checkpoint of
-    lmk-train); by default ImageNet weights, and random weights for resnet32, which has no others."""
+    """Initial weights of the backbone: ImageNet, random, or a file (a state dict or a checkpoint of lmk-train).
+    By default ImageNet weights, and random weights for resnet32, which has no others."""
     loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = "ldam"
     """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits)."""
-    head: Annotated[Head | Omitted, OptionInfo(search=Search())] = _DERIVED
+    head: Annotated[Head | Omitted, one_of(Head), OptionInfo(search=Search())] = _DERIVED
     """Last layer; by default cosine for ldam, linear for the other losses."""
     ldam_max_margin: Annotated[
         float, Limits(above=0, at_most=2), OptionInfo(losses=("ldam",), search=Search(low=0.1, high=1.0))
@@ -170,15 +175,16 @@ class _Options(Generic[Omitted]):
         Limits(at_least=0, below=1),
         OptionInfo(search=Search()),
     ] = None
-    """Deferred re-weighting: rare classes weigh more in the loss from this share of training on (LDAM-DRW: 0.8); by
-    default never."""
+    """Deferred re-weighting: rare classes weigh more in the loss from this share of training on (LDAM-DRW: 0.8).
+    By default never."""
     cosine_scale: Annotated[
         float | None,
+        tyro.conf.arg(metavar="X"),
         Limits(above=0),
         OptionInfo(heads=("cosine",), search=Search(low=8.0, high=64.0, log=True)),
     ] = None
-    """Cosine head only: factor that turns its cosines into logits; by default 30. An error with a linear head, whose
-    logits are not scaled."""
+    """Cosine head only: factor that turns its cosines into logits; by default 30.
+    An error with a linear head, whose logits are not scaled."""
     label_smoothing: Annotated[
         float, Limits(at_least=0, below=1), OptionInfo(losses=("ce",), search=Search(low=0.0, high=0.2))
     ] = 0.0
@@ -196,9 +202,10 @@ class _Options(Generic[Omitted]):
     ] = 1
     """Micro-batches into which a rank's samples of an update are split, to save memory."""
     sampling: Annotated[Sampling, OptionInfo(search=Search())] = "uniform"
-    """How often samples are drawn: each once per epoch; each class as often as any other; or samples of classes below
-    the mean size more than once, by the square root of how far below (an epoch is then longer)."""
-    optimizer: Annotated[Optimizer | Omitted, OptionInfo(search=Search())] = _DERIVED
+    """How often samples are drawn. Uniform: each once per epoch. Class-balanced: each class as often as any other.
+    Repeat-factor: samples of classes below the mean size more than once, by the square root of how far below.
+    An epoch is then longer."""
+    optimizer: Annotated[Optimizer | Omitted, one_of(Optimizer), OptionInfo(search=Search())] = _DERIVED
     """SGD with Nesterov momentum, or AdamW; by default the model's."""
     lr: Annotated[
         float | Omitted,
@@ -227,9 +234,9 @@ class _Options(Generic[Omitted]):
         float | Omitted, tyro.conf.arg(metavar="X"), Limits(at_least=0), OptionInfo(search=Search())
     ] = _DERIVED
     """Epochs of linear warm-up of the learning rates; by default the model's, at most an eighth of the training."""
-    schedule: Annotated[Schedule | Omitted, OptionInfo(search=Search())] = _DERIVED
-    """How the learning rates fall: a half cosine to 0, or to a hundredth at 80 % of training and again at 90 %; by
-    default the model's."""
+    schedule: Annotated[Schedule | Omitted, one_of(Schedule), OptionInfo(search=Search())] = _DERIVED
+    """How the learning rates fall: a half cosine to 0, or to a hundredth at 80 % of training and again at 90 %.
+    By default the model's."""
     freeze_backbone_epochs: Annotated[
         int,
         tyro.conf.arg(metavar="N"),
@@ -240,11 +247,11 @@ class _Options(Generic[Omitted]):
     ema: Annotated[
         float | None, tyro.conf.arg(metavar="DECAY"), Limits(above=0, below=1), OptionInfo(search=Search())
     ] = None
-    """Keep an exponential moving average of the weights (0.999 is usual), which is what is evaluated and kept as the
-    best; by default none."""
+    """Keep an exponential moving average of the weights (0.999 is usual); by default none.
+    The average is what is evaluated and kept as the best."""
     bn_momentum: Annotated[float, Limits(above=0, at_most=1), OptionInfo(acts_on_backbone=True, search=Search())] = 0.1
-    """Momentum of the running statistics of batch normalisation; EfficientNet's own 0.01 lags behind in short
-    trainings."""
+    """Momentum of the running statistics of batch normalisation.
+    EfficientNet's own 0.01 lags behind in short trainings."""
     sync_bn: bool = False
     """Batch normalisation over the micro-batches of all ranks together; CUDA only."""
     drop_rate: Annotated[
@@ -291,8 +298,8 @@ class _Options(Generic[Omitted]):
     resume: Annotated[bool, _OF_COMMAND] = False
     """Resume the run in --out from its last checkpoint."""
     dry_run: Annotated[bool, _OF_COMMAND] = False
-    """Do not train: print the size of the model, the number of steps and the memory that training needs, and run one
-    batch through the model."""
+    """Do not train: print the size of the model, the number of steps and the memory that training needs.
+    One batch is run through the model."""
     profile_input: Annotated[bool, _OF_COMMAND] = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
     quiet: Annotated[Quiet, _OF_COMMAND] = False

@@ -32,7 +32,7 @@ class Augmentation:
     Attributes:
         hflip: probability of a horizontal flip.
         color_jitter: strength of the jitter (see `color_matrices`), 0 to 1.
-        crop_padding: black pixels on each side of a picture, out of which one of its sample_draws size is cropped.
+        crop_padding: black pixels on each side of a picture, out of which one of its own size is cropped.
         random_resized_crop: smallest share of a picture's area that is cropped and resized to its full size.
         random_erasing: probability that a rectangle is replaced by the mean colour.
     """
@@ -186,7 +186,7 @@ class Preprocess:
 
 
 def _padded_crop(picture: torch.Tensor, padding: int, across: float, down: float) -> torch.Tensor:
-    """Return a crop of a padded picture, uint8 [H, W, 3], at its sample_draws size; the draws in [0, 1) decide where.
+    """Return a crop of a padded picture, uint8 [H, W, 3], at its own size; the draws in [0, 1) decide where.
 
     The padding is black, `padding` pixels on each side.
     """

@@ -215,11 +215,8 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
     Removes what an earlier evaluation of the split wrote, its sweep over tau included.
     """
     predictions, split, folder = evaluation.predictions, evaluation.split, RunFolder(run)
-    for path in (
-        folder.evaluation(split),
-        folder.tau_sweep(split),
-    ):  # the first is written last: and marks the rest as complete
-        remove_durably(path)
+    remove_durably(folder.evaluation(split))  # it is written last and marks the rest as complete
+    remove_durably(folder.tau_sweep(split))
     counts = ClassCounts.of(predictions.targets, predictions.labels[:, 0], len(classes.ids))
     tables = [_prediction_table(part) for part in (predictions, evaluation.unknown)]
     _write_table(pa.concat_tables(tables), folder.predictions(split))

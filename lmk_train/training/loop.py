@@ -68,7 +68,7 @@ def train(
     """Train from the start, or resume a run, and evaluate its best checkpoint on the test split.
 
     Args:
-        config: of the training.
+        asked: the configuration, with defaults still to be filled in.
         announce: called with a line about the model before the first step.
         features: a folder of cached features of the same dataset and backbone, to train on in place of pictures; the
             configuration has to freeze the backbone throughout.

@@ -50,7 +50,7 @@ class Record:
             self._board.close()
 
     def after_step(self, epoch: int, waited_seconds: float, copied_seconds: float) -> None:
-        """Every 50 updates and at the end of an epoch, read the sums from the device, check them and write a line.
+        """Read the sums from the device, check them and write a line, every 50 updates and at the end of an epoch.
 
         The line has the shares of waiting and copying in the time since the last line; the rest is computing. Saving
         and validating are not part of that time.

@@ -30,8 +30,10 @@ _LOCK_WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class TuneResult:
-    """How a search ended: `command` trains the best trial again; `test` holds its test metrics, None without a test
-    split."""
+    """How a search ended.
+
+    `command` trains the best trial again. `test` has its test metrics, None without a test split.
+    """
 
     trials: list[Trial]
     best: Trial

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmk_data.dataset.format import Recipe, Rejection, Resized
+from lmk_data.dataset.format import Rejection, Resized
 from lmk_data.formats import accepted_formats
+from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 
 PICTURES = Path(__file__).parent / "pictures"

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import PlanRule, Recipe
 from lmk_train.config.training import TrainConfig
 from tests.train.run_files import Config
 

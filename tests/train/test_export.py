@@ -17,9 +17,8 @@ import simplejpeg
 import torch
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import PlanRule, Recipe
 from lmk_train import export
 from lmk_train.cli import export_main
 from lmk_train.config.training import TrainConfig

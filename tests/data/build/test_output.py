@@ -7,12 +7,11 @@ import pytest
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.build.output import writing
-from lmk_data.build.plan import PlanRule
 from lmk_data.build.shard import ShardPlace, read_receipt_table, write_shard
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, DatasetError, UserError
+from lmk_data.options import PlanRule, Recipe
 from lmk_data.system.files import file_lock
 from lmk_data.system.storage import LOCK, Folder, open_folder
 from tests.published import hashes

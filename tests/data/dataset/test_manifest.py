@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from lmk_data.dataset.format import SPLITS, Manifest, Recipe, canonical_json
+from lmk_data.dataset.format import SPLITS, Manifest, canonical_json
 from lmk_data.dataset.manifest import Provenance, make_manifest, read_manifest, recipe_of
 from lmk_data.errors import DatasetError
+from lmk_data.options import Recipe
 from lmk_data.system.storage import open_folder
 
 HASH = "0123456789abcdef" * 4

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import PlanRule, Recipe
 from lmk_data.report import page
 from lmk_data.report.dataset import write_report
 from lmk_data.report.figures import gini

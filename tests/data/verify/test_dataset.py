@@ -12,8 +12,8 @@ from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import canonical_json
 from lmk_data.errors import DatasetError
+from lmk_data.options import Selection
 from lmk_data.verify.dataset import Problem, verify
-from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
 
 

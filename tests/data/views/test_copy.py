@@ -12,9 +12,9 @@ import webdataset
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError
+from lmk_data.options import Selection
 from lmk_data.verify.dataset import verify
 from lmk_data.views.copy import write_copy
-from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
 from tests.data.views.members import members
 from tests.drawing import draw

@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.verify.dataset import verify
 from lmk_data.views.duplicates import Duplicates, find_duplicates
 from lmk_data.views.hashes import near_pairs
-from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
 from tests.drawing import write_labels
 

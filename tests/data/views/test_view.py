@@ -10,14 +10,12 @@ import pandas as pd
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
 from lmk_data.errors import DatasetError, UserError
+from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.report.dataset import write_report
 from lmk_data.system.storage import open_folder
-from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
 from tests.data.views.members import members
 from tests.published import hashes

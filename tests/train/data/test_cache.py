@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
-from lmk_data.views.selection import Selection
+from lmk_data.options import Selection
 from lmk_data.views.view import write_view
 from lmk_train.config.training import Cache
 from lmk_train.data.cache import ShardFiles

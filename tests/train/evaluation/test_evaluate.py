@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.views.selection import Selection
+from lmk_data.options import Selection
 from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
 from lmk_train.evaluation.evaluate import SOURCE

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import Recipe
 from lmk_train.cli import eval_main
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import SOURCE, Evaluation, write_evaluation

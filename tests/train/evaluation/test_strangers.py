@@ -11,7 +11,7 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.views.selection import Selection
+from lmk_data.options import Selection
 from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
 from lmk_train.config.commands import EvalConfig

@@ -10,8 +10,8 @@ import simplejpeg
 import torch
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
+from lmk_data.options import PlanRule
 from lmk_train.cli import eval_main
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig

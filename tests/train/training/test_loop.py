@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.build.plan import PlanRule
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import Recipe
 from lmk_data.errors import UserError
-from lmk_data.views.selection import Selection
+from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.views.view import write_view
 from lmk_train.cli import train_main
 from lmk_train.training.loop import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data.build import BuildOptions, build
-from lmk_data.dataset.format import Recipe
+from lmk_data.options import Recipe
 from lmk_train.cli import tune_main
 from lmk_train.tuning.experiment import DONE, STOPPED, Experiment, Plan
 from lmk_train.tuning.space import SearchSpace
