@@ -59,7 +59,10 @@ def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet:
     manifest = read_manifest(folder)
     dataset = ShardedDataset(folder, manifest)
     if dataset.is_view and read_manifest(dataset.shards_folder)["content_sha256"] != dataset.shards_content_sha256:
-        raise DatasetError(f"{folder.root}: a view of another dataset than {dataset.shards_folder.root} is now")
+        raise DatasetError(
+            f"{folder.root}: a view of another dataset than {dataset.shards_folder.root} is now; make "
+            "the view again with `lmk-shard subset`"
+        )
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:
         problems += _check_strays(folder, manifest)
