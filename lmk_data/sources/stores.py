@@ -139,7 +139,7 @@ def _expand(path: str) -> list[str]:
         return [path]
     matches = expand_glob(path)
     if not matches:
-        raise UserError(f"--images {path}: no file or folder matches this pattern; correct it")
+        raise UserError(f"--images {path}: nothing matches this pattern; correct it")
     return matches
 
 
