@@ -78,7 +78,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
         ids, labels = _split_lists(ids, labels)
     frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
     if frame.empty:
-        raise UserError(f"{path}: the label table lists no image")
+        raise UserError(f"{path}: the label table lists no image; name another with --labels")
     frame["id"] = without_extensions(frame["id"])
     table = label_table(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
     if table.frame.empty:

@@ -102,7 +102,7 @@ def select(
         if chosen.any():
             rows[split] = table.filter(pa.array(chosen))
     if "train" not in rows:
-        raise UserError(f"{dataset.location}: this selection leaves no training image")
+        raise UserError(f"{dataset.location}: this selection leaves no training image; choose other classes")
     kept, rows = _relabelled(dataset.classes, rows, by_size=by_size)
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}

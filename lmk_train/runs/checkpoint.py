@@ -42,7 +42,9 @@ def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
-        raise UserError(f"{path}: not a checkpoint of this version of lmk")
+        raise UserError(
+            f"{path}: not a checkpoint of this version of lmk; use the version that wrote it, or train again"
+        )
     return state
 
 

@@ -51,11 +51,13 @@ def make_trainer(
     pictures = partial(SplitReader, dataset, cache=config.cache.resolved())
     open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     if not dataset.num_samples("train"):
-        raise UserError(f"{dataset.location}: has no training split")
+        raise UserError(f"{dataset.location}: has no training split; build it with a training share in --split")
     reader = open_reader("train")
     steps_per_epoch = num_batches(epoch_length(reader.labels, config.sampling), config.batch_size, drop_last=True)
     if not steps_per_epoch:
-        raise UserError(f"--batch-size {config.batch_size}: more than the {len(reader)} training images")
+        raise UserError(
+            f"--batch-size {config.batch_size}: more than the {len(reader)} training images; give a smaller one"
+        )
     _check(config, dataset, device, world)
     model = _make_model(config, dataset, device, world, announce)
     optimizer = make_optimizer(
@@ -106,12 +108,12 @@ def _check(config: ResolvedConfig, dataset: ShardedDataset, device: torch.device
     """Raise UserError for options that do not fit the dataset, the device or the number of ranks."""
     if config.batch_size < world.size * config.grad_accum:
         parts = f"{world.size} ranks times {config.grad_accum} micro-batches"
-        raise UserError(f"--batch-size {config.batch_size}: less than {parts}")
+        raise UserError(f"--batch-size {config.batch_size}: less than {parts}; give a larger one")
     _check_batch_normalization(config, dataset.recipe.size, world)
     if dataset.num_samples("val"):
         check_metric(f"--best-by {config.best_by}", config.best_by, dataset)
     if config.sync_bn and device.type != "cuda":
-        raise UserError("--sync-bn: works on CUDA only")
+        raise UserError("--sync-bn: works on CUDA only; leave it out")
 
 
 def _check_batch_normalization(config: ResolvedConfig, picture_size: int, world: World) -> None:
