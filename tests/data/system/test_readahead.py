@@ -15,7 +15,7 @@ class _SlowSource:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.at_once = self.most = 0
+        self.at_once = self.most = self.done = 0
         self._lock = threading.Lock()
 
     def read(self, item: int) -> bytes:
@@ -26,6 +26,7 @@ class _SlowSource:
             time.sleep(self.seconds)
         with self._lock:
             self.at_once -= 1
+            self.done += 1
         return str(item).encode()
 
 
@@ -70,8 +71,12 @@ def test_a_source_that_is_fast_after_all_is_read_as_it_is_used_again() -> None:
     for _ in range(3):
         next(reading)
     source.seconds = 0.0
-    for _ in reading:
-        time.sleep(0.02)  # the consumer's work
+    for taken in range(3, 40):
+        ahead = min(40, taken + readahead._Source.window)
+        next(reading)
+        while source.done < ahead:  # the consumer works longer than the reads that are under way take
+            time.sleep(0.001)
+    assert next(reading, None) is None
     assert not readahead._Source.is_slow
     assert source.most <= readahead._FEW_AHEAD
 
