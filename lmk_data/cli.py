@@ -105,9 +105,10 @@ def _verify(command: Verify) -> None:
         more = len(result.problems) - _SHOWN_PROBLEMS
         if more > 0:
             print(f"and {more:,} more")
+        number = len(result.problems)
         raise DatasetError(
-            f"{command.dataset}: {len(result.problems):,} problems, see above; copy the damaged files again from a "
-            "good copy, or delete dataset.json and the damaged shards and run the build again"
+            f"{command.dataset}: {number:,} problem{'s' * (number != 1)}, see above; copy the damaged files again from "
+            "a good copy, or delete dataset.json and the damaged shards and run the build again"
         )
     if not command.quiet:
         decoded = "" if command.quick else f", {result.num_decoded:,} pictures decoded"

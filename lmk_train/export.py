@@ -73,9 +73,9 @@ def export_run(config: ExportConfig) -> Export:
     checkpoint differ.
     """
     path = config.out or RunFolder(config.run).exported(config.to)
+    state = load_checkpoint(config.run, config.checkpoint)
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another one")
-    state = load_checkpoint(config.run, config.checkpoint)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
     model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))

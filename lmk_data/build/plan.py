@@ -147,7 +147,9 @@ def _choose_classes(
     }
     if (small | outside).all():
         largest = int(table["listed"].max())
-        raise UserError(f"--min-samples {rule.min_samples} leaves no class: the largest has {largest} images")
+        raise UserError(
+            f"--min-samples {rule.min_samples} leaves no class: the largest has {largest} images; give a smaller number"
+        )
     reason = pd.Series(np.where(small, DROP_REASONS[0], DROP_REASONS[1]), index=table.index)
     dropped = table.assign(reason=reason)[small | outside].reset_index(drop=True)
     return table[~(small | outside)].reset_index(drop=True), dropped, counts

@@ -106,8 +106,9 @@ def read_manifest(folder: Folder) -> Manifest:
         manifest = _parse(folder.read(MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         unfinished = folder.exists(BUILD_FOLDER)
-        where = "the build is not finished, run it again" if unfinished else "not a dataset"
-        raise DatasetError(f"{location}: no such file: {where}") from None
+        other = "not a dataset; give a folder that `lmk-shard build` wrote"
+        what = "the build is not finished, run it again" if unfinished else other
+        raise DatasetError(f"{location}: no such file: {what}") from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{location}: not JSON ({_shown(str(error))}); build the dataset again") from None
     except OSError as error:

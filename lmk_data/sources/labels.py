@@ -64,7 +64,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     GLDv2-clean (`landmark_id,images`, ids separated by spaces). Any other table needs the names of its columns.
     Raises UserError for a table that is absent, unreadable or empty, or that lacks a column.
     """
-    data = _read(path)
+    data = _read(path, "label table", "--labels")
     table = _read_strings(data, path)
     layout, id_column, label_column = _layout(table.column_names, path, id_column, label_column)
     ids, labels = table[id_column], table[label_column]
@@ -78,7 +78,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
         ids, labels = _split_lists(ids, labels)
     frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
     if frame.empty:
-        raise UserError(f"{path}: the label table lists no image; name another with --labels")
+        raise UserError(f"{path}: the label table lists no image; give another table with --labels")
     frame["id"] = without_extensions(frame["id"])
     table = label_table(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
     if table.frame.empty:
@@ -91,10 +91,11 @@ def read_categories(path: str) -> "pd.Series[str]":
 
     A category that is a Wikimedia Commons URL becomes the plain words after `Category:`.
     """
-    table = _read_strings(_read(path), path)
+    table = _read_strings(_read(path, "table of categories", "--categories"), path)
     for column in ("landmark_id", "category"):
         if column not in table.column_names:
-            raise UserError(f"{path}: no column {column}; found {_listed(table.column_names)}")
+            hint = "--categories needs landmark_id and category"
+            raise UserError(f"{path}: no column {column}; found {_listed(table.column_names)}; {hint}")
     names = table["category"].to_pandas().fillna("")
     names = names.str.split(_CATEGORY_MARK, n=1).str[-1].str.replace("_", " ", regex=False).str.strip()
     index = pd.Index(table["landmark_id"].to_pandas())
@@ -103,12 +104,12 @@ def read_categories(path: str) -> "pd.Series[str]":
     return unique
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, what: str, option: str) -> bytes:
     """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
     try:
         return read_file(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such label table; name another with --labels") from None
+        raise UserError(f"{path}: no such {what}; name another with {option}") from None
     except OSError as error:
         if is_url(path):
             raise storage_failure(error, path) from error
@@ -131,7 +132,8 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
         with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
             return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable table ({reason}); give a CSV or Parquet file") from error
 
 
 def _check_unique(columns: list[str], path: str) -> None:

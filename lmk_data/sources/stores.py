@@ -139,7 +139,7 @@ def _expand(path: str) -> list[str]:
         return [path]
     matches = expand_glob(path)
     if not matches:
-        raise UserError(f"--images {path}: nothing matches this pattern; check it")
+        raise UserError(f"--images {path}: no file or folder matches this pattern; correct it")
     return matches
 
 
@@ -168,9 +168,9 @@ def _open_archive(path: str) -> ArchiveStore:
         raise UserError(f"--images {path}: cannot be read: {error.strerror or error}") from error
     kind = archive_kind(head)
     if kind is None:
-        is_compressed = head.startswith(_COMPRESSED)
-        what = "a compressed archive; decompress it to a plain tar"
-        raise UserError(f"--images {path}: {what if is_compressed else 'neither a folder, a tar nor a zip'}")
+        compressed = "a compressed archive; decompress it to a plain tar"
+        other = "neither a folder, a tar nor a zip; name the folder or the archive that contains the images"
+        raise UserError(f"--images {path}: {compressed if head.startswith(_COMPRESSED) else other}")
     return ArchiveStore(folder, name, kind)
 
 

@@ -12,17 +12,19 @@ from tqdm import tqdm
 from lmk_data.errors import LmkError
 
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_UNREAD = 128 + signal.SIGPIPE  # nobody reads stdout any more
 _STDOUT = 1  # the file descriptor
 _SECONDS_BETWEEN_LINES = 15.0
 _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 120000
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0 done, 1 after an error (one line on stderr), 130 interrupted.
+    """Run a command and return its exit code: 0 done, 1 after an error (one line on stderr), 130 interrupted, 141 if
+    nobody reads stdout any more.
 
     An error is an `LmkError` or what the operating system refuses: a folder that cannot be written, a full disk. Any
     other exception is a bug and keeps its traceback. A reader of stdout that stops early, such as `| head`, ends the
-    command with 1 and without a line.
+    command without a line.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
@@ -33,9 +35,10 @@ def run_command(program: str, command: Callable[[], None]) -> int:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
-        if not (isinstance(error, BrokenPipeError) and _stdout_is_closed()):
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return EXIT_UNREAD
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)

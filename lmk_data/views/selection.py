@@ -102,7 +102,7 @@ def select(
         if chosen.any():
             rows[split] = table.filter(pa.array(chosen))
     if "train" not in rows:
-        raise UserError(f"{dataset.location}: this selection leaves no training image; choose other classes")
+        raise UserError(f"{dataset.location}: this selection leaves no training image; choose more classes")
     kept, rows = _relabelled(dataset.classes, rows, by_size=by_size)
     removed: dict[str, Any] = {"classes": len(root) - len(kept)}
     removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
@@ -132,7 +132,10 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
         known = kept["landmark_id"].astype(str)
         if unknown := sorted(wanted - set(known)):
             shown = ", ".join(unknown[:_SHOWN_UNKNOWN])
-            raise UserError(f"--classes: {len(unknown):,} are not in {where}, such as {shown}")
+            raise UserError(
+                f"--classes: {len(unknown):,} are not in {where}, such as {shown}; "
+                "the file needs one landmark id a line, or a column landmark_id"
+            )
         kept = kept[known.isin(wanted)]
     if selection.min_samples is not None:
         kept = kept[kept["root_listed"] >= selection.min_samples]
@@ -140,7 +143,7 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
         kept = kept.sort_values("root_listed", ascending=False, kind="stable").head(selection.top).sort_index()
     if kept.empty:
         largest = int(classes["root_listed"].max())
-        raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images")
+        raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images; choose more")
     return kept
 
 

@@ -93,7 +93,7 @@ def check_apart(out: Folder, dataset: ShardedDataset) -> None:
     """Raise UserError if `out` is, or contains, the dataset that is read."""
     for base in (dataset.folder, dataset.shards_folder):
         if path_within(base, out) is not None:
-            raise UserError(f"--out {out.root}: holds {base.root}, which this reads; name another folder")
+            raise UserError(f"--out {out.root}: would overwrite {base.root}, which is read; name another folder")
 
 
 def view_fingerprint(manifest: Any) -> str:

@@ -26,11 +26,15 @@ def read_state_dict(path: Path) -> StateDict:
     except FileNotFoundError:
         raise UserError(f"--weights {path}: no such file; give imagenet, none, or a file of weights") from None
     except _LOAD_ERRORS as error:
-        raise UserError(f"--weights {path}: not a file of plain tensors ({_first_line(error)})") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        what = f"cannot be read: {reason}" if reason else "damaged, or not a state dict of plain tensors"
+        raise UserError(f"--weights {path}: {what}; give another file, imagenet or none") from None
     if isinstance(value, dict) and isinstance(value.get("model"), dict):
         value = weights_to_evaluate(value)
     if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-        raise UserError(f"--weights {path}: not a state dict; it must map names to tensors")
+        raise UserError(
+            f"--weights {path}: not a state dict, which maps names to tensors; give another file, imagenet or none"
+        )
     return value
 
 

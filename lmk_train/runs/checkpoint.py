@@ -40,11 +40,11 @@ def load_checkpoint(run: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; is {run} the folder of a run?") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]})") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        what = f"cannot be read: {reason}" if reason else "damaged, or not a checkpoint"
+        raise UserError(f"{path}: {what}; give another --checkpoint or run") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
-        raise UserError(
-            f"{path}: not a checkpoint of this version of lmk; use the version that wrote it, or train again"
-        )
+        raise UserError(f"{path}: not a checkpoint of this version of lmk; use the version that trained it")
     return state
 
 

@@ -51,7 +51,7 @@ def make_trainer(
     pictures = partial(SplitReader, dataset, cache=config.cache.resolved())
     open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     if not dataset.num_samples("train"):
-        raise UserError(f"{dataset.location}: has no training split; build it with a training share in --split")
+        raise UserError(f"{dataset.location}: has no training split; build it again with another --split")
     reader = open_reader("train")
     steps_per_epoch = num_batches(epoch_length(reader.labels, config.sampling), config.batch_size, drop_last=True)
     if not steps_per_epoch:

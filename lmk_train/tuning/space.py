@@ -230,11 +230,14 @@ def _tables(path: Path) -> list[dict[str, Any]]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"--search {path}: no such file") from None
+        raise UserError(f"--search {path}: no such file; docs/tuning.md has an example") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--search {path}: not TOML: {error}") from None
     if unknown := tables.keys() - {"search", "fixed"}:
-        raise UserError(f"--search {path}: [{min(unknown)}] is neither [search] nor [fixed]")
+        name = min(unknown)
+        if not isinstance(tables[name], dict):
+            raise UserError(f"--search {path}: {name} is in no table; write [search] or [fixed] above it")
+        raise UserError(f"--search {path}: [{name}] is neither [search] nor [fixed]")
     by_field = []
     for name in ("search", "fixed"):
         table = tables.get(name, {})

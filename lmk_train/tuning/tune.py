@@ -122,7 +122,10 @@ def _check_features(space: SearchSpace, base: TrainConfig) -> None:
     if given:
         raise UserError(f"--cached-features: {min(given)} has no effect on a frozen backbone's features; leave it out")
     if space.base.resolved().weights == "none":
-        raise UserError("--cached-features: random weights make no features; fix `weights` to a file, or leave it out")
+        raise UserError(
+            "--cached-features: random weights give no useful features; set `weights` to a file under [fixed] in "
+            "--search, choose another --model, or leave --cached-features out"
+        )
 
 
 def _num_trials(config: TuneConfig, points: list[Point] | None) -> int:

@@ -81,10 +81,10 @@ def check(run: Path, dataset_path: Path, program: Program) -> None:
 @pytest.mark.parametrize(
     ("model", "weights", "loss"),
     [
-        ("efficientnet-lite0", "imagenet", "ldam"),
+        pytest.param("efficientnet-lite0", "imagenet", "ldam", marks=pytest.mark.slow),
         pytest.param("efficientnet-b0", "none", "ldam", marks=pytest.mark.slow),
         pytest.param("resnet50", "none", "ce", marks=pytest.mark.slow),
-        pytest.param("resnet32", "none", "balanced-softmax", marks=pytest.mark.slow),
+        ("resnet32", "none", "balanced-softmax"),
     ],
 )
 def test_both_forms_give_the_checkpoints_probabilities(
