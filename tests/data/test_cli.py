@@ -153,7 +153,7 @@ def test_a_reader_that_stops_early_ends_the_program_without_a_line() -> None:
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "lmk_data.cli", "--help"], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_the_command_line_starts_without_heavy_libraries() -> None:
