@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tyro
+from numpy.typing import NDArray
 
 import lmk_data.cli
 from lmk_data.cli import main
@@ -33,7 +34,7 @@ from tests.drawing import draw
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def row(name: str, targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", right: float, seed: int) -> Row:
+def row(name: str, targets: NDArray[np.int64], right: float, seed: int) -> Row:
     """A run that is right with a probability, independently for each picture."""
     random = np.random.default_rng(seed)
     labels = np.where(random.random(len(targets)) < right, targets, (targets + 1) % 10)

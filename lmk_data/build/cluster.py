@@ -16,7 +16,7 @@ from lmk_data.errors import BuildError, LmkError, UserError, missing_extra
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
-from lmk_data.system.storage import BUILD_FOLDER, Folder
+from lmk_data.system.storage import PROBE_PREFIX, Folder
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -101,7 +101,7 @@ def check_workers(engine: DaskEngine, out: Folder, images: Sequence[tuple[Store,
 
     Raises UserError that names a worker and what differs there, or why the worker could not answer.
     """
-    probe = Probe(out, f"{BUILD_FOLDER}/seen-{secrets.token_hex(8)}", tuple(images))
+    probe = Probe(out, f"{PROBE_PREFIX}{secrets.token_hex(8)}", tuple(images))
     with out.atomic(probe.marker) as file:
         file.write(probe.marker.encode())
     try:

@@ -28,12 +28,12 @@ from lmk_data.dataset.format import (
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance
-from lmk_data.errors import BuildError, UserError
+from lmk_data.errors import BuildError
 from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
-from lmk_data.sources.locate import locate, read_class_folders, store_names
+from lmk_data.sources.locate import locate, no_image_found, read_class_folders
 from lmk_data.sources.members import MEMBER_COLUMNS, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
 from lmk_data.system.engine import Engine, local_engine
@@ -175,7 +175,7 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
         store = stores[number]
         if not isinstance(store, FolderStore) or store.folder.is_file(source):
             return
-    raise UserError(f"no image of the label table was found below {store_names(stores)}; is --images right?")
+    raise no_image_found(stores)
 
 
 def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:
@@ -269,6 +269,6 @@ class _Rejections:
 def _write_tables(out: Folder, job: _Job, receipts: list[Receipt]) -> Manifest:
     """Write everything beside the shards; return the manifest. Raises BuildError if no image is left."""
     if not any(receipt.num_samples for receipt in receipts):
-        raise BuildError("every image was rejected; nothing to publish")
+        raise BuildError("every image was rejected; repair the source and run again with --retry-rejected")
     publication = Publication(job.provenance, job.plan.counts, job.plan.classes, job.plan.dropped)
     return write_tables(out, publication, built_shards(out, job.provenance.fingerprint, receipts))

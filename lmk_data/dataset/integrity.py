@@ -44,14 +44,15 @@ def check_counts(folder: Folder, manifest: Manifest, classes: pd.DataFrame) -> N
     """Raise DatasetError unless manifest, indexes and classes.parquet (`classes`) state the same numbers."""
     location, num_classes = folder.location(CLASSES), manifest["classes"]["num_classes"]
     if len(classes) != num_classes:
-        raise DatasetError(f"{location}: {len(classes)} classes, the manifest says {num_classes}")
+        raise DatasetError(f"{location}: {len(classes)} classes, the manifest says {num_classes}; {_REPAIR_HINT}")
     for split in SPLITS:
         entry = manifest["splits"].get(split)
         stated, counted = entry["num_samples"] if entry else 0, int(classes[split].sum())
         if stated != counted:
-            raise DatasetError(f"{location}: {counted} {split} samples, the manifest says {stated}")
+            raise DatasetError(f"{location}: {counted} {split} samples, the manifest says {stated}; {_REPAIR_HINT}")
         if entry and stated and (rows := _num_rows(folder, entry["index"])) != stated:
-            raise DatasetError(f"{folder.location(index_name(split))}: {rows} rows, the manifest says {stated}")
+            where = folder.location(index_name(split))
+            raise DatasetError(f"{where}: {rows} rows, the manifest says {stated}; {_REPAIR_HINT}")
 
 
 def _num_rows(folder: Folder, name: str) -> int:

@@ -102,7 +102,7 @@ def read_manifest(folder: Folder) -> Manifest:
     try:
         num_bytes = folder.size(MANIFEST)
         if num_bytes > _MAX_BYTES:
-            raise DatasetError(f"{location}: {num_bytes:,} bytes is no manifest")
+            raise DatasetError(f"{location}: {num_bytes:,} bytes, too large for a manifest; build the dataset again")
         manifest = _parse(folder.read(MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         unfinished = folder.exists(BUILD_FOLDER)
@@ -114,7 +114,10 @@ def read_manifest(folder: Folder) -> Manifest:
     except OSError as error:
         raise DatasetError(f"{location}: cannot be read: {error.strerror or error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
-        raise DatasetError(f"{location}: not the manifest of a dataset of shards (its format is not {FORMAT_NAME!r})")
+        raise DatasetError(
+            f"{location}: not the manifest of a dataset of shards (its format is not {FORMAT_NAME!r}); "
+            "give a folder that lmk-shard wrote"
+        )
     if manifest.get("version") != FORMAT_VERSION:
         stated = _shown(repr(manifest.get("version")))
         raise DatasetError(f"{location}: format version {stated}, this lmk reads {FORMAT_VERSION}; install another lmk")

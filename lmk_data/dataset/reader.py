@@ -161,7 +161,8 @@ class ShardedDataset:
             unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
             if unknown:
                 named = min(map(str, unknown))
-                raise DatasetError(f"{self.location}: the {split} index names {named!r}, which the manifest does not")
+                where = f"{self.location}: the {split} index"
+                raise DatasetError(f"{where} names {named!r}, which the manifest does not; {_VERIFY_HINT}")
         return table
 
     def index(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[
     places["reason"] = np.where(unsafe, "unsafe-path", np.where(missing, "missing", "")).astype(object)
     places.loc[missing | unsafe, "store"] = np.int16(-1)
     if not (places["store"] >= 0).any():
-        raise UserError(f"no image of the label table was found below {store_names(stores)}; is --images right?")
+        raise no_image_found(stores)
     num_ignored = len(members) - len(np.unique(position[~missing]))
     return Located(pd.concat([frame, places.set_index(frame.index)], axis=1), num_ignored)
 
@@ -81,7 +81,7 @@ def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Locate
     inside = members[members["source"].str.contains("/", regex=False).astype(bool)].reset_index(drop=True)
     if inside.empty:
         raise UserError(
-            f"no class folder with files below {store_names(stores)}; --labels classes needs <class>/<image>"
+            f"no class folder with files below {_store_names(stores)}; --labels classes needs <class>/<image>"
         )
     unsafe = ~_safe_mask(inside["source"])
     listed = inside.assign(landmark_id=inside["source"].str.split("/", n=1).str[0])
@@ -90,7 +90,12 @@ def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Locate
     return Located(listed, len(members) - len(inside))
 
 
-def store_names(stores: Sequence[Store]) -> str:
+def no_image_found(stores: Sequence[Store]) -> UserError:
+    """Return the error for stores that hold none of the listed images."""
+    return UserError(f"no image of the label table was found below {_store_names(stores)}; is --images right?")
+
+
+def _store_names(stores: Sequence[Store]) -> str:
     """Return the first three stores by name, for a message."""
     names = [store.location for store in stores[:3]]
     return ", ".join(names) + (f" and {len(stores) - 3} more" if len(stores) > 3 else "")

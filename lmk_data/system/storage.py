@@ -21,6 +21,7 @@ UNFINISHED_FOLDER = f"{BUILD_FOLDER}/unfinished"  # files that are being written
 PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"  # what the build is made from
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"  # the planned images, one row group per shard
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"  # one file per finished shard
+PROBE_PREFIX = f"{BUILD_FOLDER}/seen-"  # a file that the workers of a cluster must see
 MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned archives
 
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)

@@ -19,12 +19,11 @@ _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 1
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0 done, 1 after an error (one line on stderr), 130 interrupted, 141 if
-    nobody reads stdout any more.
+    """Run a command and return its exit code: 0 done, 1 after an error, 130 interrupted, 141 if nobody reads stdout.
 
-    An error is an `LmkError` or what the operating system refuses: a folder that cannot be written, a full disk. Any
-    other exception is a bug and keeps its traceback. A reader of stdout that stops early, such as `| head`, ends the
-    command without a line.
+    An error is one line on stderr. It is an `LmkError` or what the operating system refuses: a folder that cannot be
+    written, a full disk. Any other exception is a bug and keeps its traceback. A reader of stdout that stops early,
+    such as `| head`, ends the command without a line.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """

@@ -26,9 +26,9 @@ from lmk_data.dataset.format import (
     index_schema,
     is_safe_key,
 )
+from lmk_data.dataset.integrity import check_base
 from lmk_data.dataset.manifest import read_manifest
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.errors import DatasetError
 from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
 from lmk_data.system.terminal import progress_bar
@@ -58,11 +58,7 @@ def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet:
     folder = open_folder(path)
     manifest = read_manifest(folder)
     dataset = ShardedDataset(folder, manifest)
-    if dataset.is_view and read_manifest(dataset.shards_folder)["content_sha256"] != dataset.shards_content_sha256:
-        raise DatasetError(
-            f"{folder.root}: a view of another dataset than {dataset.shards_folder.root} is now; make "
-            "the view again with `lmk-shard subset`"
-        )
+    check_base(folder, dataset.shards_folder, manifest)
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:
         problems += _check_strays(folder, manifest)

@@ -92,7 +92,8 @@ def _check_split(split: str, dataset: ShardedDataset, classes: Classes) -> None:
     if not dataset.num_samples(split):
         raise UserError(f"--split {split}: {dataset.location} has no such split; it has {', '.join(dataset.splits)}")
     if not (classes.labels_of(dataset) >= 0).any():
-        raise UserError(f"{dataset.location}: has none of the {len(classes.ids)} classes of the run")
+        few = f"has none of the {len(classes.ids)} classes of the run"
+        raise UserError(f"{dataset.location}: {few}; evaluate on a dataset with the run's landmark ids")
     if not classes.num_known(dataset, split):
         raise UserError(
             f"--split {split}: none of its images in {dataset.location} is of one of the "

@@ -54,7 +54,10 @@ def restore_run(trainer: Trainer) -> None:
     _check_configuration(trainer, state["config"])
     check_classes(trainer.dataset, state["classes"])
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
-        raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
+        where = trainer.dataset.location
+        raise UserError(
+            f"--resume: {where} is not the dataset that the run was trained on; give that one with --shards"
+        )
     trainer.model.load_state_dict(state["model"])
     if trainer.averaged is not None:
         trainer.averaged.load_state_dict(state["averaged"])

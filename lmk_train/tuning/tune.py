@@ -196,7 +196,7 @@ def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, id
 def _locked(folder: SearchFolder) -> Iterator[int]:
     """Lock a search's folder and yield the descriptor; trials inherit it, so the lock ends with the last of them."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    busy = f"--out {folder.path}: another lmk-tune or a trial of it is at work there"
+    busy = f"--out {folder.path}: another lmk-tune or a trial of it is at work there; wait for it or stop it"
     with file_lock(folder.lock, wait_seconds=_LOCK_WAIT_SECONDS, busy=busy) as descriptor:
         yield descriptor
 

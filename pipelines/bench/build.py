@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.format import Resized
@@ -152,7 +153,7 @@ def mean_psnr(photos: list[Path]) -> tuple[float, float]:
     return float(np.mean(ours)), float(np.mean(plain))
 
 
-def _psnr(jpeg: bytes, reference: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> float:
+def _psnr(jpeg: bytes, reference: NDArray[np.float64]) -> float:
     difference = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float) - reference
     return float(10 * np.log10(255**2 / (difference**2).mean()))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.format import Resized
@@ -37,7 +38,7 @@ def _cropped(image: Image.Image, share: float) -> Image.Image:
     return image.crop((x, y, image.width - x, image.height - y))
 
 
-def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"] | None:
+def stored(data: bytes) -> tuple[int, NDArray[np.uint8]] | None:
     """Return the hash of the stored image and the small image that is compared, or None if the photo is rejected."""
     result = resize_image(data, Recipe())
     if not isinstance(result, Resized):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.format import REJECT_REASONS, Rejection, Resized
@@ -25,7 +26,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(result: Resized | Rejection, size: int = 224) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+def decoded(result: Resized | Rejection, size: int = 224) -> NDArray[np.int64]:
     """The stored picture as int64 [size, size, 3]."""
     assert isinstance(result, Resized), result
     image = Image.open(io.BytesIO(result.jpeg))
@@ -33,9 +34,7 @@ def decoded(result: Resized | Rejection, size: int = 224) -> "np.ndarray[tuple[i
     return np.asarray(image).astype(np.int64)
 
 
-def psnr(
-    a: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", b: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
-) -> float:
+def psnr(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, ((a - b) ** 2).mean())))
 
 
