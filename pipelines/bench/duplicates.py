@@ -42,7 +42,7 @@ def stored(data: bytes) -> tuple[int, "np.ndarray[tuple[int, ...], np.dtype[np.u
     result = resize_image(data, Recipe())
     if not isinstance(result, Resized):
         return None
-    return result.dhash, small_picture(result.jpeg)
+    return result.dhash, small_picture(result.jpeg, Recipe().size)
 
 
 def alike(a: tuple[int, object], b: tuple[int, object]) -> tuple[bool, bool]:
