@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
-from lmk_data.formats import EXTENSIONS, accepted_formats
+from lmk_data.formats import all_extensions
 from lmk_data.resize import resize_image
-from lmk_data.system.storage import is_url, read_file
+from lmk_data.system.storage import is_url, open_folder, read_file
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.models.registry import ARCHITECTURES, build_model
@@ -153,15 +153,17 @@ class Predictor:
 def named_images(words: Iterable[Name], lines: Iterable[str] | None = None) -> Iterator[str]:
     """Yield the names of pictures: folders are walked in sorted order, `-` stands for the names in `lines`.
 
-    Files in folders are chosen by the suffixes of the formats that the build accepts. A folder without pictures is
-    yielded as it is, so that reading it is an error.
+    A folder is walked as a build does: links are followed, hidden files are left out. Its files are chosen by the
+    suffixes of the formats that a build may accept. A folder without pictures is yielded as it is, so that reading it
+    is an error.
     """
-    suffixes = {f".{extension}" for name in accepted_formats() for extension in EXTENSIONS[name]}
+    suffixes = {f".{extension}" for extension in all_extensions()}
     for name in words:
         word = os.fspath(name)
         if word == "-" and lines is not None:
             yield from named_images(line.strip() for line in lines if line.strip())
         elif not is_url(word) and os.path.isdir(word):
-            yield from sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in suffixes) or [word]
+            paths = (Path(word) / relative for relative, _ in open_folder(word).walk())
+            yield from sorted(str(path) for path in paths if path.suffix.lower() in suffixes) or [word]
         else:
             yield word

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from lmk_data.decoding import checked_jpeg
 from lmk_data.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -124,16 +125,21 @@ def picture_rows(rows: Iterable[PictureRow]) -> Markup:
     return _piece("picture_rows", rows)
 
 
-def thumbnail(jpeg: bytes, location: str) -> bytes:
+def thumbnail(jpeg: bytes, size: int, location: str) -> bytes:
     """Return a small JPEG of a stored image, at most 112 pixels wide and high, to keep a page small.
 
-    Raises DatasetError, which names `location`, if the image is damaged.
+    Args:
+        jpeg: the stored image.
+        size: its width and height in pixels.
+        location: where it is, for messages.
+
+    Raises DatasetError, which names `location`, if the image is damaged or of another size.
     """
     from PIL import Image
 
     buffer = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(checked_jpeg(jpeg, size)), formats=("JPEG",)) as image:
             image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
             image.save(buffer, "JPEG", quality=80)
     except (OSError, SyntaxError, ValueError) as error:

@@ -101,4 +101,4 @@ def _thumbnails(dataset: ShardedDataset, pictures: Iterable[_Stored]) -> list[by
 
 def _thumbnail(dataset: ShardedDataset, shard: str, offset: int, num_bytes: int) -> bytes:
     jpeg = dataset.read_bytes(shard, offset, num_bytes)
-    return thumbnail(jpeg, f"{dataset.shards_folder.location(shard)}: the image at {offset:,}")
+    return thumbnail(jpeg, dataset.recipe.size, f"{dataset.shards_folder.location(shard)}: the image at {offset:,}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from lmk_data.dataset.tar import cls_bytes, end_bytes, json_bytes, member_header, padding
+from lmk_data.decoding import checked_jpeg
 from lmk_data.system.storage import Folder
 
 _READ_AT_ONCE = 4 << 20
@@ -181,13 +182,14 @@ def _check_decoding(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[
     location = task.folder.location(task.name)
     for row in rows:
         start, num_bytes = row["jpg_offset"], row["jpg_size"]
+        jpeg = task.folder.read_range(task.name, start, num_bytes)
         try:
-            with Image.open(io.BytesIO(task.folder.read_range(task.name, start, num_bytes)), formats=["JPEG"]) as image:
+            with Image.open(io.BytesIO(checked_jpeg(jpeg, task.size)), formats=["JPEG"]) as image:
                 image.load()
-                shape = (image.mode, image.size)
+                mode = image.mode
         except (OSError, SyntaxError, ValueError) as error:
             yield Problem(location, f"sample {row['key']}: does not decode: {error}", start, start + num_bytes)
             continue
-        if shape != ("RGB", (task.size, task.size)):
-            what = f"sample {row['key']}: {shape[0]} {shape[1]} instead of RGB {task.size}x{task.size}"
+        if mode != "RGB":
+            what = f"sample {row['key']}: pixels of the kind {mode} instead of RGB"
             yield Problem(location, what, start, start + num_bytes)

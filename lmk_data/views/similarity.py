@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.decoding import checked_jpeg
 from lmk_data.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ _MAX_KEPT = 2 * MAX_PAIRS  # at 32x32 pixels: 400 MB
 _PICTURES_PER_TASK, _PAIRS_PER_TASK = 128, 256
 
 
-def small_picture(jpeg: bytes) -> NDArray[np.uint8]:
-    """Return a stored image at the size at which it is compared, uint8 [32, 32, 3].
+def small_picture(jpeg: bytes, side: int) -> NDArray[np.uint8]:
+    """Return a stored image of `side` x `side` pixels at the size at which it is compared, uint8 [32, 32, 3].
 
-    Raises ValueError if it cannot be decoded.
+    Raises ValueError if it cannot be decoded or is of another size.
     """
     least = 3 * _SMALL_SIZE // 2  # a quarter of 224 pixels, for which the decoder has vector code
-    rgb = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=least, min_width=least, min_factor=1)
+    rgb = simplejpeg.decode_jpeg(checked_jpeg(jpeg, side), "RGB", min_height=least, min_width=least, min_factor=1)
     size = (_SMALL_SIZE, _SMALL_SIZE)
     return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 
@@ -101,7 +102,7 @@ class SmallPictures:
         for i, (shard, offset, num_bytes) in enumerate(places):
             data = self._dataset.read_bytes(shard, offset, num_bytes)
             try:
-                small[i] = small_picture(data)
+                small[i] = small_picture(data, self._dataset.recipe.size)
             except ValueError as error:
                 where = f"{self._dataset.shards_folder.location(shard)}: the image at {offset:,}"
                 raise DatasetError(f"{where} cannot be read ({error}); run `lmk-shard verify`") from error

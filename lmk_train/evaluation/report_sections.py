@@ -154,7 +154,10 @@ def _mistake(evaluated: EvaluatedSplit, target: int, predicted: int) -> str:
 
 
 def _thumbnails(dataset: ShardedDataset, keys: Iterable[str]) -> list[bytes]:
-    return [page.thumbnail(dataset.sample(key).jpeg, f"{dataset.location}: the image of {key}") for key in keys]
+    return [
+        page.thumbnail(dataset.sample(key).jpeg, dataset.recipe.size, f"{dataset.location}: the image of {key}")
+        for key in keys
+    ]
 
 
 def _class_table(evaluated: EvaluatedSplit) -> Markup:

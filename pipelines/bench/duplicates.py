@@ -43,7 +43,7 @@ def stored(data: bytes) -> tuple[int, NDArray[np.uint8]] | None:
     result = resize_image(data, Recipe())
     if not isinstance(result, Resized):
         return None
-    return result.dhash, small_picture(result.jpeg)
+    return result.dhash, small_picture(result.jpeg, Recipe().size)
 
 
 def alike(a: tuple[int, object], b: tuple[int, object]) -> tuple[bool, bool]:

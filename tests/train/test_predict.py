@@ -17,7 +17,7 @@ from PIL import Image
 from lmk_data.dataset import ShardedDataset
 from lmk_train.cli import eval_main, export_main, predict_main
 from lmk_train.config.training import TrainConfig
-from lmk_train.predict import Predictor
+from lmk_train.predict import Predictor, named_images
 from lmk_train.training.loop import train
 
 EXACT = ["--amp", "off", "--device", "cpu"]
@@ -76,7 +76,7 @@ def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
         image.convert("RGBA").save(folder / "deep" / "b.png")
     (folder / "c.jpg").write_bytes(b"<html>")
     (folder / "notes.txt").write_text("not a picture")
-    (folder / "d.avif").write_text("a picture that no build takes")
+    (folder / "d.jxl").write_text("a picture that no build takes")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{third}\n\n{tmp_path / 'nowhere.jpg'}\n"))
     assert predict_main([str(run), str(folder), "-", "--top", "1", "--quiet", *EXACT]) == 1
     said = capsys.readouterr()
@@ -111,6 +111,26 @@ def test_odd_names_are_a_line_each_and_the_others_go_on(
     assert "null byte" in no_name
     assert "nosuch" in no_url
     assert summary == "lmk-predict: error: 3 of the pictures could not be read"
+
+
+def test_a_folder_is_walked_as_a_build_does(photos: dict[str, str], tmp_path: Path) -> None:
+    """Hidden files are left out, links are followed, also in a circle, and a folder is no picture."""
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    (folder / "x.jpg").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    (folder / "__MACOSX").mkdir()
+    other.mkdir()
+    photo = next(iter(photos.values()))
+    for path in (folder / "a.jpg", folder / "x.jpg" / "b.JPG", folder / ".hidden" / "c.jpg", other / "d.tiff"):
+        shutil.copy(photo, path)
+    for path in (folder / "._a.jpg", folder / "__MACOSX" / "._a.jpg"):
+        path.write_bytes(b"\0\5\x16\7" + bytes(60))
+    (folder / "linked").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    named = [str(folder / name) for name in ("a.jpg", "linked/d.tiff", "x.jpg/b.JPG")]
+    assert list(named_images([str(folder)])) == named
+    assert list(named_images([folder / "x.jpg"])) == [str(folder / "x.jpg" / "b.JPG")]
 
 
 def test_when_nobody_reads_on_it_ends_without_a_word(run: Path, photos: dict[str, str]) -> None:

@@ -54,11 +54,13 @@ def test_columns_of_numbers_are_sorted_by_value(column: list[object], sorts: str
 
 def test_a_thumbnail_is_a_small_jpeg_and_a_damaged_image_is_named() -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (300, 200), "red").save(buffer, "JPEG")
-    with Image.open(io.BytesIO(page.thumbnail(buffer.getvalue(), "x.tar"))) as small:
+    Image.new("RGB", (224, 224), "red").save(buffer, "JPEG")
+    with Image.open(io.BytesIO(page.thumbnail(buffer.getvalue(), 224, "x.tar"))) as small:
         assert (small.format, small.width) == ("JPEG", 112)
     with pytest.raises(DatasetError, match=r"x\.tar: the image at 5 is damaged .*lmk-shard verify"):
-        page.thumbnail(b"no jpeg", "x.tar: the image at 5")
+        page.thumbnail(b"no jpeg", 224, "x.tar: the image at 5")
+    with pytest.raises(DatasetError, match=r"x\.tar is damaged \(224x224 pixels instead of 64x64\)"):
+        page.thumbnail(buffer.getvalue(), 64, "x.tar")
 
 
 def test_every_text_of_a_figure_has_the_colour_of_the_page() -> None:

@@ -1,0 +1,7 @@
+"""Decode pictures from anywhere: what a file states is checked against a budget before any of it is decoded."""
+
+from lmk_data.decoding.picture import Picture, Wanted, decode_picture
+from lmk_data.decoding.refusal import Refused
+from lmk_data.decoding.stored import checked_jpeg
+
+__all__ = ["Picture", "Refused", "Wanted", "checked_jpeg", "decode_picture"]

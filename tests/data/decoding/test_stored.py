@@ -1,0 +1,49 @@
+"""A stored picture that states another size is refused by its header, whoever reads it."""
+
+import io
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from lmk_data.decoding import checked_jpeg
+from lmk_data.errors import DatasetError
+from lmk_data.report.page import thumbnail
+from lmk_data.views.similarity import small_picture
+from tests.data.decoding.made import claiming, scans
+
+
+def stored(**options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(buffer, "JPEG", **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def test_an_honest_picture_is_taken_without_its_metadata() -> None:
+    assert checked_jpeg(stored(), 64) == stored()
+    assert checked_jpeg(stored(comment=b"x" * 900), 64) == stored()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda jpeg: checked_jpeg(jpeg, 64),
+        lambda jpeg: small_picture(jpeg, 64),
+        lambda jpeg: thumbnail(jpeg, 64, "x.tar"),
+    ],
+)
+def test_a_size_that_is_not_that_of_the_dataset_is_refused_before_it_is_decoded(
+    read: Callable[[bytes], object],
+) -> None:
+    tracemalloc.start()
+    try:
+        for jpeg in (claiming(stored(progressive=True), 20_000, 20_000), claiming(stored(), 64, 65)):
+            with pytest.raises((ValueError, DatasetError), match="pixels instead of 64x64"):
+                read(jpeg)
+        for jpeg in (scans(500), b"no jpeg", stored()[:100]):
+            with pytest.raises((ValueError, DatasetError)):
+                read(jpeg)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
