@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from lmk_data.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.tmp")
 _LOCK_POLL_SECONDS = 0.1
 
 
@@ -76,6 +78,11 @@ def atomic_file(path: Path, temporary_folder: Path | None = None) -> Iterator[Bi
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_unfinished(name: str) -> bool:
+    """Return whether a file's name is one that `atomic_file` gives to a file that it is writing."""
+    return _UNFINISHED.fullmatch(name) is not None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
