@@ -30,7 +30,7 @@ from lmk_data.errors import DatasetError
 from lmk_data.system.storage import BUILD_FOLDER, Folder
 
 Record = TypeVar("Record", Encoder, Recipe)
-_MAX_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 _MAX_DEPTH = 64  # of nested objects and arrays
 _SHOWN_CHARACTERS = 80  # of a name or value from a damaged manifest
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)  # how msgspec says where a value is wrong
@@ -101,7 +101,7 @@ def read_manifest(folder: Folder) -> Manifest:
     location = folder.location(MANIFEST)
     try:
         num_bytes = folder.size(MANIFEST)
-        if num_bytes > _MAX_BYTES:
+        if num_bytes > MAX_BYTES:
             raise DatasetError(f"{location}: {num_bytes:,} bytes is no manifest")
         manifest = _parse(folder.read(MANIFEST))
     except (FileNotFoundError, NotADirectoryError):

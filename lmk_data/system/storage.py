@@ -4,13 +4,13 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from lmk_data.errors import storage_failure
-from lmk_data.system.files import atomic_file, remove_durably
+from lmk_data.errors import UserError, storage_failure
+from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, remove_durably
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
 from lmk_data.system.retries import repeated
 
@@ -146,23 +146,41 @@ class LocalFolder:
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
         path, unfinished = Path(self.location(name)), Path(self.location(UNFINISHED_FOLDER))
+        self.check_writable(path.parent)
+        self.check_writable(unfinished)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, unfinished) as file:
             yield file
 
     def remove(self, name: str) -> None:
-        remove_durably(Path(self.location(name)))
+        path = Path(self.location(name))
+        self.check_writable(path.parent)
+        remove_durably(path)
 
     def remove_tree(self, name: str) -> None:
-        if os.path.isdir(self.location(name)):
-            shutil.rmtree(self.location(name))
+        path = Path(self.location(name))
+        self.check_writable(path)
+        if path.is_dir():
+            shutil.rmtree(path)
 
     def sweep(self) -> None:
-        self.remove_tree(UNFINISHED_FOLDER)
-        build = Path(self.location(BUILD_FOLDER))
+        unfinished, build = Path(self.location(UNFINISHED_FOLDER)), Path(self.location(BUILD_FOLDER))
+        self.check_writable(unfinished)
+        if unfinished.is_dir():
+            for path in unfinished.iterdir():
+                if is_unfinished(path.name):
+                    path.unlink()
+            if not any(unfinished.iterdir()):
+                unfinished.rmdir()
         if build.is_dir() and not any(build.iterdir()):
             build.rmdir()
+
+    def check_writable(self, path: Path) -> None:
+        """Raise UserError if a path inside the folder is, or leads through, a symbolic link. The folder may be one."""
+        root = Path(self.root)
+        if path != root:
+            check_no_link(path, root=root)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -176,6 +194,50 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     url = text.rstrip("/")
     file_system(url)
     return RemoteFolder(url)
+
+
+@contextmanager
+def held(folder: Folder, busy: str) -> Iterator[None]:
+    """Hold a folder of this machine while the block works in it; one behind a URL has no locks.
+
+    The lock is deleted at the end unless `.build` holds more, and the folder if nothing was written into a new one.
+
+    Args:
+        folder: the folder, which is created if it is missing.
+        busy: what is said if another command holds it, such as "another build is at work there".
+
+    Raises:
+        UserError: another command of this machine holds it, or it cannot be written.
+    """
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    root = Path(folder.root)
+    existed, path = root.exists(), root / LOCK
+    message = f"--out {root}: {busy}; wait for it or stop it"
+    with ExitStack() as stack:
+        try:
+            folder.check_writable(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(path, wait_seconds=0, busy=message))
+        except OSError as error:
+            raise UserError(f"--out {root}: cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            _leave_nothing_behind(root, existed)
+
+
+def _leave_nothing_behind(folder: Path, existed: bool) -> None:
+    """Remove a `.build` that holds only the lock, and the folder if this command created it."""
+    try:
+        if os.listdir(folder / BUILD_FOLDER) == [Path(LOCK).name]:
+            (folder / LOCK).unlink()
+            (folder / BUILD_FOLDER).rmdir()
+            if not existed and not os.listdir(folder):
+                folder.rmdir()
+    except FileNotFoundError:
+        pass  # somebody removed the folder; nothing is left
 
 
 def path_within(inner: Folder, outer: Folder) -> str | None:

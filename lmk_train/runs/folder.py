@@ -239,7 +239,8 @@ def _num_finished_epochs(metrics: Path) -> int | None:
     """
     try:
         *lines, last = metrics.read_text(errors="replace").split("\n")
-        return sum(json.loads(line)["kind"] == "epoch" for line in lines) + last.startswith('{"kind": "epoch"')
+        kinds = [json.loads(line)["kind"] for line in lines]
+        return kinds.count("epoch") + last.startswith('{"kind": "epoch"')
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -99,7 +99,7 @@ def test_a_model_and_files_of_ones_own_are_never_removed(config: Config, tmp_pat
         if written is not None:
             (run / "metrics.jsonl").write_text(written)
         for resume in (False, True):
-            with pytest.raises(UserError, match="holds a model|has no checkpoint to resume from"):
+            with pytest.raises(UserError, match=r"holds a model|has no checkpoint to resume from"):
                 train(config(model="resnet32", resume=resume))
     assert (run / "checkpoints" / "best.pt").read_bytes() == model
     (run / "checkpoints" / "best.pt").unlink()
