@@ -28,6 +28,7 @@ from lmk_train.runs.folder import RunFolder
 
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
+_EMBEDDED = b"content_sha256"  # stands in the description that every export holds
 _TOLERANCE = 1e-3  # of log-probabilities, whose error is about 1e-5 in float32 for logits of 30
 
 Pixels = NDArray[np.uint8]
@@ -75,6 +76,7 @@ def export_run(config: ExportConfig) -> Export:
     path = config.out or RunFolder(config.run).exported(config.to)
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another one")
+    _check_replaceable(path)
     state = load_checkpoint(config.run, config.checkpoint)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
     model = build_model(trained, len(state["classes"]), size)
@@ -100,6 +102,7 @@ def export_run(config: ExportConfig) -> Export:
             f"{config.run}: the exported program differs from the checkpoint (log-probabilities by {difference:.2g}; "
             "inf: another best class); nothing was written"
         )
+    _check_replaceable(path)
     write_bytes(path, data)
     return Export(path, len(data), difference, source)
 
@@ -156,6 +159,12 @@ def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> 
     least = np.finfo(np.float32).tiny
     logarithms, wanted = np.log(np.maximum(exported, least)), np.log(np.maximum(expected, least))
     return float((np.abs(logarithms - wanted) / np.maximum(1, np.abs(wanted))).max())
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise UserError for an existing file that is no export of a run."""
+    if path.is_dir() or (path.exists() and _EMBEDDED not in path.read_bytes()):
+        raise UserError(f"--out {path}: exists and is no export of a run; name another file")
 
 
 def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels, str]:

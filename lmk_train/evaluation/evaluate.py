@@ -27,7 +27,7 @@ from lmk_train.models.losses import log_prior
 from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, refuse_links
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World, joined_world
 
@@ -68,6 +68,7 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     Raises:
         UserError: the run, the split and the dataset do not fit together.
     """
+    refuse_links(config.run)
     state = load_checkpoint(config.run, config.checkpoint)
     trained, classes = ResolvedConfig.from_json(state["config"]), Classes.of_checkpoint(state)
     device = resolve_device(config.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import file_lock, is_unfinished
+from lmk_data.system.files import check_no_link, file_lock, is_unfinished
 from lmk_train.config.training import ResolvedConfig
 
 _LOCK = ".lock"
@@ -154,6 +154,16 @@ def training_lock(run: Path) -> Iterator[Callable[[], None]]:
             held.enter_context(file_lock(RunFolder(run).lock, wait_seconds=0, busy=busy))
 
         yield hold
+
+
+def refuse_links(run: Path) -> None:
+    """Raise UserError if something that a run writes into is a symbolic link.
+
+    A run that came from somebody else may hold links. Files that are replaced as a whole need no check: the link is.
+    """
+    folder = RunFolder(run)
+    for path in (folder.lock, folder.metrics, folder.events, folder.checkpoints, folder.report().parent):
+        check_no_link(path)
 
 
 def is_run(run: Path) -> bool:

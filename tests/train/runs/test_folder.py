@@ -122,3 +122,27 @@ def test_a_model_and_files_of_ones_own_are_never_removed(config: Config, tmp_pat
     train(config(model="resnet32", epochs=1))
     assert evaluating.exists()
     assert not killed.exists()
+
+
+def test_nothing_is_written_through_a_link_in_a_run(config: Config, tmp_path: Path) -> None:
+    """A run that somebody passed on brings its links with it."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    train(config(model="resnet32", epochs=1))
+    elsewhere.mkdir()
+    for name in (".lock", "metrics.jsonl", "tensorboard", "checkpoints", "report"):
+        kept = tmp_path / "kept"
+        (run / name).replace(kept)
+        for target in (elsewhere / "made", elsewhere):
+            (run / name).symlink_to(target)
+            with pytest.raises(UserError, match=f"{name}: is a symbolic link"):
+                train(config(model="resnet32", epochs=1, resume=True))
+            with pytest.raises(UserError, match=f"{name}: is a symbolic link"):
+                evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True))
+            assert not list(elsewhere.iterdir())
+            (run / name).unlink()
+        kept.replace(run / name)
+    (elsewhere / "eval").write_text("mine")
+    (run / "eval-val.json").symlink_to(elsewhere / "eval")
+    evaluate_run(EvalConfig(run, split="val", device="cpu", quiet=True))
+    assert (elsewhere / "eval").read_text() == "mine"
+    assert not (run / "eval-val.json").is_symlink()
