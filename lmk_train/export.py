@@ -24,7 +24,7 @@ from lmk_train.data.stream import BatchStream
 from lmk_train.models.heads import Classifier
 from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, stored_dataset
 
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
@@ -172,8 +172,9 @@ def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels,
 
     They are pictures of --shards or else of the dataset trained on; noise if that cannot be read.
     """
-    shards, cache = config.shards or trained_on, config.cache.resolved()
+    cache = config.cache.resolved()
     try:
+        shards = config.shards or stored_dataset(config.run, trained_on)
         with ShardedDataset.open(shards) as dataset:
             if dataset.recipe.size != size:
                 raise UserError(f"{shards}: its pictures have {dataset.recipe.size} pixels, those of the run {size}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from lmk_data.dataset.format import (
     CLASSES,
     DROPPED_CLASSES,
+    MANIFEST,
     REJECTS,
     SPLITS,
     FileEntry,
@@ -31,7 +31,7 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.integrity import check_base, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.errors import DatasetError, UserError
-from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
+from lmk_data.system.storage import Folder, LocalFolder, open_folder, retrying, stored_location
 
 if TYPE_CHECKING:
     import webdataset
@@ -302,12 +302,11 @@ def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
     if "view_of" not in manifest:
         return folder
     path = manifest["view_of"]["path"]
-    if is_url(path):
-        return open_folder(path)
-    if isinstance(folder, LocalFolder):
-        return open_folder(os.path.normpath(os.path.join(folder.root, path)))
-    scheme, _, rest = folder.root.partition("://")
-    return open_folder(f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}")
+    try:
+        return open_folder(stored_location(path, folder))
+    except ValueError as error:
+        where = folder.location(MANIFEST)
+        raise DatasetError(f"{where}: view_of.path is {error} ({path[:200]!r}); do not trust this dataset") from None
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

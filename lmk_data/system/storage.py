@@ -2,6 +2,7 @@
 
 import glob
 import os
+import posixpath
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,6 +24,9 @@ PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"  # the planned images, one row group
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"  # one file per finished shard
 MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned archives
 
+# What a file that somebody else may have written can name. The other file systems of fsspec unpack, cache or chain, and
+# `reference://` evaluates templates.
+STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 Result = TypeVar("Result")
 
@@ -279,6 +283,31 @@ def retrying(action: Callable[[], Result], location: str) -> Result:
 def is_url(path: str) -> bool:
     """Return whether a path is a URL; `file://` is one too."""
     return "://" in path
+
+
+def stored_location(path: str, base: Folder | None = None) -> str:
+    """Return the path or URL that a file names: relative to the folder `base` of that file, or a URL.
+
+    Raises ValueError, which says why, for what no file may name: a chain of URLs, another scheme than those of
+    `STORED_SCHEMES` and `base`, or with `base` an absolute path or a relative one to another host.
+    """
+    own_scheme, _, own_path = base.root.partition("://") if base is not None and is_url(base.root) else ("", "", "")
+    if "::" in path or not path.isprintable():
+        raise ValueError("a chain of URLs, or with odd characters")
+    if is_url(path):
+        if path.partition("://")[0] not in (*STORED_SCHEMES, own_scheme):
+            raise ValueError(f"a URL that is none of {', '.join(STORED_SCHEMES)}")
+        return path
+    if base is None:
+        return path
+    if path.startswith("/"):
+        raise ValueError("an absolute path")
+    if not own_scheme:
+        return os.path.normpath(os.path.join(base.root, path))
+    joined = posixpath.normpath(posixpath.join(own_path, path))
+    if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
+        raise ValueError("a path that leads to another host or bucket")
+    return f"{own_scheme}://{joined}"
 
 
 def expand_glob(pattern: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmk_data.errors import UserError
 from lmk_data.system.files import check_no_link, file_lock, is_unfinished
+from lmk_data.system.storage import is_url, stored_location
 from lmk_train.config.training import ResolvedConfig
 
 _LOCK = ".lock"
@@ -164,6 +165,20 @@ def refuse_links(run: Path) -> None:
     folder = RunFolder(run)
     for path in (folder.lock, folder.metrics, folder.events, folder.checkpoints, folder.report().parent):
         check_no_link(path)
+
+
+def stored_dataset(run: Path, shards: str) -> str:
+    """Return the dataset that a run's checkpoint names.
+
+    Raises UserError for a URL of another machine, which nobody named: the run may be a stranger's.
+    """
+    try:
+        if not is_url(shards) or stored_location(shards).startswith("file:///"):
+            return shards
+        reason = "is on another machine"
+    except ValueError as error:
+        reason = f"is {error}"
+    raise UserError(f"{run}: its dataset {shards!r} {reason}; name the dataset with --shards to open it")
 
 
 def is_run(run: Path) -> bool:
