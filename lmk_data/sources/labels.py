@@ -18,6 +18,7 @@ from lmk_data.system.storage import is_url, read_file
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _CATEGORY_MARK = "Category:"
+_MAX_ROWS = 16_000_000  # of a Parquet table, which says how many it has before they are read
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
     """Return a CSV or Parquet file with every column as strings. Raises UserError if it cannot be read."""
     try:
         if data[:4] == b"PAR1":
+            _check_size(pq.read_metadata(pa.BufferReader(data)), path)
             table = pq.read_table(pa.BufferReader(data))
             _check_unique(table.column_names, path)
             return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
@@ -132,6 +134,12 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
             return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
+
+
+def _check_size(metadata: pq.FileMetaData, path: str) -> None:
+    """Raise UserError for a Parquet file with more rows than a label table has: it may be small and fill the memory."""
+    if metadata.num_rows > _MAX_ROWS:
+        raise UserError(f"{path}: {metadata.num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
 
 
 def _check_unique(columns: list[str], path: str) -> None:
