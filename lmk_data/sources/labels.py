@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.formats import all_extensions
 from lmk_data.system.storage import is_url, read_file
+from lmk_data.system.terminal import without_secrets
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -81,7 +82,9 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image")
     frame["id"] = without_extensions(frame["id"])
-    table = label_table(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
+    table = label_table(
+        frame, without_secrets(path).rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest()
+    )
     if table.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
     return replace(table, columns=(id_column, label_column)) if layout == "custom" else table

@@ -291,7 +291,7 @@ def stored_location(path: str, base: Folder | None = None) -> str:
     Raises ValueError, which says why, for what no file may name: a chain of URLs, another scheme than those of
     `STORED_SCHEMES` and `base`, or with `base` an absolute path or a relative one to another host.
     """
-    own_scheme, _, own_path = base.root.partition("://") if base is not None and is_url(base.root) else ("", "", "")
+    own_scheme, _, own_path = base.url.partition("://") if isinstance(base, RemoteFolder) else ("", "", "")
     if "::" in path or not path.isprintable():
         raise ValueError("a chain of URLs, or with odd characters")
     if is_url(path):

@@ -1,6 +1,7 @@
 """What a person sees of a running command: progress on stderr, errors in one line, exit codes."""
 
 import os
+import re
 import select
 import signal
 import sys
@@ -14,6 +15,8 @@ from lmk_data.errors import LmkError
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 _STDOUT = 1  # the file descriptor
 _SECONDS_BETWEEN_LINES = 15.0
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"<>]*@")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*")
 _CONTROL = (range(0x20), range(0x7F, 0xA0), (0x61C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF), range(0x202A, 0x202F))
 _ESCAPES = {code: ascii(chr(code))[1:-1] for codes in (*_CONTROL, range(0x2066, 0x206A)) for code in codes}
 _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 120000
@@ -22,9 +25,15 @@ _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 1
 def printable(text: str) -> str:
     """Return a text in one line, with what could command a terminal or forge its lines as escapes such as `\\x1b`.
 
-    These are the control characters of C0 and C1, the line separators, and the marks that reorder text (bidi).
+    These are the control characters of C0 and C1, the line separators, and the marks that reorder text (bidi). Secrets
+    in URLs are left out.
     """
-    return text.translate(_ESCAPES)
+    return without_secrets(text).translate(_ESCAPES)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without user name, password and query of the URLs in it, where keys and tokens are."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text else text
 
 
 def say(*lines: str) -> None:

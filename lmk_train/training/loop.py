@@ -213,7 +213,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         metric = float(epoch)  # without a validation split the last epoch counts as the best
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
-        state = {"model": trainer.evaluated.state_dict(), "config": config.json(), **dataset_state(dataset)}
+        state = {"model": trainer.evaluated.state_dict(), "config": config.public_json(), **dataset_state(dataset)}
         if trainer.world.is_first:
             save_checkpoint(trainer.run, BEST, state)
     trainer.epoch_sums = Sums.zero(trainer.precision.device)

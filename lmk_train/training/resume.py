@@ -32,7 +32,7 @@ def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[st
         if folder.config.exists():
             announce(f"{run}: the training there ended before its first checkpoint; it starts again")
             remove_interrupted_start(run)
-        write_bytes(folder.config, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
+        write_bytes(folder.config, json.dumps(trainer.config.public_json(), indent=2).encode() + b"\n")
     except OSError as error:
         raise UserError(f"--out {run}: cannot be written: {error.strerror}") from error
 
@@ -65,7 +65,7 @@ def restore_run(trainer: Trainer) -> None:
 
 def _check_configuration(trainer: Trainer, earlier: dict[str, Any]) -> None:
     """Raise UserError if an option that may not change on resume differs from the checkpoint's."""
-    now = trainer.config.json()
+    now = trainer.config.public_json()
     changed = {
         name: option
         for name, option in options_of(ResolvedConfig).items()

@@ -3,7 +3,8 @@
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.system.terminal import notice, printable, run_command, say
+from lmk_data.system.remote import RemoteFolder
+from lmk_data.system.terminal import notice, printable, run_command, say, without_secrets
 
 EVIL = "\x1b]52;c;Y3VybA==\x07\x1b[2K\x9b31m\x7f\u202eRTL\u2066\u200f\u2028\nlmk-shard: done\r\t\0"
 
@@ -28,3 +29,13 @@ def test_nothing_that_is_shown_commands_the_terminal(capsys: pytest.CaptureFixtu
         ]
         assert "\nlmk-shard: done" not in text
     assert shown.out.count("\n") == 2
+
+
+def test_secrets_of_urls_are_left_out() -> None:
+    shown = without_secrets("cannot read s3://key:pa/ss@x/a, http://u:pw@host:80/a/b.csv?token=T&x=1: 'https://h/?k=v'")
+    assert shown == "cannot read s3://key:pa/ss@x/a, http://host:80/a/b.csv 'https://h/'"
+    assert without_secrets("simplecache::http://a:b@h/x?t") == "simplecache::http://h/x"
+    assert without_secrets("why? me@example.org a/b?c") == "why? me@example.org a/b?c"
+    folder = RemoteFolder("http://u:pw@127.0.0.1:1/a?token=T")
+    assert (folder.root, folder.location("b?c")) == ("http://127.0.0.1:1/a", "http://127.0.0.1:1/a")
+    assert folder.url == "http://u:pw@127.0.0.1:1/a?token=T"
