@@ -149,10 +149,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, unbuffered.
+
+    Raises IsADirectoryError for a folder, OSError for what may never end or never begin: a device, a FIFO, a socket.
+    """
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    )  # opening a FIFO waits for a writer otherwise
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if code == errno.EISDIR else "not a regular file", os.fspath(path))
+    return open(descriptor, "rb", buffering=0)
+
+
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits; it is read in bounded memory."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

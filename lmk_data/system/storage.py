@@ -1,6 +1,7 @@
 """Folders on this machine or behind a URL: one small set of operations, and files that are whole or absent."""
 
 import glob
+import io
 import os
 import posixpath
 import shutil
@@ -8,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 from lmk_data.errors import UserError, storage_failure
-from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, remove_durably
+from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, open_regular, remove_durably
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
 from lmk_data.system.retries import repeated
 
@@ -94,18 +95,15 @@ class LocalFolder:
         return f"{self.root}/{name}" if name else self.root
 
     def read(self, name: str) -> bytes:
-        with open(self.location(name), "rb", buffering=0) as file:
-            return file.readall()
+        with open_regular(self.location(name)) as file:
+            return file.read()
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
-        descriptor = os.open(self.location(name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(descriptor, num_bytes, offset)
-        finally:
-            os.close(descriptor)
+        with open_regular(self.location(name)) as file:
+            return os.pread(file.fileno(), num_bytes, offset)
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.location(name), "rb")
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, open_regular(self.location(name)))))
 
     def exists(self, name: str) -> bool:
         return os.path.exists(self.location(name))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import file_lock, is_unfinished, write_bytes
+from lmk_data.system.files import file_lock, is_unfinished, open_regular, write_bytes
+from lmk_data.system.storage import open_folder
 
 
 def is_free(path: Path) -> bool:
@@ -138,3 +139,26 @@ def test_names_of_unfinished_files() -> None:
     assert is_unfinished("metrics.jsonl.4711-0123abcd.tmp")
     for name in ("notes.tmp", "a.4711-0123abcd.tmp.bak", ".4711-0123abcd.tmp", "a.x-0123abcd.tmp"):
         assert not is_unfinished(name)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A FIFO would be waited for, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    folder = open_folder(tmp_path)
+    for name in ("fifo", "zero"):
+        reads = (
+            folder.read,
+            folder.open,
+            lambda name: folder.read_range(name, 0, 1),
+            lambda name: open_regular(tmp_path / name),
+        )
+        for read in reads:
+            with pytest.raises(OSError, match="not a regular file"):
+                read(name)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    (tmp_path / "file").write_bytes(b"whole")
+    with folder.open("file") as file:
+        assert (file.read(2), file.seek(1), file.read()) == (b"wh", 1, b"hole")
+    assert (folder.read("file"), folder.read_range("file", 1, 2)) == (b"whole", b"ho")
