@@ -9,7 +9,7 @@ import tyro
 
 from lmk_data import __version__
 from lmk_data.options import Build, BuildOptions, Export, Report, Sample, Subset, Verify
-from lmk_data.system.terminal import run_command
+from lmk_data.system.terminal import run_command, say
 
 if TYPE_CHECKING:
     from lmk_data.build import BuildResult
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-shard` and return its exit code; exits with 2 for a command line that does not parse."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
-        print(f"{_PROGRAM} {__version__}")
+        say(f"{_PROGRAM} {__version__}")
         return 0
     return run_command(_PROGRAM, lambda: _run(parse(given)))
 
@@ -87,7 +87,7 @@ def _build(command: Build) -> None:
     if not command.no_report:
         _write_report(str(options.out), None, options.workers, options.quiet)
     if not options.quiet:
-        print(f"next: lmk-train --shards {options.out}")
+        say(f"next: lmk-train --shards {options.out}")
 
 
 def _report(command: Report) -> None:
@@ -101,10 +101,10 @@ def _verify(command: Verify) -> None:
     result = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
     if result.problems:
         for problem in result.problems[:_SHOWN_PROBLEMS]:
-            print(problem)
+            say(str(problem))
         more = len(result.problems) - _SHOWN_PROBLEMS
         if more > 0:
-            print(f"and {more:,} more")
+            say(f"and {more:,} more")
         number = len(result.problems)
         raise DatasetError(
             f"{command.dataset}: {number:,} problem{'s' * (number != 1)}, see above; copy the damaged files again from "
@@ -112,7 +112,7 @@ def _verify(command: Verify) -> None:
         )
     if not command.quiet:
         decoded = "" if command.quick else f", {result.num_decoded:,} pictures decoded"
-        print(
+        say(
             f"{command.dataset}: good: {result.num_files:,} files, {result.num_bytes / 1e6:,.1f} MB, every byte of "
             f"{result.num_samples:,} samples accounted for{decoded}"
         )
@@ -139,13 +139,13 @@ def _subset(command: Subset) -> None:
     if not command.quiet:
         num_classes, written = manifest["classes"]["num_classes"], manifest["counts"]["written"]
         kind = "copy" if command.copy else "view"
-        print(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
+        say(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
         for split, entry in manifest["splits"].items():
-            print(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
+            say(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
         if dropped := origin["removed"].get("duplicates"):
-            print(f"  duplicates left out: {', '.join(f'{number:,} of {split}' for split, number in dropped.items())}")
-        print(f"next: lmk-train --shards {command.out}")
+            say(f"  duplicates left out: {', '.join(f'{number:,} of {split}' for split, number in dropped.items())}")
+        say(f"next: lmk-train --shards {command.out}")
 
 
 def _export(command: Export) -> None:
@@ -159,8 +159,8 @@ def _export(command: Export) -> None:
         shown = ", ".join(names[:_SHOWN_FILES]) + (
             f" and {len(names) - _SHOWN_FILES:,} more" * (len(names) > _SHOWN_FILES)
         )
-        print(f"{exported.folder}: {shown}; the tars are hard links")
-        print("next: the snippet for this tool in docs/reuse.md")
+        say(f"{exported.folder}: {shown}; the tars are hard links")
+        say("next: the snippet for this tool in docs/reuse.md")
 
 
 def _sample(command: Sample) -> None:
@@ -175,12 +175,12 @@ def _sample(command: Sample) -> None:
         quiet=command.quiet,
     )
     if not command.quiet:
-        print(
+        say(
             f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, "
             "one unreadable, one missing"
         )
         folder = drawn.folder
-        print(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
+        say(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
 
 
 def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) -> None:
@@ -193,36 +193,36 @@ def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) 
     with ShardedDataset.open(path) as dataset:
         report = write_report(dataset, open_folder(folder), workers=workers, quiet=quiet)
     if not quiet:
-        print(terminal_summary(report))
-        print(f"report: {folder}/index.html")
+        say(*terminal_summary(report).split("\n"))
+        say(f"report: {folder}/index.html")
 
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:
     counts, num_samples = plan.counts, plan.samples["split"].value_counts()
-    print(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
-    print(
+    say(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
+    say(
         f"  {labels.conflicting:,} ids with two labels are left out, {labels.duplicate_rows:,} repeated rows count once"
     )
-    print(
+    say(
         f"  {counts['below_min_samples']:,} images in classes under {options.rule.min_samples}, "
         f"{counts['outside_top']:,} outside the largest classes"
     )
-    print(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {options.out}:")
+    say(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {options.out}:")
     for split, num_shards in plan.num_shards.items():
         share = num_samples[split] / len(plan.samples)
-        print(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {num_shards:,} shards")
+        say(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {num_shards:,} shards")
 
 
 def _print_built(options: BuildOptions, result: "BuildResult") -> None:
     if result.already_complete:
-        print(f"{options.out}: this build is already complete; nothing to do")
+        say(f"{options.out}: this build is already complete; nothing to do")
         return
     if result.num_ignored:
-        print(f"{result.num_ignored:,} files match no row of the label table and were ignored")
+        say(f"{result.num_ignored:,} files match no row of the label table and were ignored")
     encoder = result.manifest["recipe"]["encoder"]
     rate = result.built_images / max(result.seconds, 1e-9)
     resumed = f", resumed after {result.resumed_images:,} built earlier" if result.resumed_images else ""
-    print(
+    say(
         f"{options.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
         f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){resumed}"
     )

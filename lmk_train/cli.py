@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
-from lmk_data.system.terminal import progress_bar, run_command
+from lmk_data.system.terminal import printable, progress_bar, run_command, say
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -58,7 +58,7 @@ def tune_main(arguments: Sequence[str] | None = None) -> int:
 def _main(program: str, config: type, command: Callable[[Any], None], arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
-        print(f"{program} {__version__}")
+        say(f"{program} {__version__}")
         return 0
 
     def run() -> None:
@@ -77,7 +77,7 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
 
 def _train(config: TrainConfig) -> None:
-    announce: Callable[[str], None] = (lambda _: None) if config.quiet else print
+    announce: Callable[[str], None] = (lambda _: None) if config.quiet else say
     if config.profile_input:
         _profile_input(config, announce)
         return
@@ -92,10 +92,10 @@ def _train(config: TrainConfig) -> None:
     metric = spelled(config.best_by)
     judged = "no validation split" if result.best_metric is None else f"validation {metric} {result.best_metric:.4f}"
     best = f"best epoch {result.best_epoch} ({judged})"
-    print(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
+    say(f"{result.run}: trained in {result.seconds:,.0f} s; {best}")
     if result.test is not None:
         _print_evaluation(result.test)
-        print(f"report: {RunFolder(result.run).report(result.test.split)}")
+        say(f"report: {RunFolder(result.run).report(result.test.split)}")
 
 
 def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None:
@@ -104,10 +104,10 @@ def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None
     profile = profile_input(config, announce)
     if profile.rank:
         return
-    print("images per second of one rank:")
+    say("images per second of one rank:")
     for what, rate in (("reader alone", profile.reader), ("model alone", profile.model), ("both", profile.both)):
-        print(f"  {what:12} {rate:10,.1f}")
-    print(profile.verdict())
+        say(f"  {what:12} {rate:10,.1f}")
+    say(profile.verdict())
 
 
 def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
@@ -117,13 +117,13 @@ def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
     if sizes.rank:
         return
     memory = sizes.weights_bytes + sizes.activations_bytes
-    print(f"parameters        {sizes.backbone_parameters:,} in the backbone, {sizes.head_parameters:,} in the head")
-    print(f"updates           {sizes.num_steps:,}, {sizes.steps_per_epoch:,} per epoch")
-    print(
+    say(f"parameters        {sizes.backbone_parameters:,} in the backbone, {sizes.head_parameters:,} in the head")
+    say(f"updates           {sizes.num_steps:,}, {sizes.steps_per_epoch:,} per epoch")
+    say(
         f"memory            about {memory / 1e9:.1f} GB per rank: {sizes.weights_bytes / 1e9:.1f} for weights, "
         f"gradients and optimiser, {sizes.activations_bytes / 1e9:.1f} for {sizes.micro_batch} pictures at once"
     )
-    print(f"initial loss      {sizes.expected_loss:.2f} expected, {sizes.first_loss:.2f} on the first batch")
+    say(f"initial loss      {sizes.expected_loss:.2f} expected, {sizes.first_loss:.2f} on the first batch")
 
 
 def _evaluate(config: EvalConfig) -> None:
@@ -135,7 +135,7 @@ def _evaluate(config: EvalConfig) -> None:
     asked = evaluations[-1]
     if asked.rank:
         return
-    with ShardedDataset.open(asked.source["shards"]) as dataset:
+    with ShardedDataset.open(config.shards or asked.source["shards"]) as dataset:
         report = write_run_report(config.run, dataset, asked.split)
     if config.quiet:
         return
@@ -144,13 +144,11 @@ def _evaluate(config: EvalConfig) -> None:
     if config.tau:
         tau = picked_tau(evaluations)
         picked = "no validation split to pick one on" if tau is None else f"{tau:g} has the best macro F1 on val"
-        print(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
+        say(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
         for row in asked.by_tau:
-            print(
-                f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}"
-            )
+            say(f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}")
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
-    print(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
+    say(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
 
 
 def _predict(config: PredictConfig) -> None:
@@ -172,7 +170,8 @@ def _predict(config: PredictConfig) -> None:
             if prediction.error is None:
                 _print_at_once(_prediction_line(prediction, config.json))
             else:
-                tqdm.write(f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}", file=sys.stderr)
+                line = f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}"
+                tqdm.write(printable(line), file=sys.stderr)
             bar.update()
     recognised, unreadable = counts
     if not config.quiet:
@@ -193,7 +192,7 @@ def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
 def _print_at_once(line: str) -> None:
     """Print a line on stdout beside a progress bar; exit with the code of SIGPIPE if the reader has gone."""
     try:
-        tqdm.write(line)
+        tqdm.write(printable(line))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it exits
@@ -206,24 +205,24 @@ def _export(config: ExportConfig) -> None:
     export = export_run(config)
     if not config.quiet:
         size, within = f"{export.num_bytes / 1e6:.1f} MB", f"log-probabilities within {export.largest_difference:.1g}"
-        print(f"{export.path}: {size}, {within} of the checkpoint on {export.checked_on}")
+        say(f"{export.path}: {size}, {within} of the checkpoint on {export.checked_on}")
 
 
 def _tune(config: TuneConfig) -> None:
     from lmk_train.tuning.tune import tune
 
-    result = tune(config, announce=(lambda _: None) if config.quiet else tqdm.write)
+    result = tune(config, announce=(lambda _: None) if config.quiet else lambda line: tqdm.write(printable(line)))
     if config.quiet:
         return
     states = [trial.state for trial in result.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     objective = spelled(config.objective)
     best = f"best {objective} {result.best.value:.4f} on validation (trial {result.best.number})"
-    print(f"{len(states)} trials: {counts}; {best}")
+    say(f"{len(states)} trials: {counts}; {best}")
     if result.test is not None:
         shown = [f"{name} {result.test[name]:.4f}" for name in _SHOWN if result.test.get(name) is not None]
-        print(f"test ({result.test['num_samples']:,} images), once, at the end: {', '.join(shown)}")
-    print(f"train it again:\n  {result.command}\nreport: {result.report}")
+        say(f"test ({result.test['num_samples']:,} images), once, at the end: {', '.join(shown)}")
+    say("train it again:", f"  {result.command}", f"report: {result.report}")
 
 
 def _spelled_guess(guess: "Guess") -> str:
@@ -234,7 +233,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
     shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics.get(name) is not None]
     unknown = f"; {metrics['num_unknown']:,} of landmarks it does not know" if metrics["num_unknown"] else ""
-    print(f"{evaluation.split} ({metrics['num_samples']:,} images{unknown}): {', '.join(shown)}")
+    say(f"{evaluation.split} ({metrics['num_samples']:,} images{unknown}): {', '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from lmk_train.data.stream import BatchStream
 from lmk_train.models.heads import Classifier
 from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, stored_dataset
 
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
+_EMBEDDED = b"content_sha256"  # stands in the description that every export holds
 _TOLERANCE = 1e-3  # of log-probabilities, whose error is about 1e-5 in float32 for logits of 30
 
 Pixels = NDArray[np.uint8]
@@ -76,6 +77,7 @@ def export_run(config: ExportConfig) -> Export:
     state = load_checkpoint(config.run, config.checkpoint)
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it, or name another one")
+    _check_replaceable(path)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
     model = build_model(trained, len(state["classes"]), size)
     model.load_state_dict(weights_to_evaluate(state))
@@ -100,6 +102,7 @@ def export_run(config: ExportConfig) -> Export:
             f"{config.run}: the exported program differs from the checkpoint (log-probabilities by {difference:.2g}; "
             "inf: another best class); nothing was written"
         )
+    _check_replaceable(path)
     write_bytes(path, data)
     return Export(path, len(data), difference, source)
 
@@ -158,13 +161,20 @@ def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> 
     return float((np.abs(logarithms - wanted) / np.maximum(1, np.abs(wanted))).max())
 
 
+def _check_replaceable(path: Path) -> None:
+    """Raise UserError for an existing file that is no export of a run."""
+    if path.is_dir() or (path.exists() and _EMBEDDED not in path.read_bytes()):
+        raise UserError(f"--out {path}: exists and is no export of a run; name another file")
+
+
 def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels, str]:
     """Return pictures to compare on, uint8 [8, size, size, 3], and a description of where they are from.
 
     They are pictures of --shards or else of the dataset trained on; noise if that cannot be read.
     """
-    shards, cache = config.shards or trained_on, config.cache.resolved()
+    cache = config.cache.resolved()
     try:
+        shards = config.shards or stored_dataset(config.run, trained_on)
         with ShardedDataset.open(shards) as dataset:
             if dataset.recipe.size != size:
                 raise UserError(f"{shards}: its pictures have {dataset.recipe.size} pixels, those of the run {size}")

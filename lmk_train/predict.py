@@ -25,6 +25,7 @@ from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
+_MAX_BYTES = 1 << 30  # of a picture, as in a build
 
 Pixels = NDArray[np.uint8]
 Name = str | os.PathLike[str]
@@ -110,6 +111,8 @@ class Predictor:
     def _load(self, name: str) -> Pixels | str:
         """Return a picture's pixels as training sees them, uint8 [H, W, 3], or an error message."""
         try:
+            if not is_url(name) and (num_bytes := os.stat(name).st_size) > _MAX_BYTES:
+                return f"too-large: the file has {num_bytes:,} bytes, more than {_MAX_BYTES:,}"
             data = read_file(name)
         except IsADirectoryError:
             return "has no pictures"

@@ -1,37 +1,49 @@
 """Writing into a dataset's folder: one command at a time, never over another build, and the manifest last."""
 
 import json
-import os
+import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
     DROPPED_CLASSES,
+    FORMAT_NAME,
     MANIFEST,
     REJECTS,
     REPORT_FOLDER,
+    SPLITS,
     Manifest,
     canonical_json,
     write_file,
 )
-from lmk_data.dataset.manifest import Provenance, read_manifest
+from lmk_data.dataset.manifest import MAX_BYTES, Provenance, read_manifest
 from lmk_data.errors import UserError, storage_failure
-from lmk_data.system.files import file_lock
 from lmk_data.system.storage import (
     BUILD_FOLDER,
     LOCK,
+    MEMBERS_TABLE,
     PLAN_INPUTS,
     PLAN_TABLE,
     RECEIPTS_FOLDER,
+    UNFINISHED_FOLDER,
     Folder,
     LocalFolder,
+    held,
 )
 
 _SHOWN_DIFFERENCES = 6
+_OWN_TABLES = (PLAN_INPUTS, PLAN_TABLE, CLASSES, DROPPED_CLASSES, REJECTS, CARD)
+# The files that a build, a view and their reports write below these folders.
+_OWN_FILES = {
+    RECEIPTS_FOLDER: r"(train|val|test)-\d{6,}\.parquet",
+    **{f"shards/{split}": rf"{split}-\d{{6,}}\.tar" for split in SPLITS},
+    "shards": "",
+    "index": r"(train|val|test)\.parquet",
+    REPORT_FOLDER: r"index\.html|report\.json",
+}
 
 
 class Output:
@@ -63,11 +75,14 @@ class Output:
     def begin(self, provenance: Provenance) -> None:
         """Remove the manifest and note whose build this is, before the first file of the dataset is written.
 
-        With `overwrite`, remove whatever build the folder holds, even one whose manifest cannot be read.
+        With `overwrite`, remove whatever build the folder holds, even one whose manifest cannot be read. Files that no
+        build writes stay.
         """
+        if self._overwrite and not self.folder.exists(PLAN_INPUTS):
+            write_file(self.folder, PLAN_INPUTS, canonical_json(provenance.inputs()))
+        self.folder.remove(MANIFEST)
         if self._overwrite:
             _clear(self.folder)
-        self.folder.remove(MANIFEST)
         self.folder.sweep()
         write_file(self.folder, PLAN_INPUTS, canonical_json(provenance.inputs()))
 
@@ -92,49 +107,47 @@ def writing(folder: Folder, *, overwrite: bool) -> Iterator[Output]:
     there, two identical builds write the same bytes.
     """
     try:
-        _check_folder(folder)
-        with _locked(Path(folder.root)) if isinstance(folder, LocalFolder) else nullcontext():
+        _check_folder(folder, overwrite=overwrite)
+        with held(folder, "another build is at work there"):
             yield Output(folder, overwrite=overwrite)
     except OSError as error:
         raise storage_failure(error, folder.root) from error
 
 
-def _check_folder(folder: Folder) -> None:
-    """Raise UserError for a folder that holds something else, before anything is read or written."""
+def _check_folder(folder: Folder, *, overwrite: bool) -> None:
+    """Raise UserError for a folder that holds something else, before anything is written.
+
+    Raises DatasetError for a manifest that cannot be read, without `overwrite`.
+    """
     if isinstance(folder, LocalFolder) and folder.is_file(""):
         raise UserError(f"--out {folder.root}: is a file; name a new folder")
     names, folders = set(folder.sizes()), set(folder.folders())
-    if (names or folders) and MANIFEST not in names and BUILD_FOLDER not in folders:
-        raise UserError(f"--out {folder.root}: holds something else; name a new or empty folder")
+    if not (names or folders) or _is_ours(folder) or (not names and folders == {BUILD_FOLDER} and _is_begun(folder)):
+        return
+    if MANIFEST in names and not overwrite:
+        read_manifest(folder)  # raises an error that says what is wrong with it
+    raise UserError(f"--out {folder.root}: holds something else; name a new or empty folder")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which another command may delete when it leaves nothing behind."""
-    existed, path = folder.exists(), folder / LOCK
-    busy = f"--out {folder}: another build is at work there; wait for it or stop it"
-    with ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(file_lock(path, wait_seconds=0, busy=busy))
-        except OSError as error:
-            raise UserError(f"--out {folder}: cannot be written: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            _leave_nothing_behind(folder, existed)
+def _is_ours(folder: Folder) -> bool:
+    """Return whether a folder holds a build, finished or not: its manifest or its plan says so."""
+    manifest, plan = _json_object(folder, MANIFEST), _json_object(folder, PLAN_INPUTS)
+    return manifest.get("format") == FORMAT_NAME or {"fingerprint", "source", "plan", "recipe"} <= plan.keys()
 
 
-def _leave_nothing_behind(folder: Path, existed: bool) -> None:
-    """Remove a `.build` that holds only the lock, and the folder if this command created it."""
+def _is_begun(folder: Folder) -> bool:
+    """Return whether `.build` holds only what a command leaves that ended before it planned anything."""
+    names = {*folder.sizes(BUILD_FOLDER), *folder.folders(BUILD_FOLDER)}
+    return names <= {LOCK, MEMBERS_TABLE, UNFINISHED_FOLDER, PLAN_INPUTS}
+
+
+def _json_object(folder: Folder, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none."""
     try:
-        if os.listdir(folder / BUILD_FOLDER) == [Path(LOCK).name]:
-            (folder / LOCK).unlink()
-            (folder / BUILD_FOLDER).rmdir()
-            if not existed and not os.listdir(folder):
-                folder.rmdir()
-    except FileNotFoundError:
-        pass  # somebody removed the folder; nothing is left
+        value = json.loads(folder.read(name)) if folder.is_file(name) and folder.size(name) <= MAX_BYTES else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _earlier_inputs(out: Folder) -> dict[str, Any] | None:
@@ -171,9 +184,15 @@ def _flattened(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _clear(out: Folder) -> None:
-    """Remove the files of another build, the manifest first: after a crash the build is unfinished."""
-    out.remove(MANIFEST)
-    for name in (PLAN_INPUTS, PLAN_TABLE, CLASSES, DROPPED_CLASSES, REJECTS, CARD):
+    """Remove the files of another build, after its manifest: after a crash the build is unfinished.
+
+    The plan, which proves that the folder is a build's, goes last. Files that no build writes stay.
+    """
+    for folder, own in _OWN_FILES.items():
+        for name in out.sizes(folder):
+            if re.fullmatch(own, name.rsplit("/", 1)[-1]):
+                out.remove(name)
+        if not out.sizes(folder) and not out.folders(folder):
+            out.remove_tree(folder)
+    for name in reversed(_OWN_TABLES):
         out.remove(name)
-    for folder in (RECEIPTS_FOLDER, "shards", "index", REPORT_FOLDER):
-        out.remove_tree(folder)

@@ -30,7 +30,8 @@ from lmk_data.options import Recipe
 from lmk_data.system.storage import BUILD_FOLDER, Folder
 
 Record = TypeVar("Record", Encoder, Recipe)
-_MAX_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
+_LEAST_SAMPLE_BYTES = 3 * 2 * 512  # three members, each a header and a payload
 _MAX_DEPTH = 64  # of nested objects and arrays
 _SHOWN_CHARACTERS = 80  # of a name or value from a damaged manifest
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)  # how msgspec says where a value is wrong
@@ -101,7 +102,7 @@ def read_manifest(folder: Folder) -> Manifest:
     location = folder.location(MANIFEST)
     try:
         num_bytes = folder.size(MANIFEST)
-        if num_bytes > _MAX_BYTES:
+        if num_bytes > MAX_BYTES:
             raise DatasetError(f"{location}: {num_bytes:,} bytes, too large for a manifest; build the dataset again")
         manifest = _parse(folder.read(MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
@@ -191,6 +192,9 @@ def _check_agreement(manifest: Manifest) -> None:
             raise ValueError(f"splits: {_shown(repr(split))} is none of {', '.join(SPLITS)}")
         if entry["index"] != index_name(split):
             raise ValueError(f"splits.{split}.index: not {index_name(split)}")
+        for shard in entry["shards"]:
+            if shard["num_samples"] * _LEAST_SAMPLE_BYTES > shard["num_bytes"]:
+                raise ValueError(f"splits.{split}.shards: more samples than their bytes can hold")
         if sum(shard["num_samples"] for shard in entry["shards"]) != entry["num_samples"]:
             raise ValueError(f"the shards of split {split!r} do not add up to {entry['num_samples']}")
     counts = manifest["counts"]
@@ -198,6 +202,8 @@ def _check_agreement(manifest: Manifest) -> None:
     if counts["written"] != written:
         raise ValueError(f"counts.written: {counts['written']}, the splits have {written}")
     parts = counts["below_min_samples"] + counts["outside_top"] + counts["rejected"] + written
+    if manifest["classes"]["num_classes"] > written + counts["rejected"]:
+        raise ValueError(f"classes.num_classes: {manifest['classes']['num_classes']}, more than there are images")
     if counts["listed"] != parts:
         raise ValueError(f"counts.listed: {counts['listed']}, the others add up to {parts}")
 

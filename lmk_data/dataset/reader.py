@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import (
-    CLASSES,
     DROPPED_CLASSES,
+    MANIFEST,
     REJECTS,
     SPLITS,
     FileEntry,
@@ -25,13 +23,15 @@ from lmk_data.dataset.format import (
     ShardEntry,
     SplitEntry,
     dropped_classes_schema,
+    index_schema,
     rejects_schema,
 )
 from lmk_data.dataset.integrity import check_base, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
+from lmk_data.dataset.tables import MAX_ROWS, IndexBounds, check_index, read_classes, read_rest, read_table
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import Recipe
-from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
+from lmk_data.system.storage import Folder, LocalFolder, open_folder, retrying, stored_location
 
 if TYPE_CHECKING:
     import webdataset
@@ -124,7 +124,7 @@ class ShardedDataset:
     @cached_property
     def classes(self) -> pd.DataFrame:
         """classes.parquet: one row per class, in order of labels."""
-        return _frame(self.read_table(CLASSES))
+        return read_classes(self.folder, self.num_classes)
 
     def __len__(self) -> int:
         """Return the number of samples in all splits."""
@@ -141,22 +141,30 @@ class ShardedDataset:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Return one of the dataset's Parquet files, unchecked. Raises DatasetError if it cannot be read."""
-        is_local = isinstance(self.folder, LocalFolder)
-        try:
-            # Arrow's threads may hold a file of Python until after the interpreter has ended, which aborts the process:
-            # measured once in 60 programs that end right after a read. A file of Arrow's own is safe.
-            with pa.OSFile(self.folder.location(name)) if is_local else self.folder.open(name) as file:
-                return pq.read_table(file, columns=columns)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DatasetError(f"{self.folder.location(name)}: cannot be read ({reason}); {_VERIFY_HINT}") from error
+        stated = {entry["index"]: entry["num_samples"] for entry in self.manifest["splits"].values()}
+        return read_table(self.folder, name, columns, max_rows=stated.get(name, MAX_ROWS))
 
     def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
         """Return the label index of a split as an Arrow table, one row per sample in shard order.
 
-        Raises DatasetError if it names a shard that the manifest does not name.
+        Raises DatasetError if a value is not of the format, or names a shard that the manifest does not name.
         """
-        table = self.read_table(self._split(split)["index"], columns)
+        name = self._split(split)["index"]
+        table = self.read_table(name, columns)
+        missing = [wanted for wanted in index_schema(pa.null()).names if wanted not in table.column_names]
+        if columns is None and missing:
+            raise DatasetError(f"{self.folder.location(name)}: has no column {missing[0]}; {_VERIFY_HINT}")
+        ids = self.classes["landmark_id"] if "landmark_id" in table.column_names else None
+        bounds = IndexBounds(
+            num_classes=self.num_classes,
+            landmark_id=pa.int64() if ids is not None and pd.api.types.is_integer_dtype(ids) else pa.string(),
+            num_rows=self.num_samples(split),
+            shard_bytes=max((shard["num_bytes"] for shard in self.shards(split)), default=0),
+        )
+        check_index(table, self.folder.location(name), bounds)
+        if "shard" in table.column_names and not pa.types.is_dictionary(table["shard"].type):
+            place, names = table.column_names.index("shard"), pc.cast(table["shard"], pa.string())
+            table = table.set_column(place, "shard", names.dictionary_encode())
         if "shard" in table.column_names:
             unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
             if unknown:
@@ -173,13 +181,13 @@ class ShardedDataset:
         """Return rejects.parquet: every planned image that was not written, with the reason. Empty for a view."""
         if self.is_view:
             return _frame(rejects_schema(pa.string()).empty_table())
-        return _frame(self.read_table(REJECTS))
+        return read_rest(self.folder, REJECTS, self.num_classes)
 
     def dropped_classes(self) -> pd.DataFrame:
         """Return dropped_classes.parquet: the classes that the rule left out. Empty for a view."""
         if self.is_view:
             return _frame(dropped_classes_schema(pa.string()).empty_table())
-        return _frame(self.read_table(DROPPED_CLASSES))
+        return read_rest(self.folder, DROPPED_CLASSES, self.num_classes)
 
     def shard_path(self, name: str) -> Path:
         """Return the path of a shard on this machine. Raises UserError for a dataset behind a URL."""
@@ -306,12 +314,11 @@ def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
     if "view_of" not in manifest:
         return folder
     path = manifest["view_of"]["path"]
-    if is_url(path):
-        return open_folder(path)
-    if isinstance(folder, LocalFolder):
-        return open_folder(os.path.normpath(os.path.join(folder.root, path)))
-    scheme, _, rest = folder.root.partition("://")
-    return open_folder(f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}")
+    try:
+        return open_folder(stored_location(path, folder))
+    except ValueError as error:
+        where = folder.location(MANIFEST)
+        raise DatasetError(f"{where}: view_of.path is {error} ({path[:200]!r}); do not trust this dataset") from None
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -5,7 +5,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from lmk_data.dataset.format import canonical_json
+from lmk_data.dataset.format import canonical_json, is_safe_key
+from lmk_data.errors import DatasetError
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 # The values that webdataset's TarWriter writes with user="lmk", group="lmk", mtime=0 and its default mode.
@@ -34,7 +35,12 @@ class TarFile:
         self.num_bytes = 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Append a member; return the offset of its payload in bytes."""
+        """Append a member; return the offset of its payload in bytes.
+
+        Raises DatasetError for a name that does not begin with a safe key: it may come from a stranger's index.
+        """
+        if not is_safe_key(name.partition(".")[0]):
+            raise DatasetError(f"the key {name[:200]!r} is not of the documented form; do not trust this dataset")
         offset = self.num_bytes + BLOCK_BYTES
         self._write(b"".join((member_header(name, len(data)), data, padding(len(data)))))
         return offset

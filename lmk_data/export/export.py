@@ -1,7 +1,10 @@
 """Export a dataset for another tool: hard links to its tars, and the files that the tool reads beside them."""
 
+import errno
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +19,13 @@ from lmk_data.export.rows import Write, linked_files
 from lmk_data.export.timm import timm
 from lmk_data.export.wids import wids
 from lmk_data.options import Dialect
-from lmk_data.system.storage import LocalFolder, open_folder
+from lmk_data.system.files import sha256_file
+from lmk_data.system.storage import LocalFolder, held, open_folder
+from lmk_data.system.terminal import notice
+
+# The dataset is another user's (fs.protected_hardlinks), or the file system has no hard links.
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+_COPY_BYTES = 16 << 20  # copied at once
 
 
 class Exported(NamedTuple):
@@ -29,8 +38,9 @@ class Exported(NamedTuple):
 def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool = False) -> Exported:
     """Write a folder that another tool can read: hard links to the tars, which take no space, and the tool's own files.
 
-    The same export can be repeated in the same folder, also after an interruption. Raises UserError for a view, for a
-    dataset behind a URL, and for an `out` that contains other files or is on another file system.
+    The same export can be repeated in the same folder, also after an interruption. Where hard links are not permitted
+    the tars are copied. Raises UserError for a view, for a dataset behind a URL, and for an `out` that contains other
+    files or another dataset's, or is on another file system.
 
     Args:
         dataset: The dataset.
@@ -50,12 +60,15 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         raise UserError(f"--out {out}: lies within the dataset, where other tools would read it; choose another folder")
     linked = linked_files(dataset, dialect)
     files = _FILES[dialect](dataset)
-    _check_out(folder, {*linked, *files})
-    for name in linked:
-        _link(dataset.shard_path(name), Path(folder.location(name)))
-    for name, write in tqdm(files.items(), desc=dialect, unit=" files", disable=True if quiet else None):
-        write(folder, name)
-    folder.sweep()
+    with held(folder, "another export is at work there"):
+        _check_out(folder, {*linked, *files})
+        same = _check_same(folder, dataset, linked, files)
+        for name in linked:
+            if name not in same:
+                _link(dataset.shard_path(name), folder, name)
+        for name, write in tqdm(files.items(), desc=dialect, unit=" files", disable=True if quiet else None):
+            write(folder, name)
+        folder.sweep()
     return Exported(Path(folder.root), sorted(files))
 
 
@@ -79,17 +92,59 @@ def _check_out(folder: LocalFolder, expected: set[str]) -> None:
             )
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`. Raises UserError if the file system cannot."""
+def _check_same(
+    folder: LocalFolder, dataset: ShardedDataset, linked: list[str], files: Iterable[str]
+) -> frozenset[str]:
+    """Return which of the files to link are there, as links to the dataset or with its bytes.
+
+    Raises UserError if one is another dataset's, perhaps its only copy, or if the folder has none of them but a file of
+    a name that the export writes.
+    """
+    there = [name for name in linked if os.path.lexists(folder.location(name))]
+    for name in there:
+        if not _is_same(dataset, name, Path(folder.location(name))):
+            raise UserError(
+                f"{folder.location(name)}: is not the file of {dataset.location}, and may be the only copy of another; "
+                "choose a new or empty folder"
+            )
+    named = [name for name in files if os.path.lexists(folder.location(name))]
+    if named and not there:
+        raise UserError(f"{folder.root}: holds {named[0]}, but no tar of this export; choose a new or empty folder")
+    return frozenset(there)
+
+
+def _is_same(dataset: ShardedDataset, name: str, target: Path) -> bool:
+    """Return whether an existing file is a link to a file of the dataset, or has its bytes."""
+    source = dataset.shard_path(name)
+    if target.is_symlink() or not target.is_file():
+        return False
+    if target.samefile(source):
+        return True
+    entry = dataset.manifest["files"].get(name)
+    same_size = entry is not None and target.stat().st_size == entry["num_bytes"]
+    return same_size and entry is not None and sha256_file(target) == entry["sha256"]
+
+
+def _link(source: Path, folder: LocalFolder, name: str) -> None:
+    """Make a file of the export a hard link to `source`; a copy where the file system permits no such link.
+
+    Raises UserError if the export is on another file system.
+    """
+    target = Path(folder.location(name))
+    folder.check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if target.samefile(source):
-            return
-        target.unlink()
     try:
         os.link(source, target)
     except OSError as error:
-        raise UserError(
-            f"{target}: cannot be a hard link to {source} ({error.strerror}); choose an --out on the same file "
-            "system as the dataset"
-        ) from error
+        if error.errno in _NO_LINKS:
+            _notice_copies(folder.root, error.strerror)
+            with open(source, "rb") as original, folder.atomic(name) as file:
+                shutil.copyfileobj(original, file, _COPY_BYTES)
+            return
+        hint = "choose an --out on the same file system as the dataset" if error.errno == errno.EXDEV else "is it full?"
+        raise UserError(f"{target}: cannot be a hard link to {source} ({error.strerror}); {hint}") from error
+
+
+@cache
+def _notice_copies(folder: str, reason: str) -> None:
+    notice(f"{folder}: hard links are refused there ({reason}), so the tars are copied and take space")

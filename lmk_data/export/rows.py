@@ -14,6 +14,7 @@ from lmk_data.dataset.format import (
     write_file,
 )
 from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.dataset.tables import check_keys
 from lmk_data.dataset.tar import BLOCK_BYTES
 from lmk_data.errors import DatasetError
 from lmk_data.options import Dialect
@@ -32,6 +33,7 @@ class IndexByShard:
             if pc.min(table["jpg_offset"]).as_py() < 3 * BLOCK_BYTES or pc.min(table["jpg_size"]).as_py() < 0:
                 where = dataset.folder.location(index_name(split))
                 raise DatasetError(f"{where}: not of these tars; run `lmk-shard verify`")
+        check_keys([table["key"] for table in self._tables.values()], dataset.folder.location("index"))
         self._places: dict[str, tuple[str, int, int]] = {}
         for split in dataset.splits:
             start = 0

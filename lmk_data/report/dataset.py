@@ -1,11 +1,17 @@
 """The dataset report: every figure as JSON, and a page for people."""
 
+import json
+from pathlib import Path
+
 from lmk_data.dataset.format import canonical_json, write_file
 from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.errors import UserError
 from lmk_data.report import page
 from lmk_data.report.figures import DatasetFigures, read_figures
 from lmk_data.report.sections import dataset_sections
-from lmk_data.system.storage import Folder
+from lmk_data.system.storage import Folder, LocalFolder, held
+
+_FIGURES, _PAGE = "report.json", "index.html"
 
 
 def write_report(
@@ -13,13 +19,39 @@ def write_report(
 ) -> DatasetFigures:
     """Write `index.html` and `report.json` into `out` and return the figures.
 
-    Near duplicates are compared by `workers` threads. Raises DatasetError if a file of the dataset cannot be read.
+    Near duplicates are compared by `workers` threads. Raises DatasetError if a file of the dataset cannot be read,
+    UserError if the folder holds a page that is no report, or if another report is at work there.
     """
+    _check_out(dataset, out)
+    with held(out, "another report is at work there"):
+        return _write(dataset, out, workers, quiet)
+
+
+def _check_out(dataset: ShardedDataset, out: Folder) -> None:
+    """Raise UserError if a page in the folder is not a report's, or if the folder is a link inside the dataset."""
+    within = dataset.folder
+    if isinstance(out, LocalFolder) and isinstance(within, LocalFolder) and Path(within.root) in Path(out.root).parents:
+        within.check_writable(Path(out.root))
+    for name in (_FIGURES, _PAGE):
+        if out.is_file(name) and not _has_figures(out):
+            raise UserError(f"--out {out.root}: holds {name}, which is no report's; name another folder")
+
+
+def _has_figures(out: Folder) -> bool:
+    """Return whether a folder holds the figures of a report; they are written before its page."""
+    try:
+        figures = json.loads(out.read(_FIGURES))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(figures, dict) and {"counts", "classes"} <= figures.keys()
+
+
+def _write(dataset: ShardedDataset, out: Folder, workers: int | None, quiet: bool) -> DatasetFigures:
     figures = read_figures(dataset, workers=workers, quiet=quiet)
     size = dataset.recipe.size
     subtitle = f"{figures.counts['written']:,} images of {figures.classes.kept:,} classes, {size}x{size} pixels"
     html = page.render_page(figures.title, subtitle, dataset_sections(dataset, figures))
-    write_file(out, "report.json", canonical_json(figures.as_json()) + b"\n")
-    write_file(out, "index.html", html.encode())
+    write_file(out, _FIGURES, canonical_json(figures.as_json()) + b"\n")
+    write_file(out, _PAGE, html.encode())
     out.sweep()
     return figures

@@ -3,6 +3,7 @@
 from lmk_data.dataset.format import SelectionStep
 from lmk_data.report.figures import DatasetFigures
 from lmk_data.report.page import counted
+from lmk_data.system.terminal import printable
 
 
 def terminal_summary(figures: DatasetFigures) -> str:
@@ -30,7 +31,7 @@ def terminal_summary(figures: DatasetFigures) -> str:
             lines.append(f"  {counts.groups:,} groups of {words} duplicates; also in training: {leaked or 'none'}")
     for reason, rejected in figures.rejects.items():
         lines.append(f"  rejected {rejected.count:,}: {reason} ({', '.join(rejected.examples)})")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def image_accounts(figures: DatasetFigures) -> list[tuple[str, int]]:

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.formats import all_extensions
 from lmk_data.system.storage import is_url, read_file
+from lmk_data.system.terminal import without_secrets
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _CATEGORY_MARK = "Category:"
+_MAX_ROWS = 16_000_000  # of a Parquet table, which says how many it has before they are read
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image; give another table with --labels")
     frame["id"] = without_extensions(frame["id"])
-    table = label_table(frame, path.rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest())
+    table = label_table(
+        frame, without_secrets(path).rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest()
+    )
     if table.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
     return replace(table, columns=(id_column, label_column)) if layout == "custom" else table
@@ -120,6 +124,7 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
     """Return a CSV or Parquet file with every column as strings. Raises UserError if it cannot be read."""
     try:
         if data[:4] == b"PAR1":
+            _check_size(pq.read_metadata(pa.BufferReader(data)), path)
             table = pq.read_table(pa.BufferReader(data))
             _check_unique(table.column_names, path)
             return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
@@ -134,6 +139,12 @@ def _read_strings(data: bytes, path: str) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable table ({reason}); give a CSV or Parquet file") from error
+
+
+def _check_size(metadata: pq.FileMetaData, path: str) -> None:
+    """Raise UserError for a Parquet file with more rows than a label table has: it may be small and fill the memory."""
+    if metadata.num_rows > _MAX_ROWS:
+        raise UserError(f"{path}: {metadata.num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
 
 
 def _check_unique(columns: list[str], path: str) -> None:

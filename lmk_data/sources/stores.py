@@ -10,6 +10,7 @@ from typing import Protocol
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
 from lmk_data.sources.archives import MAX_IMAGE_BYTES, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
+from lmk_data.system.files import open_regular
 from lmk_data.system.storage import (
     Folder,
     LocalFolder,
@@ -79,6 +80,8 @@ class FolderStore:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return Rejection("missing", "no such file: its name is too long")
+            if error.errno == errno.EINVAL:
+                return Rejection("not-an-image", "not a regular file")
             raise
 
     def _exists(self) -> bool:
@@ -175,9 +178,9 @@ def _open_archive(path: str) -> ArchiveStore:
 
 
 def _read_bounded(path: str) -> bytes | Rejection:
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         num_bytes = os.fstat(file.fileno()).st_size
-        return _too_large(num_bytes) if num_bytes > MAX_IMAGE_BYTES else file.readall()
+        return _too_large(num_bytes) if num_bytes > MAX_IMAGE_BYTES else file.read()
 
 
 def _too_large(num_bytes: int) -> Rejection:

@@ -1,20 +1,28 @@
 """Durable files and locks: a file's name means that it is whole, and one process at a time holds a lock."""
 
+import errno
 import fcntl
 import hashlib
 import math
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from lmk_data.errors import UserError
+from lmk_data.system.terminal import notice
 
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.tmp")
 _LOCK_POLL_SECONDS = 0.1
+# What a file system without locks, or without the syncing of folders, answers: some of NFS, Lustre, FUSE and SMB.
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -42,10 +50,16 @@ def file_lock(path: Path, *, wait_seconds: float = math.inf, busy: str = "") -> 
 
 
 def _try_lock(path: Path, *, block: bool) -> int | None:
-    """Return the descriptor of the locked file, or None if another process holds or just deleted it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """Return the descriptor of the locked file, or None if another process holds or just deleted it.
+
+    Where the file system has no locks, the file counts as locked, with one notice.
+    """
+    check_no_link(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path}: not a file; remove it or name another folder")
+        _flock(descriptor, path, block=block)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):
@@ -55,6 +69,33 @@ def _try_lock(path: Path, *, block: bool) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _flock(descriptor: int, path: Path, *, block: bool) -> None:
+    """Lock an open file. Raises BlockingIOError if another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _notice_without_locks(path.parent)
+
+
+@cache
+def _notice_without_locks(folder: Path) -> None:
+    notice(f"{folder}: its file system has no locks; run only one command at a time in this folder")
+
+
+def check_no_link(path: Path, *, root: Path | None = None) -> None:
+    """Raise UserError if a path is a symbolic link, or a folder on the way to it below `root` is one.
+
+    A folder that came from somebody else may hold links, which would lead what is written out of it.
+    """
+    for part in (path, *(parent for parent in path.parents if root is not None and root in parent.parents)):
+        if part.is_symlink():
+            raise UserError(
+                f"{part}: is a symbolic link, through which nothing is written; remove it, or copy the folder"
+            )
 
 
 @contextmanager
@@ -78,6 +119,11 @@ def atomic_file(path: Path, temporary_folder: Path | None = None) -> Iterator[Bi
     sync_folder(path.parent)
 
 
+def is_unfinished(name: str) -> bool:
+    """Return whether a file's name is one that `atomic_file` gives to a file that it is writing."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically and durably."""
     with atomic_file(path) as file:
@@ -86,24 +132,43 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def remove_durably(path: Path) -> None:
     """Delete `path` if it exists, and sync its folder so that a crash cannot bring it back."""
-    if path.exists():
+    if os.path.lexists(path):
         path.unlink()
         sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions inside `folder` survive a power cut."""
+    """Make renames and deletions inside `folder` survive a power cut, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, unbuffered.
+
+    Raises IsADirectoryError for a folder, OSError for what may never end or never begin: a device, a FIFO, a socket.
+    """
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    )  # opening a FIFO waits for a writer otherwise
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if code == errno.EISDIR else "not a regular file", os.fspath(path))
+    return open(descriptor, "rb", buffering=0)
 
 
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits; it is read in bounded memory."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -16,6 +16,7 @@ import fsspec
 
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.system.retries import repeated
+from lmk_data.system.terminal import without_secrets
 
 _BLOCK_BYTES = 4 << 20
 _PAUSES_SECONDS = (0.5, 2.0, 8.0)
@@ -26,12 +27,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFolder:
-    """A `Folder` behind an fsspec URL. Files are written on this machine first and uploaded whole."""
+    """A `Folder` behind an fsspec URL. Files are written on this machine first and uploaded whole.
 
-    root: str
+    `url` may hold a password or a token. `root` and `location` do not, because messages and files show them.
+    """
+
+    url: str
+
+    @property
+    def root(self) -> str:
+        return without_secrets(self.url)
 
     def location(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else self.root
+        return without_secrets(f"{self.url}/{name}" if name else self.url)
 
     def read(self, name: str) -> bytes:
         fs, path = self._file(name)
@@ -119,7 +127,7 @@ class RemoteFolder:
         return [(str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
 
     def _file(self, name: str) -> tuple[Any, str]:
-        fs, root = file_system(self.root)
+        fs, root = file_system(self.url)
         return fs, f"{root}/{name}" if name else root
 
 
@@ -163,7 +171,7 @@ def file_system(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url)
     except Exception as error:  # every backend raises its own kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{url}: {reason}") from error
+        raise UserError(without_secrets(f"{url}: {reason}")) from error
     return fs, path.rstrip("/")
 
 
@@ -234,9 +242,12 @@ def _as_os_errors(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.filename is None:
-            error.strerror = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
-            error.filename = location
+            error.strerror = without_secrets(
+                error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+            )
+            error.filename = without_secrets(location)
         raise
     except Exception as error:
         kind = PermissionError if "Credential" in type(error).__name__ else OSError
-        raise kind(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", location) from error
+        reason = without_secrets(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        raise kind(None, reason, without_secrets(location)) from error

@@ -1,16 +1,18 @@
 """Folders on this machine or behind a URL: one small set of operations, and files that are whole or absent."""
 
 import glob
+import io
 import os
+import posixpath
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar, cast
 
-from lmk_data.errors import storage_failure
-from lmk_data.system.files import atomic_file, remove_durably
+from lmk_data.errors import UserError, storage_failure
+from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, open_regular, remove_durably
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
 from lmk_data.system.retries import repeated
 
@@ -24,6 +26,9 @@ RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"  # one file per finished shard
 PROBE_PREFIX = f"{BUILD_FOLDER}/seen-"  # a file that the workers of a cluster must see
 MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned archives
 
+# What a file that somebody else may have written can name. The other file systems of fsspec unpack, cache or chain, and
+# `reference://` evaluates templates.
+STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 Result = TypeVar("Result")
 
@@ -91,18 +96,15 @@ class LocalFolder:
         return f"{self.root}/{name}" if name else self.root
 
     def read(self, name: str) -> bytes:
-        with open(self.location(name), "rb", buffering=0) as file:
-            return file.readall()
+        with open_regular(self.location(name)) as file:
+            return file.read()
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
-        descriptor = os.open(self.location(name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(descriptor, num_bytes, offset)
-        finally:
-            os.close(descriptor)
+        with open_regular(self.location(name)) as file:
+            return os.pread(file.fileno(), num_bytes, offset)
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.location(name), "rb")
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, open_regular(self.location(name)))))
 
     def exists(self, name: str) -> bool:
         return os.path.exists(self.location(name))
@@ -147,23 +149,41 @@ class LocalFolder:
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
         path, unfinished = Path(self.location(name)), Path(self.location(UNFINISHED_FOLDER))
+        self.check_writable(path.parent)
+        self.check_writable(unfinished)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, unfinished) as file:
             yield file
 
     def remove(self, name: str) -> None:
-        remove_durably(Path(self.location(name)))
+        path = Path(self.location(name))
+        self.check_writable(path.parent)
+        remove_durably(path)
 
     def remove_tree(self, name: str) -> None:
-        if os.path.isdir(self.location(name)):
-            shutil.rmtree(self.location(name))
+        path = Path(self.location(name))
+        self.check_writable(path)
+        if path.is_dir():
+            shutil.rmtree(path)
 
     def sweep(self) -> None:
-        self.remove_tree(UNFINISHED_FOLDER)
-        build = Path(self.location(BUILD_FOLDER))
+        unfinished, build = Path(self.location(UNFINISHED_FOLDER)), Path(self.location(BUILD_FOLDER))
+        self.check_writable(unfinished)
+        if unfinished.is_dir():
+            for path in unfinished.iterdir():
+                if is_unfinished(path.name):
+                    path.unlink()
+            if not any(unfinished.iterdir()):
+                unfinished.rmdir()
         if build.is_dir() and not any(build.iterdir()):
             build.rmdir()
+
+    def check_writable(self, path: Path) -> None:
+        """Raise UserError if a path inside the folder is, or leads through, a symbolic link. The folder may be one."""
+        root = Path(self.root)
+        if path != root:
+            check_no_link(path, root=root)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -177,6 +197,50 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     url = text.rstrip("/")
     file_system(url)
     return RemoteFolder(url)
+
+
+@contextmanager
+def held(folder: Folder, busy: str) -> Iterator[None]:
+    """Hold a folder of this machine while the block works in it; one behind a URL has no locks.
+
+    The lock is deleted at the end unless `.build` holds more, and the folder if nothing was written into a new one.
+
+    Args:
+        folder: the folder, which is created if it is missing.
+        busy: what is said if another command holds it, such as "another build is at work there".
+
+    Raises:
+        UserError: another command of this machine holds it, or it cannot be written.
+    """
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    root = Path(folder.root)
+    existed, path = root.exists(), root / LOCK
+    message = f"--out {root}: {busy}; wait for it or stop it"
+    with ExitStack() as stack:
+        try:
+            folder.check_writable(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(path, wait_seconds=0, busy=message))
+        except OSError as error:
+            raise UserError(f"--out {root}: cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            _leave_nothing_behind(root, existed)
+
+
+def _leave_nothing_behind(folder: Path, existed: bool) -> None:
+    """Remove a `.build` that holds only the lock, and the folder if this command created it."""
+    try:
+        if os.listdir(folder / BUILD_FOLDER) == [Path(LOCK).name]:
+            (folder / LOCK).unlink()
+            (folder / BUILD_FOLDER).rmdir()
+            if not existed and not os.listdir(folder):
+                folder.rmdir()
+    except FileNotFoundError:
+        pass  # somebody removed the folder; nothing is left
 
 
 def path_within(inner: Folder, outer: Folder) -> str | None:
@@ -218,6 +282,31 @@ def retrying(action: Callable[[], Result], location: str) -> Result:
 def is_url(path: str) -> bool:
     """Return whether a path is a URL; `file://` is one too."""
     return "://" in path
+
+
+def stored_location(path: str, base: Folder | None = None) -> str:
+    """Return the path or URL that a file names: relative to the folder `base` of that file, or a URL.
+
+    Raises ValueError, which says why, for what no file may name: a chain of URLs, another scheme than those of
+    `STORED_SCHEMES` and `base`, or with `base` an absolute path or a relative one to another host.
+    """
+    own_scheme, _, own_path = base.url.partition("://") if isinstance(base, RemoteFolder) else ("", "", "")
+    if "::" in path or not path.isprintable():
+        raise ValueError("a chain of URLs, or with odd characters")
+    if is_url(path):
+        if path.partition("://")[0] not in (*STORED_SCHEMES, own_scheme):
+            raise ValueError(f"a URL that is none of {', '.join(STORED_SCHEMES)}")
+        return path
+    if base is None:
+        return path
+    if path.startswith("/"):
+        raise ValueError("an absolute path")
+    if not own_scheme:
+        return os.path.normpath(os.path.join(base.root, path))
+    joined = posixpath.normpath(posixpath.join(own_path, path))
+    if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
+        raise ValueError("a path that leads to another host or bucket")
+    return f"{own_scheme}://{joined}"
 
 
 def expand_glob(pattern: str) -> list[str]:

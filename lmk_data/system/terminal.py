@@ -1,6 +1,7 @@
 """What a person sees of a running command: progress on stderr, errors in one line, exit codes."""
 
 import os
+import re
 import select
 import signal
 import sys
@@ -15,7 +16,31 @@ EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 EXIT_UNREAD = 128 + signal.SIGPIPE  # nobody reads stdout any more
 _STDOUT = 1  # the file descriptor
 _SECONDS_BETWEEN_LINES = 15.0
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"<>]*@")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*")
+_CONTROL = (range(0x20), range(0x7F, 0xA0), (0x61C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF), range(0x202A, 0x202F))
+_ESCAPES = {code: ascii(chr(code))[1:-1] for codes in (*_CONTROL, range(0x2066, 0x206A)) for code in codes}
 _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 120000
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, with what could command a terminal or forge its lines as escapes such as `\\x1b`.
+
+    These are the control characters of C0 and C1, the line separators, and the marks that reorder text (bidi). Secrets
+    in URLs are left out.
+    """
+    return without_secrets(text).translate(_ESCAPES)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without user name, password and query of the URLs in it, where keys and tokens are."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text else text
+
+
+def say(*lines: str) -> None:
+    """Print lines on stdout, each `printable`: parts of them may come from files of strangers."""
+    for line in lines:
+        print(printable(line))
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:
@@ -31,13 +56,13 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     try:
         _run_and_flush(command)
     except LmkError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"{program}: error: {' '.join(str(error).split())}"), file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return EXIT_UNREAD
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
+        print(printable(f"{program}: error: {where}{error.strerror or error}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)
@@ -49,7 +74,7 @@ def run_command(program: str, command: Callable[[], None]) -> int:
 
 def notice(text: str) -> None:
     """Print a note on stderr about something that does not stop the command, without breaking a progress bar."""
-    tqdm.write(f"note: {text}", file=sys.stderr)
+    tqdm.write(printable(f"note: {text}"), file=sys.stderr)
 
 
 def progress_bar(

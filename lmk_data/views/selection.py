@@ -11,8 +11,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lmk_data.dataset.format import CLASSES, SPLITS, Counts, Removed, SelectionStep, fingerprint_of
+from lmk_data.dataset.format import SPLITS, Counts, Removed, SelectionStep, fingerprint_of
+from lmk_data.dataset.manifest import read_manifest
 from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.dataset.tables import read_classes
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
 from lmk_data.system.storage import read_file
@@ -190,9 +192,8 @@ def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
     """Return the classes of the dataset that holds the shards, indexed by landmark id."""
     if not dataset.is_view:
         return dataset.classes.set_index("landmark_id")
-    with dataset.shards_folder.open(CLASSES) as file:
-        frame: pd.DataFrame = pq.read_table(file).to_pandas()
-    return frame.set_index("landmark_id")
+    base = read_manifest(dataset.shards_folder)
+    return read_classes(dataset.shards_folder, base["classes"]["num_classes"]).set_index("landmark_id")
 
 
 def subset_counts(subset: Subset) -> Counts:

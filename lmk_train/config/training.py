@@ -20,6 +20,7 @@ from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar, get_a
 import tyro
 
 from lmk_data.errors import UserError
+from lmk_data.system.terminal import without_secrets
 from lmk_train.config.option import Limits, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
@@ -321,6 +322,10 @@ class _Options(Generic[Omitted]):
     def json(self) -> dict[str, Any]:
         """Return plain values for config.json and checkpoints, by the names of options."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in values_of(self).items()}
+
+    def public_json(self) -> dict[str, Any]:
+        """Return `json` without the secrets of URLs, for files that are passed on."""
+        return {name: without_secrets(one) if isinstance(one, str) else one for name, one in self.json().items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.files import sha256_file, sync_folder, write_bytes
+from lmk_data.system.files import check_no_link, sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
@@ -124,6 +124,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         source = load_weights(backbone, config.model, config.weights)
         announce(f"{config.model}: {source}; computing its features once")
         backbone.to(device).to(memory_format=torch.channels_last).eval()
+        check_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
@@ -144,6 +145,7 @@ def _compute_split(
     preprocess = Preprocess(architecture.normalization, Augmentation(), device, dtype)
     rows = np.arange(dataset.num_samples(split), dtype=np.int64)
     temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)  # it may be a link, through which nothing is written
     features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), architecture.num_features))
     picks = (
         batch_picks(rows, step, _BATCH_SIZE) for step in range(num_batches(len(rows), _BATCH_SIZE, drop_last=False))

@@ -27,7 +27,7 @@ from lmk_train.models.losses import log_prior
 from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, refuse_links, stored_dataset
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World, joined_world
 
@@ -68,10 +68,11 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     Raises:
         UserError: the run, the split and the dataset do not fit together.
     """
+    refuse_links(config.run)
     state = load_checkpoint(config.run, config.checkpoint)
     trained, classes = ResolvedConfig.from_json(state["config"]), Classes.of_checkpoint(state)
-    device = resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(config.shards or trained.shards) as dataset:
+    shards, device = config.shards or stored_dataset(config.run, trained.shards), resolve_device(config.device)
+    with joined_world(device) as world, ShardedDataset.open(shards) as dataset:
         _check_split(config.split, dataset, classes)
         model = build_model(trained, len(classes.ids), dataset.recipe.size)
         model.load_state_dict(weights_to_evaluate(state))

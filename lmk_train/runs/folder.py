@@ -1,13 +1,16 @@
 """The names of all files of a run and of a search; the lock of a run's folder, and whether a training may use it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import file_lock
+from lmk_data.system.files import check_no_link, file_lock, is_unfinished
+from lmk_data.system.storage import is_url, stored_location
 from lmk_train.config.training import ResolvedConfig
 
 _LOCK = ".lock"
@@ -154,10 +157,42 @@ def training_lock(run: Path) -> Iterator[Callable[[], None]]:
         yield hold
 
 
+def refuse_links(run: Path) -> None:
+    """Raise UserError if something that a run writes into is a symbolic link.
+
+    A run that came from somebody else may hold links. Files that are replaced as a whole need no check: the link is.
+    """
+    folder = RunFolder(run)
+    for path in (folder.lock, folder.metrics, folder.events, folder.checkpoints, folder.report().parent):
+        check_no_link(path)
+
+
+def stored_dataset(run: Path, shards: str) -> str:
+    """Return the dataset that a run's checkpoint names.
+
+    Raises UserError for a URL of another machine, which nobody named: the run may be a stranger's.
+    """
+    try:
+        if not is_url(shards) or stored_location(shards).startswith("file:///"):
+            return shards
+        reason = "is on another machine"
+    except ValueError as error:
+        reason = f"is {error}"
+    raise UserError(f"{run}: its dataset {shards!r} {reason}; name the dataset with --shards to open it")
+
+
 def is_run(run: Path) -> bool:
     """Return whether a folder holds the configuration of a training."""
-    config = RunFolder(run).config
-    return config.is_file() and b'"shards"' in config.read_bytes()
+    return _config_of(run) is not None
+
+
+def _config_of(run: Path) -> dict[str, Any] | None:
+    """Return config.json of a run; None if it is absent or not what a training writes."""
+    try:
+        config = json.loads(RunFolder(run).config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) and {"shards", "model", "loss"} <= config.keys() else None
 
 
 def check_run(run: Path, config: ResolvedConfig) -> ResolvedConfig:
@@ -173,34 +208,94 @@ def check_run(run: Path, config: ResolvedConfig) -> ResolvedConfig:
     if config.resume and not can_resume:
         raise UserError(f"--resume: {run} has no checkpoint to resume from; leave --resume out to start")
     if not config.resume and run.exists() and _names(run):
-        what = (
-            "holds a run; resume it with --resume or name another folder"
-            if can_resume
-            else "is not empty; name another"
-        )
-        raise UserError(f"--out {run}: {what}")
+        raise UserError(f"--out {run}: {_what_it_holds(run)}")
     return config
+
+
+def _what_it_holds(run: Path) -> str:
+    """Return why no training starts in a folder that is not empty, and what to do."""
+    if RunFolder(run).checkpoint("last").exists():
+        return "holds a run; resume it with --resume or name another folder"
+    if RunFolder(run).checkpoint("best").exists():
+        return "holds a model (checkpoints/best.pt), which is never replaced; name another folder"
+    return "is not empty; name another"
 
 
 def _ended_before_checkpoint(run: Path) -> bool:
     """Return whether a folder holds only what a training leaves before its first checkpoint.
 
-    The best weights of the first epoch are written before that checkpoint, so they may be there.
+    The best weights of the first epoch are written before that checkpoint, so they may be there, with metrics that
+    show at most this epoch of several. Any other model is finished work, as is every file that no training writes.
     """
-    folder = RunFolder(run)
-    if not is_run(run) or _names(run) - {path.name for path in folder.written_by_training}:
+    folder, config = RunFolder(run), _config_of(run)
+    if config is None or _names(run) - {path.name for path in folder.written_by_training}:
         return False
-    checkpoints = set(folder.checkpoints.glob("*.pt"))
-    lines = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""
-    return not checkpoints or (checkpoints == {folder.checkpoint("best")} and lines.count('"kind": "epoch"') <= 1)
+    if not all(_is_left_by_training(path) for path in _left_by_training(run)):
+        return False
+    if not folder.checkpoint("best").exists():
+        return True
+    epochs = config.get("epochs")
+    num_finished = _num_finished_epochs(folder.metrics)
+    return isinstance(epochs, int) and epochs > 1 and num_finished is not None and num_finished <= 1
+
+
+def _left_by_training(run: Path) -> list[Path]:
+    """Return all files that a training wrote into a run, and whatever else is in the folders that it made."""
+    folder = RunFolder(run)
+    files = [path for path in (folder.config, folder.metrics, folder.nonfinite) if _exists(path)]
+    for inner in (folder.events, folder.checkpoints):
+        files += inner.iterdir() if inner.is_dir() and not inner.is_symlink() else [inner] if _exists(inner) else []
+    return files
+
+
+def _is_left_by_training(path: Path) -> bool:
+    """Return whether a training writes a file of this name there before its first checkpoint."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.parent.name == "tensorboard":
+        return path.name.startswith("events.")
+    return path.parent.name != "checkpoints" or path.name == "best.pt" or is_unfinished(path.name)
+
+
+def _num_finished_epochs(metrics: Path) -> int | None:
+    """Return how many epochs the metrics of a training show; None if there are none, or not of a training.
+
+    A last line that a crash cut short does not count.
+    """
+    try:
+        *lines, last = metrics.read_text(errors="replace").split("\n")
+        kinds = [json.loads(line)["kind"] for line in lines]
+        return kinds.count("epoch") + last.startswith('{"kind": "epoch"')
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def _names(run: Path) -> set[str]:
     """Return the names in a folder, without the lock and unfinished files of a process that was killed."""
-    return {path.name for path in run.iterdir() if path.suffix != ".tmp"} - {_LOCK}
+    return {path.name for path in run.iterdir() if not is_unfinished(path.name)} - {_LOCK}
+
+
+def remove_interrupted_start(run: Path) -> None:
+    """Remove what a training left that ended before its first checkpoint, except its configuration."""
+    folder = RunFolder(run)
+    for path in _left_by_training(run):
+        if path != folder.config and _is_left_by_training(path):
+            path.unlink(missing_ok=True)
 
 
 def remove_unfinished_files(run: Path) -> None:
-    """Remove the unfinished files of a process that was killed; this process holds the folder's lock."""
-    for left in (*run.glob("*.tmp"), *RunFolder(run).checkpoints.glob("*.tmp")):
-        left.unlink(missing_ok=True)
+    """Remove the unfinished files of a training that was killed; this process holds the folder's lock.
+
+    Those of an evaluation stay, because it may be at work: it does not hold the lock.
+    """
+    folder = RunFolder(run)
+    files = [path for path in run.iterdir() if path.name.startswith(tuple(f.name for f in folder.written_by_training))]
+    if folder.checkpoints.is_dir():
+        files += folder.checkpoints.iterdir()
+    for left in files:
+        if is_unfinished(left.name):
+            left.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from lmk_train.evaluation.predictions import Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
-from lmk_train.runs.folder import check_run, is_run, training_lock
+from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
@@ -87,6 +87,7 @@ def train(
         ShardedDataset.open(config.shards) as dataset,
         training_lock(run) as hold,
     ):
+        refuse_links(run)
         if world.is_first and is_run(run):
             hold()
         config = check_run(run, config)
@@ -212,7 +213,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         metric = float(epoch)  # without a validation split the last epoch counts as the best
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
-        state = {"model": trainer.evaluated.state_dict(), "config": config.json(), **dataset_state(dataset)}
+        state = {"model": trainer.evaluated.state_dict(), "config": config.public_json(), **dataset_state(dataset)}
         if trainer.world.is_first:
             save_checkpoint(trainer.run, BEST, state)
     trainer.epoch_sums = Sums.zero(trainer.precision.device)

@@ -120,7 +120,7 @@ class Record:
             "progress": vars(trainer.progress),
             "epoch_sums": trainer.sums(),
             "buffers": trainer.world.gather({name: buffer.cpu() for name, buffer in buffers(trainer).items()}),
-            "config": trainer.config.json(),
+            "config": trainer.config.public_json(),
             "weights_sha256": trainer.weights_sha256,
             **dataset_state(trainer.dataset),
         }

@@ -1,7 +1,6 @@
 """Start a run in its folder, or resume it from its last checkpoint."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lmk_train.config.option import options_of
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.checkpoint import LAST, load_checkpoint
 from lmk_train.runs.classes import check_classes
-from lmk_train.runs.folder import RunFolder, check_run, remove_unfinished_files
+from lmk_train.runs.folder import RunFolder, check_run, remove_interrupted_start, remove_unfinished_files
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
@@ -32,12 +31,8 @@ def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[st
         remove_unfinished_files(run)
         if folder.config.exists():
             announce(f"{run}: the training there ended before its first checkpoint; it starts again")
-            for path in folder.written_by_training:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                elif path != folder.config:
-                    path.unlink(missing_ok=True)
-        write_bytes(folder.config, json.dumps(trainer.config.json(), indent=2).encode() + b"\n")
+            remove_interrupted_start(run)
+        write_bytes(folder.config, json.dumps(trainer.config.public_json(), indent=2).encode() + b"\n")
     except OSError as error:
         raise UserError(f"--out {run}: cannot be written: {error.strerror}") from error
 
@@ -73,7 +68,7 @@ def restore_run(trainer: Trainer) -> None:
 
 def _check_configuration(trainer: Trainer, earlier: dict[str, Any]) -> None:
     """Raise UserError if an option that may not change on resume differs from the checkpoint's."""
-    now = trainer.config.json()
+    now = trainer.config.public_json()
     changed = {
         name: option
         for name, option in options_of(ResolvedConfig).items()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from lmk_data.report import page
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import check_no_link, write_bytes
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.runs.folder import SearchFolder
 from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better
@@ -81,6 +81,7 @@ def write_search_report(out: Path, search: SearchResult) -> Path:
         "validation split"
     )
     path = SearchFolder(out).report
+    check_no_link(path.parent)
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page.render_page(out.resolve().name, subtitle, sections).encode())
     return path

@@ -15,7 +15,7 @@ from typing import IO
 import torch
 
 from lmk_data.errors import TrainingError
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import check_no_link, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
@@ -140,6 +140,8 @@ def _check_failures(trials: list[Trial]) -> None:
 def _start(search: Search, trial: Trial, slot: int, environment: dict[str, str]) -> _Child:
     folder = search.folder
     run, spec = folder.trial(trial.number), folder.trial_spec(trial.number)
+    for path in (run.parent, run, folder.trial_log(trial.number)):
+        check_no_link(path)
     run.parent.mkdir(exist_ok=True)
     config = replace(search.space.config(trial.point), out=run, quiet=True)
     features = str(folder.features) if search.config.cached_features else None

@@ -151,6 +151,17 @@ def test_a_folder_that_is_not_there_is_named_before_the_work(
     assert f"--out {out}: there is no folder {out.parent}" in capsys.readouterr().err
 
 
+def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model.pt2"
+    out.write_text("mine")
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
+    assert f"--out {out}: exists and is no export of a run" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    out.unlink()
+    for _ in range(2):
+        assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 0
+
+
 def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
     small_run: Path,
     dataset_path: Path,

@@ -1,5 +1,6 @@
 """Which output folders a build accepts, and what stays there."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,3 +113,78 @@ def test_rows_given_to_a_shard_are_not_changed() -> None:
     assert out.read_range(receipt.name, offset, size) == b"picture"
     with pytest.raises(ValueError, match="zip"):
         write_shard(ShardPlace(out, "train", 0, "f"), rows, [b"picture", b"of no row"])
+
+
+def precious(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {".build/checkouts/a": "another tool's", "README.md": "mine", "index/a": "mine"},
+        {".build/plan.json": '{"fingerprint": "of another tool"}', "README.md": "mine"},
+        {".build/lock": "", "README.md": "mine"},
+        {".build/yours": "mine"},
+        {"dataset.json": '{"name": "mine"}', "shards/a": "mine", "report/b": "mine", "README.md": "mine"},
+        {"dataset.json": "{", "shards/train/train-000000.tar": "mine"},
+        {"dataset.json": "[1]", ".build/checkouts/a": "another tool's"},
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_another_program_is_never_built_in(
+    options: Options, tmp_path: Path, files: dict[str, str], overwrite: bool
+) -> None:
+    for name, content in files.items():
+        path = tmp_path / "shards" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    before = precious(tmp_path / "shards")
+    with pytest.raises((UserError, DatasetError), match=r"holds something else|not JSON|not the manifest"):
+        build(options(overwrite=overwrite))
+    assert precious(tmp_path / "shards") == before
+
+
+def test_overwriting_a_build_leaves_what_no_build_writes(options: Options, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    build(options())
+    own = (
+        "shards/notes.txt",
+        "shards/train/train-000000.tar.bak",
+        "report/slides.html",
+        ".build/receipts/mine",
+        "a.txt",
+    )
+    for name in own:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    build(options(recipe=Recipe(size=32), rule=PlanRule(samples_per_shard=30), overwrite=True))
+    assert [(out / name).read_text() for name in own] == ["mine"] * len(own)
+    assert len(list((out / "shards" / "train").glob("*.tar"))) == len(ShardedDataset.open(out).shards("train"))
+
+
+def test_nothing_is_written_through_a_link(options: Options, tmp_path: Path) -> None:
+    """A stranger's folder, which a git clone or an archive brings with its links."""
+    build(options())
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "unfinished").mkdir(parents=True)
+    (elsewhere / "unfinished" / "a").write_text("mine")
+    out = tmp_path / "shards"
+    for name in (".build", "shards", "index", "shards/train"):
+        shutil.move(out / name, tmp_path / "moved")
+        (out / name).symlink_to(elsewhere)
+        before = precious(elsewhere)
+        with pytest.raises(UserError, match=r"is a symbolic link|holds another build|holds something else"):
+            build(options(overwrite=True, recipe=Recipe(size=32)))
+        assert precious(elsewhere) == before
+        (out / name).unlink()
+        shutil.move(tmp_path / "moved", out / name)
+    build(options(overwrite=True))
+    linked = tmp_path / "linked"  # the folder itself may be a link: the user named it
+    linked.symlink_to(out)
+    assert build(options(out=linked)).already_complete
+    (out / LOCK).unlink()
+    (out / LOCK).symlink_to(elsewhere / "made")
+    with pytest.raises(UserError, match="is a symbolic link"):
+        build(options())
+    assert not (elsewhere / "made").exists()

@@ -21,9 +21,9 @@ def manifest_of_a_view() -> Manifest:
     splits: Any = {
         split: {
             "num_samples": 3,
-            "num_bytes": 30,
+            "num_bytes": 20_480,
             "index": f"index/{split}.parquet",
-            "shards": [{"name": f"shards/{split}/{split}-000000.tar", "num_samples": 3, "num_bytes": 30}],
+            "shards": [{"name": f"shards/{split}/{split}-000000.tar", "num_samples": 3, "num_bytes": 20_480}],
         }
         for split in SPLITS
     }

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from PIL import Image
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
 from lmk_data.options import PlanRule, Recipe
 from lmk_data.report import page
 from lmk_data.report.dataset import write_report
 from lmk_data.report.figures import gini
 from lmk_data.report.summary import terminal_summary
-from lmk_data.system.storage import open_folder
+from lmk_data.system.storage import held, open_folder
 from tests.browser import browse
 from tests.pages import sections
 
@@ -218,3 +220,32 @@ def test_a_test_set_of_its_own_has_a_report_too(collection: Path, tmp_path: Path
     with ShardedDataset.open(out) as dataset:
         assert dataset.splits == ("test",)
     assert "No class has training images" in (out / "report" / "index.html").read_text()
+
+
+def test_a_page_of_somebody_else_is_never_replaced(dataset_path: Path, tmp_path: Path) -> None:
+    www, shards = tmp_path / "www", tmp_path / "shards"
+    shutil.copytree(dataset_path, shards, ignore=shutil.ignore_patterns("report"))
+    www.mkdir()
+    (www / "index.html").write_text("mine")
+    with ShardedDataset.open(shards) as dataset:
+        for figures in (None, "[1]", '{"mine": 1}'):
+            if figures is not None:
+                (www / "report.json").write_text(figures)
+            with pytest.raises(UserError, match="which is no report's; name another folder"):
+                write_report(dataset, open_folder(www))
+        (shards / "report").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        with pytest.raises(UserError, match="report: is a symbolic link"):
+            write_report(dataset, open_folder(shards / "report"))
+        assert not list((tmp_path / "elsewhere").iterdir())
+        (shards / "report").unlink()
+        report = open_folder(shards / "report")
+        with (
+            held(report, "another report is at work there"),
+            pytest.raises(UserError, match="another report is at work"),
+        ):
+            write_report(dataset, report)
+        for _ in range(2):
+            write_report(dataset, report)
+    assert {path.name for path in (shards / "report").iterdir()} == {"index.html", "report.json"}
+    assert (www / "index.html").read_text() == "mine"

@@ -1,5 +1,8 @@
 """Locks: one holder at a time, whatever process it is, and none that holds a deleted file."""
 
+import errno
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -8,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import file_lock
+from lmk_data.system.files import file_lock, is_unfinished, open_regular, write_bytes
+from lmk_data.system.storage import open_folder
 
 
 def is_free(path: Path) -> bool:
@@ -81,3 +85,80 @@ def test_a_child_that_inherits_the_lock_holds_it(tmp_path: Path) -> None:
     heir.communicate(b"\n")
     assert is_free(path), "a child that was not given the descriptor holds nothing"
     other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, "not here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
+        with file_lock(tmp_path / "lock", wait_seconds=0, busy="held") as descriptor:
+            assert descriptor > 0
+    assert capsys.readouterr().err.count("has no locks; run only one command at a time") == 1
+
+
+def test_another_failure_of_a_lock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="broken"), file_lock(tmp_path / "lock", wait_seconds=0):
+        pass
+
+
+def test_a_file_system_that_syncs_no_folders_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", only_files)
+    write_bytes(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_lock_is_a_file_and_no_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "made")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "dangling", "fifo"):
+        with pytest.raises(UserError, match=r"is a symbolic link|not a file"), file_lock(tmp_path / name):
+            pass
+    assert (tmp_path / "target").read_text() == "mine"
+    assert not (tmp_path / "made").exists()
+
+
+def test_names_of_unfinished_files() -> None:
+    assert is_unfinished("metrics.jsonl.4711-0123abcd.tmp")
+    for name in ("notes.tmp", "a.4711-0123abcd.tmp.bak", ".4711-0123abcd.tmp", "a.x-0123abcd.tmp"):
+        assert not is_unfinished(name)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A FIFO would be waited for, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    folder = open_folder(tmp_path)
+    for name in ("fifo", "zero"):
+        reads = (
+            folder.read,
+            folder.open,
+            lambda name: folder.read_range(name, 0, 1),
+            lambda name: open_regular(tmp_path / name),
+        )
+        for read in reads:
+            with pytest.raises(OSError, match="not a regular file"):
+                read(name)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    (tmp_path / "file").write_bytes(b"whole")
+    with folder.open("file") as file:
+        assert (file.read(2), file.seek(1), file.read()) == (b"wh", 1, b"hole")
+    assert (folder.read("file"), folder.read_range("file", 1, 2)) == (b"whole", b"ho")

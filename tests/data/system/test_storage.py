@@ -13,7 +13,8 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from lmk_data.errors import StorageError
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import FolderStore
-from lmk_data.system.storage import Folder, open_folder
+from lmk_data.system.remote import RemoteFolder
+from lmk_data.system.storage import Folder, open_folder, stored_location
 
 FOLDER = "memory://storage/folder"
 
@@ -145,3 +146,42 @@ def test_what_a_killed_upload_left_is_swept_by_the_next(tmp_path: Path) -> None:
     done = subprocess.run([*command, "whole"], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"  # the upload's own, and what is not ours
     assert [path.name for path in tmp_path.iterdir()] == ["another.txt"]
+
+
+@pytest.mark.parametrize(
+    ("root", "stored", "opened"),
+    [
+        ("/data/view", "../dataset", "/data/dataset"),
+        ("/data/view", ".", "/data/view"),
+        ("/data/view", "s3://bucket/dataset", "s3://bucket/dataset"),
+        ("s3://bucket/a/view", "../dataset", "s3://bucket/a/dataset"),
+        ("memory://a/view", "memory://b", "memory://b"),
+        ("/data/view", "file:///data/dataset", "file:///data/dataset"),
+    ],
+)
+def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, opened: str) -> None:
+    folder = open_folder(root) if root.startswith("/") or root.startswith("memory") else RemoteFolder(root)
+    assert stored_location(stored, folder) == opened
+
+
+@pytest.mark.parametrize(
+    ("root", "stored"),
+    [
+        ("/data/view", "/etc"),
+        ("/data/view", "reference://::http://127.0.0.1/spec.json"),
+        ("/data/view", "simplecache::file:///etc"),
+        ("/data/view", "zip://x::file:///a.zip"),
+        ("/data/view", "reference://x"),
+        ("/data/view", "REFERENCE://x"),
+        ("/data/view", "ftp://host/x"),
+        ("/data/view", "memory://x"),
+        ("/data/view", "a\0b"),
+        ("/data/view", "../a\x1b[2J"),
+        ("s3://bucket/view", "../../other/dataset"),
+        ("http://host/view", "../../other.example/dataset"),
+    ],
+)
+def test_nothing_else_that_a_file_names_is_opened(root: str, stored: str) -> None:
+    folder = open_folder(root) if root.startswith("/") else RemoteFolder(root)
+    with pytest.raises(ValueError, match=r"chain|URL that is none of|absolute|another host"):
+        stored_location(stored, folder)

@@ -115,3 +115,15 @@ def test_a_subset_never_replaces_what_it_is_of(dataset_path: Path, tmp_path: Pat
             words = ["subset", str(tmp_path / source), "--out", str(tmp_path / out), "--top", "2", "--overwrite", *more]
             assert main(words) == 1
     assert hashes(tmp_path / "base") == before
+
+
+@pytest.mark.parametrize(
+    "path", ["reference://::memory://spec.json", "github://a:b@c/d", "/etc", "ftp://127.0.0.1:1/x"]
+)
+def test_a_view_that_names_what_no_view_may_name_is_refused(dataset_path: Path, tmp_path: Path, path: str) -> None:
+    assert main(["subset", str(dataset_path), "--out", str(tmp_path / "view"), "--top", "2", "--quiet"]) == 0
+    manifest = json.loads((tmp_path / "view" / "dataset.json").read_bytes())
+    manifest["view_of"]["path"] = path
+    (tmp_path / "view" / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match=r"dataset.json: view_of.path is .*; do not trust this dataset"):
+        ShardedDataset.open(tmp_path / "view")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
@@ -90,3 +91,14 @@ def test_landmarks_that_the_model_does_not_know_are_counted_and_kept(
     assert set(predictions.loc[predictions["target"].isna(), "key"]) == strangers
     assert len(predictions) == len(index)
     assert f"{len(strangers)} of landmarks it does not know" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shards", ["reference://::http://127.0.0.1:1/spec.json", "http://127.0.0.1:1/x", "s3://a/b"])
+def test_the_dataset_of_another_machine_is_opened_only_when_it_is_named(run: Path, tmp_path: Path, shards: str) -> None:
+    shutil.copytree(run, tmp_path / "strangers")
+    path = tmp_path / "strangers" / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    state["config"]["shards"] = shards
+    torch.save(state, path)
+    with pytest.raises(UserError, match="name the dataset with --shards to open it"):
+        evaluate_run(EvalConfig(tmp_path / "strangers", device="cpu", quiet=True))

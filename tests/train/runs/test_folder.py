@@ -1,6 +1,8 @@
 """What is in a run's folder, and which folders are refused."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +79,70 @@ def test_a_folder_of_something_else_is_never_started_in(config: Config, tmp_path
     (run / "config.json").unlink()
     train(config(model="resnet32", epochs=1))
     (run / "checkpoints" / "last.pt").unlink()
-    with pytest.raises(UserError, match="run: is not empty; name another"):
+    with pytest.raises(UserError, match=r"run: holds a model \(checkpoints/best.pt\), which is never replaced"):
         train(config(model="resnet32", epochs=1))
     assert (run / "checkpoints" / "best.pt").exists()
+
+
+def test_a_model_and_files_of_ones_own_are_never_removed(config: Config, tmp_path: Path) -> None:
+    """A run that was passed on, or whose last.pt was deleted to save room, looks like one that was interrupted."""
+    run = tmp_path / "run"
+    train(config(model="resnet32", epochs=1))
+    (run / "checkpoints" / "last.pt").unlink()
+    for left in run.glob("*-test.*"):
+        left.unlink()
+    model = (run / "checkpoints" / "best.pt").read_bytes()
+    metrics = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "report", ignore_errors=True)
+    for written in (metrics, metrics * 2, "not of a training\n", None):
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        if written is not None:
+            (run / "metrics.jsonl").write_text(written)
+        for resume in (False, True):
+            with pytest.raises(UserError, match=r"holds a model|has no checkpoint to resume from"):
+                train(config(model="resnet32", resume=resume))
+    assert (run / "checkpoints" / "best.pt").read_bytes() == model
+    (run / "checkpoints" / "best.pt").unlink()
+    for own in ("checkpoints/best.pt.bak", "checkpoints/export/a.onnx", "tensorboard/notes.txt"):
+        (run / own).parent.mkdir(exist_ok=True)
+        (run / own).write_text("mine")
+        with pytest.raises(UserError, match="run: is not empty; name another"):
+            train(config(model="resnet32"))
+        assert (run / own).read_text() == "mine"
+        (run / own).unlink()
+    (run / "checkpoints" / "export").rmdir()
+    (run / "notes.tmp").write_text("mine")
+    with pytest.raises(UserError, match="run: is not empty; name another"):
+        train(config(model="resnet32"))
+    (run / "notes.tmp").unlink()
+    evaluating = run / f"predictions-val.parquet.{os.getpid()}-0123abcd.tmp"
+    killed = run / "checkpoints" / "best.pt.1-0123abcd.tmp"
+    evaluating.touch()
+    killed.touch()
+    train(config(model="resnet32", epochs=1))
+    assert evaluating.exists()
+    assert not killed.exists()
+
+
+def test_nothing_is_written_through_a_link_in_a_run(config: Config, tmp_path: Path) -> None:
+    """A run that somebody passed on brings its links with it."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    train(config(model="resnet32", epochs=1))
+    elsewhere.mkdir()
+    for name in (".lock", "metrics.jsonl", "tensorboard", "checkpoints", "report"):
+        kept = tmp_path / "kept"
+        (run / name).replace(kept)
+        for target in (elsewhere / "made", elsewhere):
+            (run / name).symlink_to(target)
+            with pytest.raises(UserError, match=f"{name}: is a symbolic link"):
+                train(config(model="resnet32", epochs=1, resume=True))
+            with pytest.raises(UserError, match=f"{name}: is a symbolic link"):
+                evaluate_run(EvalConfig(run, split="test", device="cpu", quiet=True))
+            assert not list(elsewhere.iterdir())
+            (run / name).unlink()
+        kept.replace(run / name)
+    (elsewhere / "eval").write_text("mine")
+    (run / "eval-val.json").symlink_to(elsewhere / "eval")
+    evaluate_run(EvalConfig(run, split="val", device="cpu", quiet=True))
+    assert (elsewhere / "eval").read_text() == "mine"
+    assert not (run / "eval-val.json").is_symlink()
