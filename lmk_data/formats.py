@@ -1,6 +1,7 @@
 """The image formats that are accepted: one list for the decoder, for ids with a file extension, and for folders."""
 
 from functools import cache
+from importlib.util import find_spec
 
 from PIL import features
 
@@ -12,19 +13,40 @@ EXTENSIONS = {
     "BMP": ("bmp",),
     "GIF": ("gif",),
     "TIFF": ("tif", "tiff"),
+    "HEIF": ("heic", "heif", "hif"),
+    "AVIF": ("avif",),
 }
-_LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "TIFF": "libtiff"}  # by Pillow's names of its features
+_LIBRARIES = {
+    "JPEG": "jpg",
+    "PNG": "zlib",
+    "WEBP": "webp",
+    "TIFF": "libtiff",
+    "AVIF": "avif",
+}  # by Pillow's names of its features
+_OF_EXTRA = ("HEIF", "AVIF")  # of the extra `heif`: pillow-heif decodes HEIC, Pillow itself AVIF
 
 
 @cache
 def accepted_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are decoded here; some only where Pillow was built with a library."""
-    return tuple(name for name in EXTENSIONS if name not in _LIBRARIES or features.check(_LIBRARIES[name]))
+    """Return Pillow's names of the formats that are decoded here.
+
+    Some need a library that Pillow was built with, HEIC and AVIF also the extra `heif`.
+    """
+    return tuple(name for name in EXTENSIONS if not needs_extra(name) and _has_library(name))
 
 
-def missing_codec(name: str) -> str:
-    """Return why a format of `EXTENSIONS` is not decoded here, and what to do."""
-    return f"{name}: Pillow was built without {_LIBRARIES[name]} here; install it and build Pillow again"
+def needs_extra(name: str) -> bool:
+    """Return whether a format is not decoded here because the extra `heif` is not installed."""
+    return name in _OF_EXTRA and find_spec("pillow_heif") is None
+
+
+def missing_library(name: str) -> str:
+    """Return the library that Pillow was built without, and that a format needs."""
+    return _LIBRARIES[name]
+
+
+def _has_library(name: str) -> bool:
+    return name not in _LIBRARIES or bool(features.check(_LIBRARIES[name]))
 
 
 def all_extensions() -> tuple[str, ...]:

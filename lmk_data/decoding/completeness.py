@@ -19,6 +19,7 @@ DAMAGED = (
     ArithmeticError,
     EOFError,
     AttributeError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )

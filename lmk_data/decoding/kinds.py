@@ -13,6 +13,7 @@ _STARTS = {
     "TIFF": (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"),
 }
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2")
+_OTHER_BRANDS = {b"crx ": "raw photo", b"jp2 ": "JPEG 2000", b"jxl ": "JPEG XL"}
 _AVIF_BRANDS = (b"avif", b"avis")
 # First bytes of picture formats that are not accepted.
 _OTHERS = {
@@ -64,7 +65,7 @@ def kind_of(data: bytes) -> str | None:
         return "WEBP"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
-    return None
+    return _of_brands(data[:1024]) if data[4:8] == b"ftyp" else None
 
 
 def other_kind(data: bytes) -> str | None:
@@ -73,8 +74,8 @@ def other_kind(data: bytes) -> str | None:
     for start, name in _OTHERS.items():
         if head.startswith(start):
             return name
-    if head[4:8] == b"ftyp" and (brand := _of_brands(head)):
-        return brand
+    if head[4:8] == b"ftyp" and head[8:12] in _OTHER_BRANDS:
+        return _OTHER_BRANDS[head[8:12]]
     if head[128:132] == b"DICM":
         return "DICOM"
     if _NETPBM.match(head):
@@ -88,11 +89,11 @@ def other_kind(data: bytes) -> str | None:
 
 
 def _of_brands(head: bytes) -> str | None:
-    """Return the picture format that the brands of an ISO media file name."""
+    """Return the accepted format that the brands of an ISO media file name."""
     length = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
     if brands & set(_AVIF_BRANDS):
         return "AVIF"
     if brands & set(_HEIC_BRANDS):
-        return "HEIC"
-    return {b"crx ": "raw photo", b"jp2 ": "JPEG 2000", b"jxl ": "JPEG XL"}.get(head[8:12])
+        return "HEIF"
+    return None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import simplejpeg
@@ -21,9 +22,12 @@ from lmk_data.decoding.refusal import Refused, check_memory
 from lmk_data.decoding.samples import num_bytes_as_rgb, to_rgb, whiten
 from lmk_data.decoding.tiff import Tiff, read_tiff
 from lmk_data.decoding.webp import BYTES_PER_PIXEL, webp_size
-from lmk_data.formats import accepted_formats, missing_codec
+from lmk_data.errors import missing_extra
+from lmk_data.formats import accepted_formats, missing_library, needs_extra
 
 _MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
+_ISO_MEDIA = ("HEIF", "AVIF")
+_ISO_MEDIA_BYTES_PER_PIXEL = 6  # measured: the planes of the decoder and their copies, beside Pillow's image
 _TURNED_BACK = {6: 8, 8: 6}  # the orientations that undo another one than themselves
 
 
@@ -78,7 +82,7 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
         reason = "not-an-image" if other is None else "unsupported-format"
         raise Refused(reason, f"first bytes {data[:12]!r}" if other is None else f"a picture of the format {other}")
     if kind not in accepted_formats():
-        raise Refused("unsupported-format", missing_codec(kind))
+        raise Refused("unsupported-format", _missing(kind))
     try:
         return _decode(_look_at(kind, data, wanted), wanted)
     except UnidentifiedImageError as error:
@@ -90,6 +94,14 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
     except DAMAGED as error:
         detail = first_line(error)
         raise Refused(_reason(detail), detail) from error
+
+
+def _missing(kind: str) -> str:
+    """Return why a format is not decoded here, and what to do."""
+    if needs_extra(kind):
+        return str(missing_extra(f"the format {kind}", "heif", "pillow-heif is not installed"))
+    library = missing_library(kind)
+    return f"{kind}: Pillow was built without {library} here; install its headers and build Pillow again"
 
 
 def _reason(detail: str) -> str:
@@ -118,14 +130,24 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
         _check_size(width, height, wanted)
         check_memory(width * height * BYTES_PER_PIXEL, (width, height))
         return _Source(kind, data, held_bytes=width * height * (BYTES_PER_PIXEL - 4))
+    if kind == "HEIF":
+        _register_heif()
     return _Source(kind, data)
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow decode HEIC, with one thread: a build has a process per core."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
 def _decode(source: _Source, wanted: Wanted) -> Picture:
     """Decode; a JPEG that lacks only its end marker is decoded with one."""
     try:
         with (
-            _silent_stderr(source.kind == "TIFF"),
+            _silent_stderr(source.kind in ("TIFF", *_ISO_MEDIA)),
             Image.open(io.BytesIO(source.data), formats=(source.kind,)) as image,
         ):
             return _decode_opened(image, source, wanted)
@@ -141,10 +163,11 @@ def _decode(source: _Source, wanted: Wanted) -> Picture:
 def _decode_opened(image: Image.Image, source: _Source, wanted: Wanted) -> Picture:
     width, height = image.size
     _check_size(width, height, wanted)
-    drafted = image.draft(None, wanted.least_size(width, height))
+    # Other formats may answer with a thumbnail that the file holds.
+    drafted = image.draft(None, wanted.least_size(width, height)) if source.kind == "JPEG" else None
     _check_budget(image, source, wanted)
     orientation = source.orientation if wanted.turns or source.kind == "TIFF" else 1
-    if source.kind == "WEBP" and wanted.turns:
+    if source.kind in ("WEBP", *_ISO_MEDIA) and wanted.turns:
         orientation = orientation_of(image.info.get("exif"), image.info.get("xmp"))
     rgb = _decode_intact_jpeg(image, source, wanted) if image.size == (width, height) else None
     if rgb is None:
@@ -172,6 +195,8 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     """Raise Refused if decoding and resizing need more memory than `MAX_DECODED_BYTES`, or too much time."""
     width, height = image.size
     num_bytes = num_bytes_as_rgb(image, source.transparent) + source.held_bytes
+    if source.kind in _ISO_MEDIA:
+        num_bytes += _ISO_MEDIA_BYTES_PER_PIXEL * width * height
     if source.kind == "TIFF" and source.orientation != 1:
         num_bytes += 4 * width * height  # Pillow turns a copy
     if source.kind == "BMP" and _is_run_length(image):
@@ -217,7 +242,7 @@ def _low_bytes(source: _Source) -> Image.Image:
 
 @contextmanager
 def _silent_stderr(is_silent: bool) -> Iterator[None]:
-    """Discard what C code prints on stderr: libtiff reports damaged files there, bypassing Python."""
+    """Discard what C code prints on stderr: libtiff and libavif report damaged files there, bypassing Python."""
     if not is_silent:
         yield
         return

@@ -146,7 +146,9 @@ def test_hostile_files_end_where_they_belong(shared: Path, capfd: pytest.Capture
     with open(folder / "MANIFEST.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert len(rows) > 90
-    different = {"real/pillow/ultrahdr.jpg": "truncated", "real/pillow/hopper.avif": "unsupported-format"}
+    different = {"real/pillow/ultrahdr.jpg": "truncated"}
+    if "AVIF" not in accepted_formats():
+        different["real/pillow/hopper.avif"] = "unsupported-format"
     wrong = []
     for row in rows:
         with warnings.catch_warnings():
@@ -228,7 +230,7 @@ def test_damaged_files_are_values_not_exceptions(data: st.DataObject) -> None:
         (b"\xff", "not-an-image"),
         (b"<html>404</html>", "not-an-image"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not-an-image"),
-        (b"\0\0\0 ftypavif" + bytes(20), "unsupported-format"),
+        (b"\0\0\0 ftypjxl " + bytes(20), "unsupported-format"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported-format"),
     ],
 )

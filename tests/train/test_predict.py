@@ -76,7 +76,7 @@ def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
         image.convert("RGBA").save(folder / "deep" / "b.png")
     (folder / "c.jpg").write_bytes(b"<html>")
     (folder / "notes.txt").write_text("not a picture")
-    (folder / "d.avif").write_text("a picture that no build takes")
+    (folder / "d.jxl").write_text("a picture that no build takes")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{third}\n\n{tmp_path / 'nowhere.jpg'}\n"))
     assert predict_main([str(run), str(folder), "-", "--top", "1", "--quiet", *EXACT]) == 1
     said = capsys.readouterr()
