@@ -21,7 +21,8 @@ from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.tuning.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
+from lmk_train.tuning.experiment import Experiment, Trial, best_trial, better
+from lmk_train.tuning.history import DONE, FAILED, RUNNING, STOPPED, State
 from lmk_train.tuning.space import Point, SearchSpace
 
 _FAILURES_THAT_END = 5
@@ -225,7 +226,7 @@ def _reason(log: Path, code: int) -> str:
     return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and printed nothing"
 
 
-def _end(search: Search, trial: Trial, state: str, reason: str = "") -> None:
+def _end(search: Search, trial: Trial, state: State, reason: str = "") -> None:
     search.experiment.end(trial.number, state, reason)
     shown = ", ".join(f"{k} {_short(v)}" for k, v in search.space.meaningful(trial.point).items())
     objective = spelled(search.experiment.objective)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.tuning.experiment import FAILED, Experiment, Plan, best_trial
+from lmk_train.tuning.ax_client import Plan
+from lmk_train.tuning.experiment import Experiment, best_trial
+from lmk_train.tuning.history import FAILED
 from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.surrogate import fit_surrogate
 from tests.pages import sections
@@ -45,7 +47,7 @@ def test_the_report_says_what_mattered_and_shows_every_trial(tmp_path: Path) -> 
 
 
 def test_without_enough_trials_there_is_no_model(tmp_path: Path) -> None:
-    experiment = Experiment.new(tmp_path / "x.json", SPACE, "loss", "bayesian", 0, 4)
+    experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(experiment, 3)
     trials = experiment.trials()
     best = best_trial(trials, "loss")
