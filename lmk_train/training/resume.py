@@ -15,6 +15,8 @@ from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.checkpoint import LAST, load_checkpoint
 from lmk_train.runs.classes import check_classes
 from lmk_train.runs.folder import RunFolder, check_run, remove_unfinished_files
+from lmk_train.runs.plain_file import one_line
+from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
@@ -55,7 +57,20 @@ def restore_run(trainer: Trainer) -> None:
     check_classes(trainer.dataset, state["classes"])
     if state["content_sha256"] != trainer.dataset.manifest["content_sha256"]:
         raise UserError(f"--resume: {trainer.dataset.location} is not the dataset that the run was trained on")
-    trainer.model.load_state_dict(state["model"])
+    path = RunFolder(trainer.run).checkpoint(LAST)
+    restore_weights(trainer.model, state["model"], path)
+    try:
+        _restore_rest(trainer, state)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}: its state does not fit its configuration ({one_line(error)}); copy it again from a good copy"
+        ) from None
+
+
+def _restore_rest(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Restore everything but the weights: averages, running statistics, optimiser, sums and progress."""
     if trainer.averaged is not None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])

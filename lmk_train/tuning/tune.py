@@ -16,8 +16,10 @@ from lmk_train.config.option import values_of
 from lmk_train.config.training import DEFAULTS, TrainConfig
 from lmk_train.data.features import SPLITS, compute_features
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
+from lmk_train.evaluation.evaluation_files import read_evaluation
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.folder import RunFolder, SearchFolder
+from lmk_train.runs.plain_file import read_json
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.tuning.ax_client import Plan, import_ax
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial
@@ -172,10 +174,10 @@ def _check_folder(folder: SearchFolder, config: TuneConfig, identity: dict[str, 
 def _description(folder: SearchFolder) -> dict[str, Any]:
     """Return what search.json says about a search. Raises UserError if it is absent or not the one of a search."""
     try:
-        earlier: Any = json.loads(folder.description.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        earlier = read_json(folder.description, dict[str, Any], "the description of a search")
+    except FileNotFoundError:
         raise UserError(f"--resume: {folder.path} has no search to resume; leave --resume out to start") from None
-    if not isinstance(earlier, dict) or not isinstance(earlier.get("config"), dict):
+    if not isinstance(earlier.get("config"), dict):
         raise UserError(f"{folder.description}: not the description of a search; start another with --out")
     return earlier
 
@@ -250,8 +252,7 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
                 )
             )
             write_run_report(run, dataset, "test")
-    metrics: dict[str, float | int | None] = json.loads(evaluation.read_text())
-    return metrics
+    return read_evaluation(evaluation)
 
 
 def training_command(config: TrainConfig) -> str:

@@ -39,7 +39,8 @@ def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
     )
     run = search.folder.trial(trial.number)
     run.mkdir(parents=True)
-    lines = [json.dumps({"kind": "epoch", "val_loss": value}) + "\n" for value in values]
+    epoch = {"kind": "epoch", "epoch": 1, "step": 1, "train_loss": 1.0, "train_accuracy": 0.5}
+    lines = [json.dumps({**epoch, "val_loss": value}) + "\n" for value in values]
     (run / "metrics.jsonl").write_text("".join(lines))
     return search, trial
 
