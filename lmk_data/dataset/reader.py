@@ -28,7 +28,7 @@ from lmk_data.dataset.format import (
     dropped_classes_schema,
     rejects_schema,
 )
-from lmk_data.dataset.integrity import check_base, check_counts, check_shards
+from lmk_data.dataset.integrity import check_base, check_content, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, retrying
@@ -77,6 +77,7 @@ class ShardedDataset:
         folder = open_folder(path)
         dataset = cls(folder, read_manifest(folder))
         try:
+            check_content(folder, dataset.manifest)
             check_base(folder, dataset.shards_folder, dataset.manifest)
             check_shards(dataset.shards_folder, dataset.manifest)
             check_counts(folder, dataset.manifest, dataset.classes)
