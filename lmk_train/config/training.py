@@ -77,16 +77,24 @@ _SHARE = Limits(at_least=0, at_most=1)
 _OF_COMMAND = OptionInfo(decides_training=False, may_change_on_resume=True)
 
 
-def default_cache_folder() -> Path:
-    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmk"
+def default_cache_folder() -> Path | None:
+    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME; None for a user without a home folder."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "lmk"
+    try:
+        return Path.home() / ".cache" / "lmk"
+    except RuntimeError:  # no HOME, and a uid that is not in passwd, as in many containers
+        return None
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks."""
+    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks.
 
-    folder: Path
+    `folder` is None if none was named and there is no home folder for it: nothing can be fetched then.
+    """
+
+    folder: Path | None
     max_bytes: int
 
 

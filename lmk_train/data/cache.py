@@ -183,6 +183,8 @@ class _Fetcher:
 
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset, self._files = dataset, dataset.shard_files
+        if cache.folder is None:
+            raise UserError("--cache: there is no home folder to download shards to (HOME is unset); name a folder")
         self._root, self._max_bytes = cache.folder, cache.max_bytes
         self._folder = cache.folder / f"user-{os.geteuid()}"
 

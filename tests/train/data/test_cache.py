@@ -18,7 +18,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.views.selection import Selection
 from lmk_data.views.view import write_view
-from lmk_train.config.training import Cache
+from lmk_train.config.training import Cache, CacheOptions
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
 from lmk_train.data.reader import SplitReader
@@ -185,6 +185,21 @@ def test_a_folder_of_somebody_else_in_the_cache_is_not_used(remote: ShardedDatas
         files.open(remote.shards("train")[0]["name"])
     files.close()
     assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_without_a_home_folder_only_what_is_downloaded_needs_a_cache(
+    remote: ShardedDataset, dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    cache = CacheOptions().resolved()
+    ShardFiles(dataset, cache).close()
+    with pytest.raises(UserError, match="--cache: there is no home folder"):
+        ShardFiles(remote, cache)
 
 
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
