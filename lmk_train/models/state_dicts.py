@@ -64,6 +64,11 @@ def download_state_dict(url: str, *, check_hash: bool) -> StateDict:
         UserError: it cannot be downloaded, or the file in torch's cache is damaged.
     """
     name = url.rsplit("/", 1)[-1]
+    if torch.hub.get_dir().startswith("~"):  # torch would make a folder of that name here
+        raise UserError(
+            f"there is no home folder for the ImageNet weights (HOME is unset): set TORCH_HOME to a folder, or "
+            f"bring {url} here and give --weights {name}"
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         state: StateDict = torch.hub.load_state_dict_from_url(

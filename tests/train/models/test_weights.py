@@ -61,6 +61,22 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(
         load_weights(model.backbone, name, "imagenet")
 
 
+def test_without_a_home_folder_weights_are_not_downloaded_into_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no home folder for the ImageNet weights .* set TORCH_HOME"):
+        download_state_dict("https://example.com/weights-0123abcd.pth", check_hash=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("garbage", [b"", b"<html>404</html>", b"PK\x03\x04 cut short", None])
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet-b0"])
 def test_a_damaged_download_is_named(
