@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
-from lmk_data.system.terminal import EXIT_ABANDONED, progress_bar, run_command
+from lmk_data.system.terminal import EXIT_UNREAD, progress_bar, run_command
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -194,7 +194,7 @@ def _print_at_once(line: str) -> None:
     tqdm.write(line)
     sys.stdout.flush()
     if stdout_is_abandoned():
-        raise SystemExit(EXIT_ABANDONED)
+        raise SystemExit(EXIT_UNREAD)
 
 
 def _export(config: ExportConfig) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lmk_data.errors import LmkError
 from lmk_data.system.streams import lasting_streams, stdout_is_abandoned
 
-EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_ABANDONED = 0, 1, 130, 128 + signal.SIGPIPE
+EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 130, 128 + signal.SIGPIPE
 _SECONDS_BETWEEN_LINES = 15.0
 _UNIT_SCALE_FROM = 100_000  # totals from here on are shown as 120k instead of 120000
 
@@ -39,7 +39,7 @@ def _code_of(program: str, command: Callable[[], None]) -> int:
     except SystemExit:  # --help, or a command line that does not parse
         sys.stdout.flush()
         if stdout_is_abandoned():
-            return EXIT_ABANDONED
+            return EXIT_UNREAD
         raise
     except LmkError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,7 +51,7 @@ def _code_of(program: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return EXIT_ABANDONED if stdout_is_abandoned() else EXIT_DONE
+    return EXIT_UNREAD if stdout_is_abandoned() else EXIT_DONE
 
 
 def notice(text: str) -> None:
