@@ -33,10 +33,14 @@ Command = Build | Report | Verify | Subset | Export | Sample
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-shard` and return its exit code; exits with 2 for a command line that does not parse."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        say(f"{_PROGRAM} {__version__}")
-        return 0
-    return run_command(_PROGRAM, lambda: _run(parse(given)))
+
+    def run() -> None:
+        if given == ["--version"]:
+            say(f"{_PROGRAM} {__version__}")
+        else:
+            _run(parse(given))
+
+    return run_command(_PROGRAM, run)
 
 
 def parse(arguments: Sequence[str]) -> Command:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,8 @@ from tqdm import tqdm
 
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
-from lmk_data.system.terminal import printable, progress_bar, run_command, say
+from lmk_data.system.streams import stdout_is_abandoned
+from lmk_data.system.terminal import EXIT_UNREAD, printable, progress_bar, run_command, say
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -57,11 +57,11 @@ def tune_main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(program: str, config: type, command: Callable[[Any], None], arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        say(f"{program} {__version__}")
-        return 0
 
     def run() -> None:
+        if given == ["--version"]:
+            print(f"{program} {__version__}")
+            return
         parsed: Any = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
         if "WORLD_SIZE" in os.environ:  # torch, not imported yet, would warn in each rank about how world.py uses DDP
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -154,9 +154,8 @@ def _evaluate(config: EvalConfig) -> None:
 def _predict(config: PredictConfig) -> None:
     from lmk_train.predict import Predictor, named_images
 
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
     images: Iterable[str] = named_images(config.images, sys.stdin)
     total = None
@@ -190,13 +189,11 @@ def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
 
 
 def _print_at_once(line: str) -> None:
-    """Print a line on stdout beside a progress bar; exit with the code of SIGPIPE if the reader has gone."""
-    try:
-        tqdm.write(printable(line))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it exits
-        raise SystemExit(128 + signal.SIGPIPE) from None
+    """Print a line on stdout beside a progress bar; end the command if the reader has gone."""
+    tqdm.write(printable(line))
+    sys.stdout.flush()
+    if stdout_is_abandoned():
+        raise SystemExit(EXIT_UNREAD)
 
 
 def _export(config: ExportConfig) -> None:

@@ -25,6 +25,7 @@ from lmk_train.models.heads import Classifier
 from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder, stored_dataset
+from lmk_train.runs.tensor_file import restore_weights
 
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
@@ -80,7 +81,7 @@ def export_run(config: ExportConfig) -> Export:
     _check_replaceable(path)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
     model = build_model(trained, len(state["classes"]), size)
-    model.load_state_dict(weights_to_evaluate(state))
+    restore_weights(model, weights_to_evaluate(state), RunFolder(config.run).checkpoint(config.checkpoint))
     module = Inference(model, ARCHITECTURES[trained.model].normalization).eval().requires_grad_(False)
     description = json.dumps(
         {

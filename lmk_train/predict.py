@@ -22,6 +22,8 @@ from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
+from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
@@ -79,7 +81,7 @@ class Predictor:
         self._device = resolve_device(device)
         self._precision = Precision.resolve(amp, self._device)
         model = build_model(trained, len(self._ids), self._recipe.size)
-        model.load_state_dict(weights_to_evaluate(state))
+        restore_weights(model, weights_to_evaluate(state), RunFolder(Path(run)).checkpoint(checkpoint))
         self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
         normalization = ARCHITECTURES[trained.model].normalization
         self._preprocess = Preprocess(normalization, Augmentation(), self._device)

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmk_data.dataset.format import CLASSES, SPLITS, Manifest, index_name
+from lmk_data.dataset.format import CLASSES, MANIFEST, SPLITS, Manifest, content_sha256_of, index_name
 from lmk_data.dataset.manifest import read_manifest
 from lmk_data.errors import DatasetError
 from lmk_data.system.storage import Folder
@@ -17,12 +17,24 @@ _REPAIR_HINT = "copy it again or build the dataset again"
 def check_base(folder: Folder, shards_folder: Folder, manifest: Manifest) -> None:
     """Raise DatasetError if the base of a view is another dataset than the one that the view was made of."""
     if "view_of" in manifest:
-        stated, actual = manifest["view_of"]["content_sha256"], read_manifest(shards_folder)["content_sha256"]
+        base = read_manifest(shards_folder)
+        check_content(shards_folder, base)
+        stated, actual = manifest["view_of"]["content_sha256"], base["content_sha256"]
         if actual != stated:
             raise DatasetError(
                 f"{folder.root}: a view of another dataset than {shards_folder.root} is now (content "
                 f"{actual[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
             )
+
+
+def check_content(folder: Folder, manifest: Manifest) -> None:
+    """Raise DatasetError if a manifest states the content of other files than those that it lists."""
+    stated, actual = manifest["content_sha256"], content_sha256_of(manifest["files"])
+    if stated != actual:
+        raise DatasetError(
+            f"{folder.location(MANIFEST)}: content_sha256 is {stated[:12]}, that of its files {actual[:12]}; "
+            f"{_REPAIR_HINT}"
+        )
 
 
 def check_shards(shards_folder: Folder, manifest: Manifest) -> None:

@@ -26,7 +26,7 @@ from lmk_data.dataset.format import (
     index_schema,
     rejects_schema,
 )
-from lmk_data.dataset.integrity import check_base, check_counts, check_shards
+from lmk_data.dataset.integrity import check_base, check_content, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.dataset.tables import MAX_ROWS, IndexBounds, check_index, read_classes, read_rest, read_table
 from lmk_data.errors import DatasetError, UserError
@@ -77,6 +77,7 @@ class ShardedDataset:
         folder = open_folder(path)
         dataset = cls(folder, read_manifest(folder))
         try:
+            check_content(folder, dataset.manifest)
             check_base(folder, dataset.shards_folder, dataset.manifest)
             check_shards(dataset.shards_folder, dataset.manifest)
             check_counts(folder, dataset.manifest, dataset.classes)

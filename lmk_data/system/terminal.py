@@ -1,8 +1,6 @@
 """What a person sees of a running command: progress on stderr, errors in one line, exit codes."""
 
-import os
 import re
-import select
 import signal
 import sys
 from collections.abc import Callable
@@ -11,10 +9,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from lmk_data.errors import LmkError
+from lmk_data.system.streams import lasting_streams, stdout_is_abandoned
 
-EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
-EXIT_UNREAD = 128 + signal.SIGPIPE  # nobody reads stdout any more
-_STDOUT = 1  # the file descriptor
+EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 130, 128 + signal.SIGPIPE
 _SECONDS_BETWEEN_LINES = 15.0
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"<>]*@")
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*")
@@ -48,28 +45,39 @@ def run_command(program: str, command: Callable[[], None]) -> int:
 
     An error is one line on stderr. It is an `LmkError` or what the operating system refuses: a folder that cannot be
     written, a full disk. Any other exception is a bug and keeps its traceback. A reader of stdout that stops early,
-    such as `| head`, ends the command without a line.
+    such as `| head`, does not end the command: it does the rest of its work, and the code is then 141, as after
+    SIGPIPE.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _run_and_flush(command)
+        with lasting_streams():
+            return _code_of(program, command)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _code_of(program: str, command: Callable[[], None]) -> int:
+    try:
+        command()
+        sys.stdout.flush()  # here, not at exit, where a full disk could not be reported any more
+    except SystemExit:  # --help, or a command line that does not parse
+        sys.stdout.flush()
+        if stdout_is_abandoned():
+            return EXIT_UNREAD
+        raise
     except LmkError as error:
         print(printable(f"{program}: error: {' '.join(str(error).split())}"), file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            return EXIT_UNREAD
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"{program}: error: {where}{error.strerror or error}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return EXIT_DONE
+    return EXIT_UNREAD if stdout_is_abandoned() else EXIT_DONE
 
 
 def notice(text: str) -> None:
@@ -113,26 +121,6 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
-
-
-def _run_and_flush(command: Callable[[], None]) -> None:
-    """Run a command, and raise here, not at exit, what keeps its output from being written."""
-    try:
-        command()
-    except SystemExit:  # --help, or a command line that does not parse
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-
-
-def _stdout_is_closed() -> bool:
-    """Return whether nobody reads stdout any more; if so, what is still buffered goes nowhere, without an error."""
-    poll = select.poll()
-    poll.register(_STDOUT, 0)  # the error condition is always reported
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
-    return True
 
 
 def _interrupt(*_: object) -> None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar, get_args
 
+import msgspec
 import tyro
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import without_secrets
-from lmk_train.config.option import Limits, OptionInfo, Search, check_limits, options_of, values_of
+from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
 LossName = Literal["ldam", "ce", "balanced-softmax"]
@@ -82,16 +83,24 @@ def one_of(kind: Any) -> Any:
     return tyro.conf.arg(metavar="{" + ",".join(get_args(kind)) + "}")
 
 
-def default_cache_folder() -> Path:
-    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmk"
+def default_cache_folder() -> Path | None:
+    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME; None for a user without a home folder."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "lmk"
+    try:
+        return Path.home() / ".cache" / "lmk"
+    except RuntimeError:  # no HOME, and a uid that is not in passwd, as in many containers
+        return None
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks."""
+    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks.
 
-    folder: Path
+    `folder` is None if none was named and there is no home folder for it: nothing can be fetched then.
+    """
+
+    folder: Path | None
     max_bytes: int
 
 
@@ -142,6 +151,7 @@ DEFAULTS: dict[ModelName, dict[str, Any]] = {
     },
 }
 """The options that each model is trained with by default; docs/training.md says how the numbers were found."""
+_SHOWN_CHARACTERS = 60  # of a wrong value
 _LARGEST_DEFAULT_WARMUP = 1 / 8  # of a training
 _DEFAULT_COSINE_SCALE = 30.0
 
@@ -333,11 +343,24 @@ class _Options(Generic[Omitted]):
         options = options_of(cls)
         if not isinstance(value, dict) or "shards" not in value or value.keys() - options.keys():
             raise UserError("not a training configuration of this version of lmk")
-        given: dict[str, Any] = {
-            name: Path(one) if options[name].type is Path and one is not None else one for name, one in value.items()
-        }
+        given = {name: _of_type(name, one, options[name]) for name, one in value.items()}
         nested = {name: given.pop(name) for name in options_of(CacheOptions) if name in given}
         return cls(**given, cache=CacheOptions(**nested))
+
+
+def _of_type(name: str, value: object, option: Option) -> Any:
+    """Return the value of an option as `json` gave it. Raises UserError unless it is of the option's type."""
+    if value is None and option.default is None and name != "shards":
+        return None
+    try:
+        if option.type is Path:
+            return Path(msgspec.convert(value, str))
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a null byte")
+        return msgspec.convert(value, option.type)
+    except ValueError:  # msgspec's own error is one
+        shown = repr(value)[:_SHOWN_CHARACTERS]
+        raise UserError(f"config: {name} is {shown}, which {option.flag} does not accept") from None
 
 
 @dataclass(frozen=True)

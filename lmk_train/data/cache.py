@@ -4,13 +4,13 @@ import errno
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import Cache
 
-_DATASET_FOLDER = re.compile("[0-9a-f]{32}")  # the name of a folder that this module makes
+_OURS = re.compile(r"[0-9a-f]{64}\.tar(\.[0-9]+-[0-9a-f]{8}\.tmp)?")  # the name of a file that this module makes
 _OPEN_FILES = 256
 _FETCHERS = 4
 _ADVISED_AT_ONCE = 128 << 10  # bytes; the kernel reads no more for one advice than its own read-ahead
@@ -175,16 +175,22 @@ class _Prefetcher:
 
 
 class _Fetcher:
-    """Shards behind a URL as whole files in the cache; one process fetches each shard while the others wait."""
+    """Shards behind a URL as whole files in the cache; one process fetches each shard while the others wait.
+
+    A shard is named by its own hash, which is checked when it is fetched: whatever a dataset states, it finds nothing
+    but what it describes. Each user has a folder, since a file of another user could be changed after that check.
+    """
 
     def __init__(self, dataset: "ShardedDataset", cache: Cache) -> None:
         self._dataset, self._files = dataset, dataset.shard_files
+        if cache.folder is None:
+            raise UserError("--cache: there is no home folder to download shards to (HOME is unset); name a folder")
         self._root, self._max_bytes = cache.folder, cache.max_bytes
-        self._folder = cache.folder / dataset.shards_content_sha256[:32]
+        self._folder = cache.folder / f"user-{os.geteuid()}"
 
     def path(self, name: str) -> Path:
         """Return where a shard lies once it is fetched."""
-        return self._folder / name
+        return self._folder / f"{self._files[name]['sha256']}.tar"
 
     def open(self, name: str) -> OpenShard:
         """Return the open file of a shard, after it has been fetched."""
@@ -202,7 +208,7 @@ class _Fetcher:
         """Return the path of a shard, fetched by this process or another one, and mark it as just used."""
         path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             with file_lock(Path(f"{path}.lock")):
                 if not path.exists() or path.stat().st_size != num_bytes:
                     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
@@ -217,10 +223,19 @@ class _Fetcher:
             raise UserError(f"--cache {self._root}: {error.strerror or error}{hint}") from error
         return path
 
+    def _make_folder(self) -> None:
+        """Make this user's folder. Raises UserError if something else is in its place."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        status = self._folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise UserError(f"--cache {self._root}: {self._folder.name} in it is not a folder of yours; name another")
+
     def _reserve(self, path: Path, num_bytes: int) -> Path:
         """Create an unfinished file of that size, which counts at once: no two processes get the same room."""
         temporary = Path(f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        with file_lock(self._root / "room.lock"):
+        with file_lock(self._folder / "room.lock"):
             self._make_room(num_bytes)
             with open(temporary, "xb") as file:
                 file.truncate(num_bytes)
@@ -243,10 +258,9 @@ class _Fetcher:
         Other files in the folder are not touched.
         """
         total, removable = 0, []
-        datasets = [folder for folder in self._root.iterdir() if _DATASET_FOLDER.fullmatch(folder.name)]
-        for path in chain.from_iterable(folder.rglob(kind) for folder in datasets for kind in ("*.tar", "*.tmp")):
+        for path in [path for path in self._folder.iterdir() if _OURS.fullmatch(path.name)]:
             with suppress(FileNotFoundError):
-                status = path.stat()
+                status = path.lstat()
                 total += status.st_size
                 if path.suffix == ".tar" or status.st_mtime < time.time() - _ABANDONED_SECONDS:
                     removable.append((status.st_mtime_ns, status.st_size, path))

@@ -24,6 +24,7 @@ from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
 from lmk_train.models.registry import ARCHITECTURES
 from lmk_train.models.weights import load_weights
+from lmk_train.runs.plain_file import one_line, open_regular, read_bounded
 from lmk_train.runtime.precision import Precision, resolve_device
 
 SPLITS = ("train", "val")
@@ -81,8 +82,8 @@ class FeatureStore:
             UserError: it is not finished, or was made for another dataset, backbone, weights or precision.
         """
         try:
-            description = json.loads((folder / _DESCRIPTION).read_bytes())
-        except (OSError, ValueError):
+            description = json.loads(read_bounded(folder / _DESCRIPTION))
+        except (FileNotFoundError, ValueError, RecursionError):
             raise UserError(f"{folder}: has no finished features") from None
         if description != _description(dataset, config):
             raise UserError(
@@ -95,10 +96,11 @@ class FeatureStore:
         pictures = SplitReader(self.dataset, split, self.config.cache.resolved())
         path = self.folder / f"{split}.npy"
         try:
-            features = np.load(path, mmap_mode="r")
-        except (OSError, EOFError, ValueError) as error:
+            with open_regular(path):
+                features = np.lib.format.open_memmap(path, mode="r")  # refuses objects, which would be unpickled
+        except (OSError, EOFError, ValueError, TypeError, OverflowError) as error:
             raise UserError(
-                f"{path}: not readable features ({error}); remove the folder to compute them again"
+                f"{path}: not readable features ({one_line(error)}); remove the folder to compute them again"
             ) from None
         shape = (len(pictures), ARCHITECTURES[self.config.model].num_features)
         if features.shape != shape or features.dtype != np.float32:

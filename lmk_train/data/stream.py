@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lmk_data.errors import UserError
 from lmk_train.data.order import rows_of
 from lmk_train.data.reader import Reader
 
@@ -43,13 +44,20 @@ class BatchStream:
     """
 
     def __init__(self, reader: Reader, device: torch.device, batch_size: int, workers: int | None = None) -> None:
-        """Allocate the buffers of batches of at most `batch_size`; `workers` is the reader's default if None."""
+        """Allocate the buffers of batches of at most `batch_size`; `workers` is the reader's default if None.
+
+        Raises UserError if there is not enough memory.
+        """
         self._reader, self._device = reader, device
         self._workers = workers or reader.default_workers
         self.wait_seconds = self.copy_seconds = 0.0
         count = _BATCHES_AHEAD + 2
         # NumPy asks for huge pages, which makes decoding 4 % faster.
-        self._slots = [torch.from_numpy(np.empty((batch_size, *reader.shape), reader.dtype)) for _ in range(count)]
+        shape = (batch_size, *reader.shape)
+        try:
+            self._slots = [torch.from_numpy(np.empty(shape, reader.dtype)) for _ in range(count)]
+        except (MemoryError, ValueError):  # ValueError: more bytes than an address has
+            raise UserError(f"there is no memory for batches of {batch_size:,}; give a smaller --batch-size") from None
         if device.type == "cuda":
             self._slots = [slot.pin_memory() for slot in self._slots]
         self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event] | None] = [None] * count

@@ -28,6 +28,7 @@ from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder, refuse_links, stored_dataset
+from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World, joined_world
 
@@ -75,7 +76,7 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     with joined_world(device) as world, ShardedDataset.open(shards) as dataset:
         _check_split(config.split, dataset, classes)
         model = build_model(trained, len(classes.ids), dataset.recipe.size)
-        model.load_state_dict(weights_to_evaluate(state))
+        restore_weights(model, weights_to_evaluate(state), RunFolder(config.run).checkpoint(config.checkpoint))
         evaluator = make_evaluator(model.to(device), trained, config, device, world)
         picking = config.tau and config.split != "val" and classes.num_known(dataset, "val")
         splits = ("val", config.split) if picking else (config.split,)

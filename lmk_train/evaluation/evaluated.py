@@ -1,16 +1,19 @@
 """What a training and its evaluations left in the folder of a run, as the report of the run shows it."""
 
-import json
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
+from lmk_data.errors import UserError
+from lmk_train.config.training import ResolvedConfig
 from lmk_train.evaluation.evaluate import SOURCE, same_source
+from lmk_train.evaluation.evaluation_files import read_evaluation, read_sweep, read_tables
 from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.metrics_file import read_metrics_file
+from lmk_train.runs.plain_file import read_json
 
 Metrics = dict[str, float | int | None]
 _SPLITS = ("train", "val", "test")
@@ -68,10 +71,10 @@ class RunRecord:
 
 
 def read_record(run: Path, split: str) -> RunRecord:
-    """Read all that the report of an evaluated split shows."""
-    lines = list(_read_lines(RunFolder(run).metrics))
+    """Read all that the report of an evaluated split shows. Raises UserError for a file that is not one of a run."""
+    lines = read_metrics_file(RunFolder(run).metrics)
     return RunRecord(
-        config=json.loads(RunFolder(run).config.read_text()),
+        config=_read_config(RunFolder(run).config),
         epochs=pd.DataFrame([line for line in lines if line["kind"] == "epoch"]),
         steps=pd.DataFrame([line for line in lines if line["kind"] == "train"]),
         evaluated=_read_split(run, split),
@@ -83,24 +86,22 @@ def read_record(run: Path, split: str) -> RunRecord:
 def read_metrics(run: Path, split: str) -> dict[str, Metrics]:
     """Return `eval-<split>.json` of each split that the same checkpoint was evaluated on in the same dataset."""
     paths = {name: RunFolder(run).evaluation(name) for name in _SPLITS}
-    evaluations = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    evaluations = {name: read_evaluation(path) for name, path in paths.items() if path.exists()}
     return {name: values for name, values in evaluations.items() if same_source(values, evaluations[split])}
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(errors="replace").splitlines():
-        with suppress(ValueError):  # the last line may be incomplete
-            yield json.loads(line)
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return ResolvedConfig.from_json(read_json(path, dict[str, Any], "a configuration")).json()
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _read_split(run: Path, split: str) -> EvaluatedSplit:
-    folder = RunFolder(run)
-    paths = (folder.predictions(split), folder.per_class(split), folder.confusion(split))
-    tables = (pd.read_parquet(path) for path in paths)
-    predictions, classes, confusion = tables
+    predictions, classes, confusion = read_tables(RunFolder(run), split)
     named = zip(classes["name"], classes["landmark_id"], strict=True)
     classes["shown"] = [name if isinstance(name, str) else str(landmark_id) for name, landmark_id in named]
-    metrics = json.loads(RunFolder(run).evaluation(split).read_text())
+    metrics = read_evaluation(RunFolder(run).evaluation(split))
     source = {name: metrics.pop(name) for name in SOURCE}
     return EvaluatedSplit(split, metrics, source, predictions[predictions["target"].notna()], classes, confusion)
 
@@ -108,5 +109,5 @@ def _read_split(run: Path, split: str) -> EvaluatedSplit:
 def _read_sweep(path: Path) -> TauSweep | None:
     if not path.exists():
         return None
-    sweep = json.loads(path.read_text())
-    return TauSweep(pd.DataFrame(sweep["sweep"]), sweep["picked"], sweep["picked_on"])
+    found = read_sweep(path)
+    return TauSweep(pd.DataFrame([msgspec.structs.asdict(row) for row in found.sweep]), found.picked, found.picked_on)

@@ -58,9 +58,10 @@ class Evaluator:
         """
         rows = np.arange(len(reader), dtype=np.int64)
         keys, targets = reader.keys(), reader.labels if label_map is None else label_map[reader.labels]
-        steps = num_batches(len(rows), self.batch_size, drop_last=False)
-        shares = (self.world.share(batch_picks(rows, step, self.batch_size)) for step in range(steps))
-        device, largest = self.precision.device, self.world.largest_share(self.batch_size)
+        batch_size = min(self.batch_size, len(rows))
+        steps = num_batches(len(rows), batch_size, drop_last=False)
+        shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
+        device, largest = self.precision.device, self.world.largest_share(batch_size)
         seen, parts = [], []
         self.model.eval()
         with (

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
+from lmk_data.errors import UserError
 from lmk_data.report import page
 from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord
 from lmk_train.evaluation.metrics import spelled
@@ -154,10 +155,15 @@ def _mistake(evaluated: EvaluatedSplit, target: int, predicted: int) -> str:
 
 
 def _thumbnails(dataset: ShardedDataset, keys: Iterable[str]) -> list[bytes]:
-    return [
-        page.thumbnail(dataset.sample(key).jpeg, dataset.recipe.size, f"{dataset.location}: the image of {key}")
-        for key in keys
-    ]
+    try:
+        return [
+            page.thumbnail(dataset.sample(key).jpeg, dataset.recipe.size, f"{dataset.location}: the image of {key}")
+            for key in keys
+        ]
+    except KeyError as error:
+        raise UserError(
+            f"{dataset.location}: has no sample {error}, which the run's predictions name; evaluate the split again"
+        ) from None
 
 
 def _class_table(evaluated: EvaluatedSplit) -> Markup:

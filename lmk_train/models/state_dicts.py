@@ -1,41 +1,56 @@
 """State dicts from files and from the network; nothing in them is executed."""
 
-import pickle
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lmk_data.errors import UserError
 from lmk_train.runs.checkpoint import weights_to_evaluate
+from lmk_train.runs.tensor_file import LOAD_ERRORS, load_error, load_tensors, require_tensors
 
 StateDict = dict[str, torch.Tensor]  # names of parameters and buffers to their values
-_LOAD_ERRORS = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError)  # of torch.load
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net")  # under which training scripts save a state dict
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read a state dict from a file of plain tensors: one that a library wrote, or a checkpoint of lmk.
+    """Read a state dict from a file of plain tensors: one that a library or a script wrote, or a checkpoint of lmk.
 
-    A checkpoint gives its averaged weights if the training averaged weights.
+    A checkpoint gives its averaged weights if the training averaged weights. What scripts put around a state dict is
+    taken off: `{"state_dict": ...}`, and the prefix `module.` of every name.
 
     Raises:
         UserError: there is no such file, or it is not a state dict.
     """
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = load_tensors(path, only_zip=False)
     except FileNotFoundError:
         raise UserError(f"--weights {path}: no such file; give imagenet, none, or a file of weights") from None
-    except _LOAD_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        what = f"cannot be read: {reason}" if reason else "damaged, or not a state dict of plain tensors"
-        raise UserError(f"--weights {path}: {what}; give another file, imagenet or none") from None
-    if isinstance(value, dict) and isinstance(value.get("model"), dict):
-        value = weights_to_evaluate(value)
-    if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-        raise UserError(
-            f"--weights {path}: not a state dict, which maps names to tensors; give another file, imagenet or none"
-        )
-    return value
+    except ValueError as error:
+        raise UserError(f"--weights {path}: not a file of plain tensors ({error}); give another file") from None
+    try:
+        if isinstance(value, dict) and value.get("averaged") is not None:
+            require_tensors(value["averaged"], "averaged")
+            return weights_to_evaluate(value)
+        return _without_prefix(require_tensors(_unwrapped(value), "it"))
+    except ValueError:
+        raise UserError(f"--weights {path}: not a state dict, which maps names to tensors; give another file") from None
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return the state dict in what a script saved, such as `{"epoch": 3, "state_dict": ...}`."""
+    found = [value[name] for name in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(name), dict)]
+    return found[0] if found else value
+
+
+def _without_prefix(state: StateDict) -> StateDict:
+    """Return a state dict without a prefix that a wrapper of the network gave to every name."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return _without_prefix({name.removeprefix(prefix): value for name, value in state.items()})
+    return state
 
 
 def download_state_dict(url: str, *, check_hash: bool) -> StateDict:
@@ -49,22 +64,23 @@ def download_state_dict(url: str, *, check_hash: bool) -> StateDict:
         UserError: it cannot be downloaded, or the file in torch's cache is damaged.
     """
     name = url.rsplit("/", 1)[-1]
+    if torch.hub.get_dir().startswith("~"):  # torch would make a folder of that name here
+        raise UserError(
+            f"there is no home folder for the ImageNet weights (HOME is unset): set TORCH_HOME to a folder, or "
+            f"bring {url} here and give --weights {name}"
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         state: StateDict = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash
         )
-    except (*_LOAD_ERRORS, HTTPException) as error:
+    except (*LOAD_ERRORS, HTTPException) as error:
         if cached.exists():
             raise UserError(
-                f"{cached}: not a whole file of weights ({_first_line(error)}); delete it, and it is downloaded again"
+                f"{cached}: not a whole file of weights ({load_error(error)}); delete it, and it is downloaded again"
             ) from None
         raise UserError(
-            f"the ImageNet weights cannot be downloaded ({_first_line(error)}); download {url} on a machine that can, "
+            f"the ImageNet weights cannot be downloaded ({load_error(error)}); download {url} on a machine that can, "
             f"bring {name} here, and give --weights {name}; or start without them, with --weights none"
         ) from None
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -105,7 +105,7 @@ class SearchFolder:
 
     @property
     def experiment(self) -> Path:
-        """Return the path of Ax's experiment, JSON."""
+        """Return the path of the trials, JSON."""
         return self.path / "experiment.json"
 
     @property

@@ -146,5 +146,5 @@ def _step_of(line: str) -> int:
     """Return the step of a line of metrics.jsonl; a step that is never reached for a line that a crash cut short."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 2**63

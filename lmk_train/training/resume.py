@@ -14,6 +14,8 @@ from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.checkpoint import LAST, load_checkpoint
 from lmk_train.runs.classes import check_classes
 from lmk_train.runs.folder import RunFolder, check_run, remove_interrupted_start, remove_unfinished_files
+from lmk_train.runs.plain_file import one_line
+from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
@@ -53,7 +55,20 @@ def restore_run(trainer: Trainer) -> None:
         raise UserError(
             f"--resume: {where} is not the dataset that the run was trained on; give that one with --shards"
         )
-    trainer.model.load_state_dict(state["model"])
+    path = RunFolder(trainer.run).checkpoint(LAST)
+    restore_weights(trainer.model, state["model"], path)
+    try:
+        _restore_rest(trainer, state)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}: its state does not fit its configuration ({one_line(error)}); copy it again from a good copy"
+        ) from None
+
+
+def _restore_rest(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Restore everything but the weights: averages, running statistics, optimiser, sums and progress."""
     if trainer.averaged is not None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])

@@ -1,10 +1,6 @@
-"""The Ax experiment of a search: it proposes points and is told outcomes; every change is saved to disk at once."""
+"""The experiment of a search: it proposes points and is told outcomes; every change is saved to disk at once."""
 
-import logging
-import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +8,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmk_data.errors import UserError, missing_extra
-from lmk_data.system.files import write_bytes
+from lmk_data.errors import UserError
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER
-from lmk_train.tuning.space import Choice, Point, Range, SearchSpace
+from lmk_train.tuning.ax_client import (
+    Plan,
+    UnknownNodeError,
+    end_trial,
+    import_ax,
+    new_client,
+    node_of,
+    proposal_of,
+    quiet_models,
+    replay,
+)
+from lmk_train.tuning.history import (
+    DONE,
+    REPEATED,
+    RUNNING,
+    History,
+    State,
+    TrialRecord,
+    read_history,
+    write_history,
+)
+from lmk_train.tuning.space import Point
 
 if TYPE_CHECKING:
     from ax.api.client import Client
 
-RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
-_REPEATED = "the same training as an earlier trial"
 _MOST_REPEATS = 20
-_FIRST_POINTS = 5  # of a Bayesian search are quasi-random
 _CURVES_TO_STOP, _ALWAYS_FINISH, _TRAINED_FIRST = 5, 3, 0.2
 
 
@@ -36,7 +49,7 @@ class Trial:
 
     number: int
     point: Point
-    state: str
+    state: State
     values: dict[int, float]
     reason: str
 
@@ -46,45 +59,18 @@ class Trial:
         return self.values[max(self.values)] if self.values else None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What an experiment optimises, and how.
-
-    `objective` is a metric of the validation split. `strategy` is bayesian, grid or random. `seed` decides what is
-    proposed. `epochs` are those of each trial.
-    """
-
-    space: SearchSpace
-    objective: str
-    strategy: str
-    seed: int
-    epochs: int
-
-
 class Experiment:
     """A search's trials and what proposes the next one; every proposal and every outcome is saved to `path`."""
 
-    def __init__(self, client: "Client", path: Path, plan: Plan) -> None:
-        self._client, self._path, self._plan = client, path, plan
-        self._set_early_stopping()
+    def __init__(self, path: Path, plan: Plan, history: History) -> None:
+        import_ax()
+        self._path, self._plan, self._history = path, plan, history
+        self._client = self._replayed()
 
     @classmethod
     def new(cls, path: Path, plan: Plan) -> "Experiment":
         """Start an experiment without trials and save it."""
-        import_ax()
-        from ax.api.client import Client
-
-        client = Client()
-        client.configure_experiment([_ax_parameter(n, p) for n, p in plan.space.parameters.items()], name="lmk-tune")
-        client.configure_optimization(f"-{plan.objective}" if plan.objective in LOWER_IS_BETTER else plan.objective)
-        client.configure_generation_strategy(
-            "random_search" if plan.strategy == "random" else "fast",
-            initialization_budget=_FIRST_POINTS,
-            initialization_random_seed=plan.seed,
-            initialize_with_center=plan.strategy != "random",
-            allow_exceeding_initialization_budget=True,
-        )
-        made = cls(client, path, plan)
+        made = cls(path, plan, History())
         made._save()
         return made
 
@@ -92,19 +78,13 @@ class Experiment:
     def load(cls, path: Path, plan: Plan) -> "Experiment":
         """Return the experiment that was last saved to `path`, of the same plan.
 
-        Raises UserError if the file is absent or not an experiment.
+        Raises UserError if the file is absent or not an experiment of the plan.
         """
-        import_ax()
-        from ax.api.client import Client
-        from ax.exceptions.storage import JSONDecodeError
-
+        history = read_history(path, plan.space, plan.epochs)
         try:
-            client = Client.load_from_json_file(str(path))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; leave --resume out to start the search") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, JSONDecodeError) as error:
-            raise UserError(f"{path}: not a readable experiment ({str(error)[:100]})") from None
-        return cls(client, path, plan)
+            return cls(path, plan, history)
+        except UnknownNodeError as error:
+            raise UserError(f"{path}: not the trials of this search ({error}); start another with --out") from None
 
     @property
     def objective(self) -> str:
@@ -113,43 +93,23 @@ class Experiment:
 
     def trials(self) -> list[Trial]:
         """Return every trial so far, by number, without those that would have repeated another."""
-        from ax.core.trial_status import TrialStatus
-
-        states = {
-            TrialStatus.RUNNING: RUNNING,
-            TrialStatus.COMPLETED: DONE,
-            TrialStatus.EARLY_STOPPED: STOPPED,
-            TrialStatus.ABANDONED: FAILED,
-        }
-        values: dict[int, dict[int, float]] = {}
-        data = self.ax.lookup_data().full_df
-        for number, step, mean in zip(data["trial_index"], data.get("step", []), data["mean"], strict=False):
-            values.setdefault(int(number), {})[int(step)] = float(mean)
         return [
-            Trial(
-                number,
-                dict(trial.arm.parameters),
-                states[trial.status],
-                values.get(number, {}),
-                trial.status_reason or "",
-            )
-            for number, trial in sorted(self.ax.trials.items())
-            if trial.status_reason != _REPEATED
+            Trial(number, dict(record.point), record.state, dict(record.values), record.reason)
+            for number, record in enumerate(self._history.trials)
+            if record.state != REPEATED
         ]
 
     def ask(self) -> Trial | None:
         """Return the next trial, None if every point has been tried. The same history gives the same point."""
-        from ax.api.client import Client
         from ax.exceptions.core import AxError
 
-        # A model starts from the one before it, which the snapshot lacks: a resumed search would propose other points.
-        self._client = Client.load_from_json_file(str(self._path))
-        self._set_early_stopping()
+        # A model starts from the one before it, which a resumed search lacks: it would propose other points.
+        self._client = self._replayed()
         tried = [self._plan.space.config(trial.point) for trial in self.trials()]
         if len(tried) == self._plan.space.num_points:
             return None
         for _ in range(_MOST_REPEATS):
-            # Ax's own seed would start every proposal at the same point, and is not in its snapshot.
+            # Ax's own seed would start every proposal at the same point.
             fresh = np.random.SeedSequence([self._plan.seed, len(self.ax.trials)]).generate_state(2)
             torch.manual_seed(int(fresh[0]))
             np.random.seed(int(fresh[1]))
@@ -160,36 +120,39 @@ class Experiment:
                 if "exhaust" in str(error).lower() or "duplicate" in str(error).lower():
                     break
                 raise
+            record = TrialRecord(dict(point), proposal_of(self._client))
+            self._history.trials.append(record)
+            self._history.node = node_of(self._client)
             if self._plan.space.config(dict(point)) not in tried:
                 self._save()
                 return Trial(number, dict(point), RUNNING, {}, "")
-            self.ax.trials[number].mark_abandoned(reason=_REPEATED)
+            record.state = REPEATED
+            self.ax.trials[number].mark_abandoned(reason=REPEATED)
         self._save()
         return None
 
     def attach(self, point: Point) -> Trial:
         """Add a trial at a given point and return it."""
         number = self._client.attach_trial(parameters=point)
+        self._history.trials.append(TrialRecord(dict(point), None))
         self._save()
         return Trial(number, point, RUNNING, {}, "")
 
     def tell(self, number: int, epoch: int, value: float) -> None:
         """Record the objective after an epoch of a trial."""
         self._client.attach_data(number, {self.objective: value}, progression=epoch)
+        self._history.trials[number].values[epoch] = value
         self._save()
 
     def is_poor(self, number: int) -> bool:
         """Return whether Ax would stop a trial: below the median of the others at its epoch, once five are done."""
         return self._may_stop and self._client.should_stop_trial_early(number)
 
-    def end(self, number: int, state: str, reason: str = "") -> None:
+    def end(self, number: int, state: State, reason: str = "") -> None:
         """Record that a trial is done, stopped or failed. The point of a failed trial is not proposed again."""
-        if state == DONE:
-            self._client.complete_trial(number)
-        elif state == STOPPED:
-            self._client.mark_trial_early_stopped(number)
-        else:
-            self.ax.trials[number].mark_abandoned(reason=reason)
+        record = self._history.trials[number]
+        record.state, record.reason = state, reason
+        end_trial(self._client, number, record)
         self._save()
 
     @property
@@ -197,15 +160,22 @@ class Experiment:
         """Return Ax's own experiment."""
         return self._client._experiment
 
-    def _set_early_stopping(self) -> None:
-        """Set when Ax may stop a trial, which the snapshot lacks; not at all if that would save no epoch."""
+    def _replayed(self) -> "Client":
+        """Return a fresh client of Ax that has seen the whole history."""
+        client = new_client(self._plan)
+        replay(client, self._history, self.objective)
+        self._set_early_stopping(client)
+        return client
+
+    def _set_early_stopping(self, client: "Client") -> None:
+        """Set when Ax may stop a trial; not at all if that would save no epoch."""
         from ax.early_stopping.strategies import PercentileEarlyStoppingStrategy
 
         first, last = max(1.0, _TRAINED_FIRST * self._plan.epochs), self._plan.epochs - 1
         self._may_stop = first < last
         if not self._may_stop:
             return
-        self._client.set_early_stopping_strategy(
+        client.set_early_stopping_strategy(
             PercentileEarlyStoppingStrategy(
                 percentile_threshold=50.0,
                 min_progression=first,
@@ -216,29 +186,7 @@ class Experiment:
         )
 
     def _save(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            self._client.save_to_json_file(f"{folder}/experiment.json")
-            write_bytes(self._path, Path(folder, "experiment.json").read_bytes())
-
-
-@contextmanager
-def quiet_models() -> Iterator[None]:
-    """Silence the warnings of Ax's models about points that lie close together (jitter, restarts)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def import_ax() -> None:
-    """Import Ax, quietly. Raises UserError without the extra `tune`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ax.api.client  # noqa: F401
-            from ax.utils.common.logger import set_ax_logger_levels
-    except ModuleNotFoundError as error:
-        raise missing_extra("lmk-tune", "tune", str(error)) from None
-    set_ax_logger_levels(logging.WARNING)
+        write_history(self._path, self._history)
 
 
 def better(value: float, than: float, objective: str) -> bool:
@@ -257,15 +205,3 @@ def best_trial(trials: list[Trial], objective: str) -> Trial | None:
 
 def _finished(trials: list[Trial]) -> Iterator[Trial]:
     return (trial for trial in trials if trial.state == DONE and trial.value is not None)
-
-
-def _ax_parameter(name: str, parameter: Range | Choice) -> Any:
-    from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
-
-    if isinstance(parameter, Range):
-        kind = "int" if parameter.whole else "float"
-        scaling = "log" if parameter.log else "linear"
-        return RangeParameterConfig(name, (parameter.low, parameter.high), kind, scaling=scaling)  # type: ignore[arg-type]
-    values = list(parameter.values)
-    kind = type(values[0]).__name__
-    return ChoiceParameterConfig(name, values, kind, is_ordered=kind != "str")  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from lmk_data.report import page
 from lmk_data.system.files import check_no_link, write_bytes
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.runs.folder import SearchFolder
-from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Trial, better
+from lmk_train.tuning.experiment import Experiment, Trial, better
+from lmk_train.tuning.history import DONE, FAILED, STOPPED
 from lmk_train.tuning.space import Choice, Range, SearchSpace
 from lmk_train.tuning.surrogate import MIN_TRIALS, CrossValidation, Surrogate, fit_surrogate
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmk_train.tuning.experiment import DONE, Experiment, Trial, quiet_models
+from lmk_train.tuning.ax_client import quiet_models
+from lmk_train.tuning.experiment import Experiment, Trial
+from lmk_train.tuning.history import DONE
 from lmk_train.tuning.space import Point
 
 MIN_TRIALS = 6  # finished trials below which a model has no information

@@ -14,14 +14,16 @@ from typing import IO
 
 import torch
 
-from lmk_data.errors import TrainingError
+from lmk_data.errors import TrainingError, UserError
 from lmk_data.system.files import check_no_link, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
+from lmk_train.runs.metrics_file import read_metrics_file
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.tuning.experiment import DONE, FAILED, RUNNING, STOPPED, Experiment, Trial, best_trial, better
+from lmk_train.tuning.experiment import Experiment, Trial, best_trial, better
+from lmk_train.tuning.history import DONE, FAILED, RUNNING, STOPPED, State
 from lmk_train.tuning.space import Point, SearchSpace
 
 _FAILURES_THAT_END = 5
@@ -202,17 +204,15 @@ def _is_poor(search: Search, trial: Trial) -> bool:
 def _values(run: Path, objective: str) -> list[float]:
     """Return the best value of the objective up to each finished epoch, which is the one that the trial keeps."""
     try:
-        lines = RunFolder(run).metrics.read_text().splitlines()
+        lines = read_metrics_file(RunFolder(run).metrics)  # a line that is being written is left out
     except FileNotFoundError:
         return []
     values: list[float] = []
     for line in lines:
-        try:
-            metrics = json.loads(line)
-        except ValueError:
-            break  # the line is being written
-        if metrics["kind"] == "epoch":
-            value = metrics[f"val_{objective}"]
+        if line["kind"] == "epoch":
+            value = line.get(f"val_{objective}")
+            if value is None:
+                raise UserError(f"{RunFolder(run).metrics}: an epoch has no val_{objective}; start another search")
             values.append(value if not values or better(value, values[-1], objective) else values[-1])
     return values
 
@@ -227,7 +227,7 @@ def _reason(log: Path, code: int) -> str:
     return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and printed nothing"
 
 
-def _end(search: Search, trial: Trial, state: str, reason: str = "") -> None:
+def _end(search: Search, trial: Trial, state: State, reason: str = "") -> None:
     search.experiment.end(trial.number, state, reason)
     shown = ", ".join(f"{k} {_short(v)}" for k, v in search.space.meaningful(trial.point).items())
     objective = spelled(search.experiment.objective)

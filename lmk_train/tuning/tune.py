@@ -16,10 +16,13 @@ from lmk_train.config.option import values_of
 from lmk_train.config.training import DEFAULTS, TrainConfig
 from lmk_train.data.features import SPLITS, compute_features
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
+from lmk_train.evaluation.evaluation_files import read_evaluation
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.folder import RunFolder, SearchFolder
+from lmk_train.runs.plain_file import read_json
 from lmk_train.runtime.precision import resolve_device
-from lmk_train.tuning.experiment import Experiment, Plan, Trial, best_trial, import_ax
+from lmk_train.tuning.ax_client import Plan, import_ax
+from lmk_train.tuning.experiment import Experiment, Trial, best_trial
 from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.space import OPTIONS, Point, SearchSpace, default_space, read_space
 from lmk_train.tuning.trials import Search, run_trials
@@ -163,10 +166,7 @@ def _check_folder(folder: SearchFolder, config: TuneConfig, identity: dict[str, 
         if out.exists() and (not out.is_dir() or not all(_is_of_a_start(folder, path) for path in out.iterdir())):
             raise UserError(f"--out {out}: is not empty; name another folder")
         return
-    try:
-        earlier = json.loads(folder.description.read_bytes())
-    except (OSError, ValueError):
-        raise UserError(f"--resume: {out} has no search to resume; leave --resume out to start") from None
+    earlier = _description(folder)
     now = json.loads(json.dumps(identity))
     changed = [name for name in now if earlier.get(name) != now[name]]
     if "config" in changed:
@@ -174,6 +174,17 @@ def _check_folder(folder: SearchFolder, config: TuneConfig, identity: dict[str, 
         changed.remove("config")
     if changed:
         raise UserError(f"--resume: {', '.join(changed)} changed; give the search's own settings, or another --out")
+
+
+def _description(folder: SearchFolder) -> dict[str, Any]:
+    """Return what search.json says about a search. Raises UserError if it is absent or not the one of a search."""
+    try:
+        earlier = read_json(folder.description, dict[str, Any], "the description of a search")
+    except FileNotFoundError:
+        raise UserError(f"--resume: {folder.path} has no search to resume; leave --resume out to start") from None
+    if not isinstance(earlier.get("config"), dict):
+        raise UserError(f"{folder.description}: not the description of a search; start another with --out")
+    return earlier
 
 
 def _is_of_a_start(folder: SearchFolder, path: Path) -> bool:
@@ -246,8 +257,7 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
                 )
             )
             write_run_report(run, dataset, "test")
-    metrics: dict[str, float | int | None] = json.loads(evaluation.read_text())
-    return metrics
+    return read_evaluation(evaluation)
 
 
 def training_command(config: TrainConfig) -> str:

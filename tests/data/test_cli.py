@@ -147,11 +147,18 @@ def test_a_build_without_a_report(options: Options, capsys: pytest.CaptureFixtur
     assert said.endswith(f"next: lmk-train --shards {chosen.out}\n")
 
 
-def test_a_reader_that_stops_early_ends_the_program_without_a_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["build", "--help"], ["--version"]])
+def test_a_reader_that_stops_early_ends_the_program_without_a_line(words: list[str], unbuffered: str) -> None:
     """As `lmk-shard --help | head -1`: the pipe is closed before anything is printed."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "lmk_data.cli", "--help"], stdout=writing, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmk_data.cli", *words],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
 

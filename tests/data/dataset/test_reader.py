@@ -1,5 +1,6 @@
 """The reader, as other teams use it: random access, keys, iteration, and refusals that say what to do."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,3 +78,12 @@ def test_what_is_not_whole_is_refused(dataset_path: Path, tmp_path: Path) -> Non
     shard.unlink()
     with pytest.raises(DatasetError, match=r"train-000001\.tar: shard is missing"):
         ShardedDataset.open(out)
+
+
+def test_a_manifest_that_states_the_content_of_another_dataset_is_refused(dataset_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset_path, copy)
+    manifest = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**manifest, "content_sha256": "0" * 64}))
+    with pytest.raises(DatasetError, match=r"dataset\.json: content_sha256 is 000000000000, that of its files "):
+        ShardedDataset.open(copy)

@@ -1,5 +1,6 @@
 """Datasets behind a URL: shards are fetched once, whole, checked, shared, and make room for one another."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.options import Selection
 from lmk_data.views.view import write_view
-from lmk_train.config.training import Cache
+from lmk_train.config.training import Cache, CacheOptions
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
 from lmk_train.data.reader import SplitReader
@@ -49,6 +50,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ShardedDataset, "copy_shard", counted)
     return done
+
+
+def cached(dataset: ShardedDataset, folder: Path, name: str) -> Path:
+    return folder / f"user-{os.geteuid()}" / f"{dataset.shard_files[name]['sha256']}.tar"
 
 
 def bytes_in(folder: Path) -> int:
@@ -104,8 +109,8 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
         files.close()  # so that the next is opened anew, and counts as used
         files = ShardFiles(remote, Cache(tmp_path / "cache", 2 * size))
         assert bytes_in(tmp_path / "cache") <= 2 * size
-    held = {path.name for path in (tmp_path / "cache").rglob("*.tar")}
-    assert held == {Path(shards[0]["name"]).name, Path(shards[2]["name"]).name}
+    held = set((tmp_path / "cache").rglob("*.tar"))
+    assert held == {cached(remote, tmp_path / "cache", shards[n]["name"]) for n in (0, 2)}
     files.close()
 
 
@@ -134,7 +139,16 @@ def test_the_cache_stays_within_its_size_while_two_processes_fetch_at_once(
 
 
 def test_what_others_keep_in_the_folder_of_the_cache_stays(remote: ShardedDataset, tmp_path: Path) -> None:
-    kept = [tmp_path / "cache" / name for name in ("a.tar", "photos/b.tar", "c.tmp")]
+    ours = f"user-{os.geteuid()}"
+    names = (
+        "a.tar",
+        "photos/b.tar",
+        "c.tmp",
+        f"{'0' * 32}/shards/a.tar",
+        "user-1/" + "0" * 64 + ".tar",
+        f"{ours}/a.tar",
+    )
+    kept = [tmp_path / "cache" / name for name in names]
     for path in kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(1000))
@@ -146,12 +160,54 @@ def test_what_others_keep_in_the_folder_of_the_cache_stays(remote: ShardedDatase
     assert all(path.exists() for path in kept)
 
 
+def test_a_dataset_that_states_the_content_of_another_does_not_take_its_place(
+    remote: ShardedDataset, dataset: ShardedDataset, tmp_path: Path
+) -> None:
+    """Its manifest names the same shard and the same content, with the hash of other bytes."""
+    memory, name = fsspec.filesystem("memory"), remote.shards("train")[0]["name"]
+    memory.copy("/bucket/shards", "/bucket/evil", recursive=True)
+    whole = memory.cat_file(f"/bucket/shards/{name}")
+    memory.pipe_file(f"/bucket/evil/{name}", whole[::-1])
+    evil = ShardedDataset.open("memory://bucket/evil")
+    evil.shard_files[name]["sha256"] = hashlib.sha256(whole[::-1]).hexdigest()
+    files = [ShardFiles(which, Cache(tmp_path / "cache", 10**9)) for which in (evil, remote)]
+    assert [shards.open(name).read(0, 10**9) for shards in files] == [whole[::-1], whole]
+    for shards in files:
+        shards.close()
+
+
+def test_a_folder_of_somebody_else_in_the_cache_is_not_used(remote: ShardedDataset, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "cache" / f"user-{os.geteuid()}").symlink_to(tmp_path / "theirs")
+    files = ShardFiles(remote, Cache(tmp_path / "cache", 10**9))
+    with pytest.raises(UserError, match="in it is not a folder of yours"):
+        files.open(remote.shards("train")[0]["name"])
+    files.close()
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_without_a_home_folder_only_what_is_downloaded_needs_a_cache(
+    remote: ShardedDataset, dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    cache = CacheOptions().resolved()
+    ShardFiles(dataset, cache).close()
+    with pytest.raises(UserError, match="--cache: there is no home folder"):
+        ShardFiles(remote, cache)
+
+
 def test_a_file_in_use_can_be_read_though_it_made_room(remote: ShardedDataset, tmp_path: Path) -> None:
     first, second = (shard["name"] for shard in remote.shards("train")[:2])
     files, other = (ShardFiles(remote, Cache(tmp_path / "cache", 1)) for _ in range(2))
     shard = files.open(first)
     other.open(second)
-    assert [path.name for path in (tmp_path / "cache").rglob("*.tar")] == [Path(second).name]
+    assert list((tmp_path / "cache").rglob("*.tar")) == [cached(remote, tmp_path / "cache", second)]
     assert len(shard.read(0, 10**9)) == remote.shard_files[first]["num_bytes"]
     files.close()
     other.close()
@@ -245,7 +301,7 @@ def test_a_shard_damaged_in_the_cache_is_fetched_once_more(
     rows = np.arange(len(reader))
     local.decode(rows, expected)
     reader.decode(rows, out)
-    path = next((tmp_path / "cache").rglob("train-000000.tar"))
+    path = cached(remote, tmp_path / "cache", "shards/train/train-000000.tar")
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
     for batch in BatchStream(reader, CPU, len(rows), 4)([rows]):

@@ -56,7 +56,7 @@ def made_up_run(dataset: ShardedDataset, run: Path, seed: int = 0) -> "pd.DataFr
     run.mkdir()
     RunFolder(run).config.write_text(json.dumps(TrainConfig(dataset.location, run).resolved().json()))
     shares = {"data_share": 0.25, "copy_share": 0.0, "compute_share": 0.75}
-    lines = [{"kind": "train", "step": step, "images_per_second": 9.0, **shares} for step in (50, 100)]
+    lines = [{"kind": "train", "epoch": 1, "step": step, "images_per_second": 9.0, **shares} for step in (50, 100)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     index, random = dataset.index("test"), np.random.default_rng(seed)
     targets, num_classes = index["label"].to_numpy(np.int64), dataset.num_classes

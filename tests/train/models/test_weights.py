@@ -1,7 +1,9 @@
 """Weights that networks start with."""
 
+import argparse
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,22 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(
     model = network(name, 3, 64)
     with pytest.raises(UserError, match=r"cannot be downloaded .* download https://.*\.pth .* --weights .*\.pth"):
         load_weights(model.backbone, name, "imagenet")
+
+
+def test_without_a_home_folder_weights_are_not_downloaded_into_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no home folder for the ImageNet weights .* set TORCH_HOME"):
+        download_state_dict("https://example.com/weights-0123abcd.pth", check_hash=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("garbage", [b"", b"<html>404</html>", b"PK\x03\x04 cut short", None])
@@ -133,3 +151,30 @@ def test_state_dicts_of_the_libraries_load(tmp_path: Path) -> None:
             found, features = model.backbone(pictures), library(pictures)
             assert features.std() > 0.1
             torch.testing.assert_close(found, features, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"epoch": 3, "state_dict": state},
+        lambda state: {"net": {f"module._orig_mod.{name}": value for name, value in state.items()}, "acc": 0.5},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=1, names=["a"])},
+        lambda state: {"model_state_dict": {f"model.{name}": value for name, value in state.items()}},
+    ],
+)
+def test_what_scripts_put_around_a_state_dict_is_taken_off(
+    wrap: Callable[[dict[str, torch.Tensor]], object], tmp_path: Path
+) -> None:
+    trained, loaded = (network("resnet32", 3, 32) for _ in range(2))
+    torch.save(wrap(trained.backbone.state_dict()), tmp_path / "theirs.pth")
+    load_weights(loaded.backbone, "resnet32", str(tmp_path / "theirs.pth"))
+    for name, value in loaded.backbone.state_dict().items():
+        assert torch.equal(value, trained.backbone.state_dict()[name])
+
+
+def test_an_object_in_a_file_of_weights_is_named_in_plain_text(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "args": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"holds an object of (builtins\.)?print; save the state dict alone\)$"):
+        load_weights(network("resnet32", 3, 32).backbone, "resnet32", str(tmp_path / "evil.pth"))

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from lmk_train.config.training import TrainConfig
-from lmk_train.tuning.experiment import DONE, Experiment
+from lmk_train.tuning.experiment import Experiment
+from lmk_train.tuning.history import DONE
 from lmk_train.tuning.space import Choice, Point, Range, SearchSpace
 
 SPACE = SearchSpace(

@@ -1,10 +1,14 @@
 """Which points are proposed, and which trials are poor."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Plan, best_trial
+from lmk_data.errors import UserError
+from lmk_train.tuning.ax_client import Plan
+from lmk_train.tuning.experiment import Experiment, best_trial
+from lmk_train.tuning.history import DONE, FAILED, STOPPED
 from lmk_train.tuning.space import Choice, SearchSpace
 from tests.train.tuning.searches import SPACE, bowl, points, told
 
@@ -69,3 +73,14 @@ def test_trials_of_an_epoch_or_two_are_never_poor(tmp_path: Path, epochs: int) -
     number = experiment.ask().number  # type: ignore[union-attr]
     experiment.tell(number, 1, 1e6)
     assert not experiment.is_poor(number)
+
+
+@pytest.mark.parametrize("of_a_trial", [False, True])
+def test_a_strategy_that_ax_does_not_have_is_refused(tmp_path: Path, of_a_trial: bool) -> None:
+    plan = Plan(SPACE, "loss", "bayesian", 0, 4)
+    told(Experiment.new(tmp_path / "x.json", plan), 1)
+    history = json.loads((tmp_path / "x.json").read_text())
+    (history["trials"][0]["proposal"] if of_a_trial else history)["node"] = "os.system"
+    (tmp_path / "x.json").write_text(json.dumps(history))
+    with pytest.raises(UserError, match="of an unknown strategy"):
+        Experiment.load(tmp_path / "x.json", plan)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lmk_train.tuning.experiment import FAILED, Experiment, Plan, best_trial
+from lmk_train.tuning.ax_client import Plan
+from lmk_train.tuning.experiment import Experiment, best_trial
+from lmk_train.tuning.history import FAILED
 from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.surrogate import fit_surrogate
 from tests.pages import sections

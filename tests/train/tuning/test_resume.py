@@ -11,8 +11,10 @@ import pytest
 from lmk_data.build import BuildOptions, build
 from lmk_data.options import Recipe
 from lmk_train.cli import tune_main
-from lmk_train.tuning.experiment import DONE, STOPPED, Experiment, Plan
-from lmk_train.tuning.space import SearchSpace
+from lmk_train.tuning.ax_client import Plan
+from lmk_train.tuning.experiment import Experiment
+from lmk_train.tuning.history import DONE, STOPPED
+from lmk_train.tuning.space import Choice, SearchSpace
 from tests import forked
 from tests.train.tuning.searches import SPACE, record, searching
 
@@ -78,7 +80,7 @@ def test_a_search_is_the_same_however_often_it_was_interrupted(dataset_path: Pat
             interrupted(arguments, folder / "said.txt", folder / "search" / "trials" / stop)
             arguments = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
         assert tune_main(arguments) == 0
-        space = SearchSpace({}, SPACE.base)
+        space = SearchSpace({"label_smoothing": Choice((0.0, 0.01, 0.02, 0.03, 0.04, 0.9))}, SPACE.base)
         found.append(Experiment.load(folder / "search" / "experiment.json", Plan(space, "loss", "grid", 0, 8)).trials())
     assert [trial.state for trial in found[0]] == [DONE] * 5 + [STOPPED]
     assert [len(trial.values) < 8 for trial in found[0]] == [False] * 5 + [True]

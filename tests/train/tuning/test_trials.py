@@ -14,7 +14,9 @@ from lmk_data.errors import TrainingError
 from lmk_train.cli import tune_main
 from lmk_train.config.commands import TuneConfig
 from lmk_train.runs.folder import SearchFolder
-from lmk_train.tuning.experiment import DONE, FAILED, STOPPED, Experiment, Plan, Trial
+from lmk_train.tuning.ax_client import Plan
+from lmk_train.tuning.experiment import Experiment, Trial
+from lmk_train.tuning.history import DONE, FAILED, STOPPED
 from lmk_train.tuning.trials import Search, _check_failures, _Child, _slots, _update, run_trials
 from tests import forked
 from tests.train.tuning.searches import SPACE, searching
@@ -37,7 +39,8 @@ def a_search(folder: Path, values: list[float]) -> tuple[Search, Trial]:
     )
     run = search.folder.trial(trial.number)
     run.mkdir(parents=True)
-    lines = [json.dumps({"kind": "epoch", "val_loss": value}) + "\n" for value in values]
+    epoch = {"kind": "epoch", "epoch": 1, "step": 1, "train_loss": 1.0, "train_accuracy": 0.5}
+    lines = [json.dumps({**epoch, "val_loss": value}) + "\n" for value in values]
     (run / "metrics.jsonl").write_text("".join(lines))
     return search, trial
 

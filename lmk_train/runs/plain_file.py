@@ -1,0 +1,82 @@
+"""Read a file that a stranger may have written: a bounded, regular file of JSON with a declared shape."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+from lmk_data.errors import UserError
+
+MAX_JSON_BYTES = 64 << 20
+_SHOWN_CHARACTERS = 120
+Shape = TypeVar("Shape")
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; a FIFO or a device, which may have no end, is refused.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is not a regular file, or cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path}: not a regular file")
+        yield file
+
+
+def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is not a regular file, cannot be read, or is larger than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        try:
+            data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path}: larger than {max_bytes >> 20} MB; not a file of lmk")
+    return data
+
+
+def read_json(path: Path, shape: type[Shape], what: str) -> Shape:
+    """Return the JSON value of a file, checked against a type; `what` names it, such as "the metrics of a split".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read or does not have the shape.
+    """
+    try:
+        return checked(json.loads(read_bounded(path)), shape)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not {what} ({one_line(error)})") from None
+
+
+def checked(value: Any, shape: type[Shape]) -> Shape:
+    """Return a plain value as the type `shape`; ValueError, in one line, if it is not of that shape."""
+    try:
+        return msgspec.convert(value, shape)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(one_line(error)) from None
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one short line without control characters; the name of its type if it is silent."""
+    said = "".join(c if c.isprintable() else " " for c in str(error))
+    line = " ".join(said.split()) or type(error).__name__
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
