@@ -20,6 +20,7 @@ from lmk_data.dataset.format import (
 )
 from lmk_data.dataset.manifest import Provenance, read_manifest
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import file_lock
 from lmk_data.system.storage import (
     BUILD_FOLDER,
@@ -104,7 +105,8 @@ def _check_folder(folder: Folder) -> None:
     if isinstance(folder, LocalFolder) and folder.is_file(""):
         raise UserError(f"--out {folder.root}: is a file; name a new folder")
     names, folders = set(folder.sizes()), set(folder.folders())
-    if (names or folders) and MANIFEST not in names and BUILD_FOLDER not in folders:
+    others = {name for name in names | folders if not is_leftover(name)}
+    if others and MANIFEST not in names and BUILD_FOLDER not in folders:
         raise UserError(f"--out {folder.root}: holds something else; name a new or empty folder")
 
 

@@ -113,3 +113,15 @@ def test_rows_given_to_a_shard_are_not_changed() -> None:
     assert out.read_range(receipt.name, offset, size) == b"picture"
     with pytest.raises(ValueError, match="zip"):
         write_shard(ShardPlace(out, "train", 0, "f"), rows, [b"picture", b"of no row"])
+
+
+def test_a_folder_with_what_systems_leave_is_empty(tmp_path: Path) -> None:
+    for name in ("lost+found", "@eaDir"):
+        (tmp_path / name).mkdir()
+    for name in ("desktop.ini", ".DS_Store", "._x"):
+        (tmp_path / name).touch()
+    with writing(open_folder(tmp_path), overwrite=False):
+        pass
+    (tmp_path / "recycled").touch()
+    with pytest.raises(UserError, match="holds something else"), writing(open_folder(tmp_path), overwrite=False):
+        pass
