@@ -16,8 +16,11 @@ def normal_form(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def normal_series(values: "pd.Series[str]") -> "pd.Series[str]":
-    """Return `normal_form` of a Series of strings, with its index."""
-    normal = normal_form(pa.chunked_array([pa.array(values, pa.string())]))
+    """Return `normal_form` of a Series of strings, with its index; the same Series if nothing changes."""
+    texts = pa.chunked_array([pa.array(values, pa.string())])
+    normal = normal_form(texts)
+    if normal.equals(texts):
+        return values
     return pd.Series(normal.to_pandas().to_numpy(dtype=object), index=values.index, dtype=object)
 
 

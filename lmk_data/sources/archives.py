@@ -245,4 +245,4 @@ def _clean_name(name: str) -> str:
 
 def readable_name(name: str) -> str:
     """Return a file name as text, with bytes that are not UTF-8 as `\\x..`; such a path counts as unsafe."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

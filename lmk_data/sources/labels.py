@@ -19,7 +19,7 @@ from lmk_data.typed_text import joined_spellings, normal_form
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-_CATEGORY_URL = re.compile(r"(?:https?:)?//[^/]+/wiki/Category:([^?#]+)")
+_CATEGORY_TITLE = re.compile(r"(?:(?:https?:)?//[^/]+/wiki/)?Category:([^?#]+)")
 _SEPARATORS = r"[\\/]+"  # Windows writes paths with back slashes
 _HERE = r"(^|/)(?:\./)+"
 
@@ -108,8 +108,8 @@ def read_categories(path: str) -> "pd.Series[str]":
 
 
 def _title(category: str) -> str:
-    """Return the title of a wiki's category in plain words, if a name is its URL."""
-    url = _CATEGORY_URL.match(category)
+    """Return the title of a wiki's category in plain words, if a name is its URL or begins with `Category:`."""
+    url = _CATEGORY_TITLE.match(category)
     return unquote(url[1]).replace("_", " ").strip() if url else category
 
 
@@ -180,5 +180,9 @@ def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """Return ids without the extension of an image file, if they have one."""
-    return ids.str.replace(rf"\.(?:{'|'.join(all_extensions())})$", "", case=False, regex=True)
+    """Return ids without the extension of an image file, if they have one; the same Series if none has."""
+    texts = pa.chunked_array([pa.array(ids, pa.string())])
+    bare = pc.replace_substring_regex(texts, rf"(?i)\.(?:{'|'.join(all_extensions())})$", "")
+    if bare.equals(texts):
+        return ids
+    return pd.Series(bare.to_pandas().to_numpy(dtype=object), index=ids.index, dtype=object)

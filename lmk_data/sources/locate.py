@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -39,7 +38,7 @@ def is_safe_path(path: str) -> bool:
     """Return whether a relative path stays below its folder; symbolic links are not looked at."""
     if not path or "\0" in path or "\\" in path or path.startswith("/"):
         return False
-    return ".." not in PurePosixPath(path).parts
+    return ".." not in path or ".." not in path.split("/")
 
 
 def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[[], Members]) -> Located:
@@ -64,10 +63,12 @@ def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[
     found = _match(wanted, fan_out, members.frame["source"], stores)
     places = _take(members.frame, found.position)
     missing = found.position < 0
-    places.loc[missing, "source"] = ids.to_numpy(dtype=object)[missing]
-    unsafe = (missing & ~safe_mask(wanted)) | ~safe_mask(places["source"])
+    source = places["source"].to_numpy(dtype=object, copy=True)
+    source[missing] = ids.to_numpy(dtype=object)[missing]
+    unsafe = (missing & ~safe_mask(wanted)) | ~safe_mask(pd.Series(source, dtype=object))
     at_place = missing & ~unsafe & (fan_out != None)  # noqa: E711
-    places.loc[at_place, "source"] = fan_out[at_place]
+    source[at_place] = fan_out[at_place]
+    places["source"] = source
     places["reason"] = np.where(unsafe, "unsafe-path", np.where(missing & ~at_place, "missing", "")).astype(object)
     places["store"] = np.where(at_place, 0, np.where(missing | unsafe, -1, places["store"])).astype(np.int16)
     if missing.all():
@@ -135,6 +136,8 @@ def _glr2020_places(store: FolderStore, wanted: "pd.Series[str]") -> tuple[NDArr
 
 def _names_other_file(wanted: "pd.Series[str]", bare: "pd.Series[str]") -> NDArray[np.bool_]:
     """Return which rows name a file with another extension than the .jpg of the GLR2020 layout, bool [N]."""
+    if wanted is bare:
+        return np.zeros(len(wanted), dtype=bool)
     other: NDArray[np.bool_] = ((wanted != bare) & (wanted != bare + ".jpg")).to_numpy(dtype=bool)
     return other
 
@@ -163,20 +166,23 @@ def _match(
     """Return the member of each row of a label table, by the spellings that `locate` describes."""
     position = np.full(len(wanted), -1, dtype=np.int64)
     path = normal_series(sources)
-    name = path.str.rsplit("/", n=1).str[-1]
     bare = strip_extension(wanted)
+
+    def name() -> "pd.Series[str]":
+        return path.str.rsplit("/", n=1).str[-1]
+
     has_folders = bool(wanted.str.contains("/", regex=False).any())
     at_place = pd.Series(fan_out, index=wanted.index, dtype=object)
     spellings: list[tuple[pd.Series[str], Callable[[], pd.Series[str]], bool]] = [
         (at_place.where(~_names_other_file(wanted, bare), None), lambda: path, False),
         (wanted, lambda: path, False),
-        (wanted, lambda: name, False),
+        (wanted, name, False),
     ]
     if has_folders:
         below = _below_stores(wanted, stores)
         spellings += [(below, lambda: path, False), (bare, lambda: strip_extension(path), True)]
         spellings += [(strip_extension(below), lambda: strip_extension(path), True)]
-    spellings += [(at_place, lambda: path, True), (bare, lambda: strip_extension(name), True)]
+    spellings += [(at_place, lambda: path, True), (bare, lambda: strip_extension(name()), True)]
     another, several = _Examples(), _Examples()
     for texts, spell, without_extension in spellings:
         if (position >= 0).all():
@@ -186,8 +192,8 @@ def _match(
         matches = index[first].get_indexer(pd.Index(texts.to_numpy(dtype=object)))
         new = (matches >= 0) & (position < 0)
         position[new] = np.flatnonzero(first)[matches[new]]
-        repeated = index[~first]
-        several.add(new & texts.isin(repeated).to_numpy(), wanted, sources, position)
+        if not first.all():
+            several.add(new & texts.isin(index[~first]).to_numpy(), wanted, sources, position)
         if without_extension:
             another.add(new & (wanted != bare).to_numpy(), wanted, sources, position)
     return _Matches(position, another.found, several.found)

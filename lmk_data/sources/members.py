@@ -88,7 +88,7 @@ def add_up(ignored: Iterable[Ignored]) -> list[Ignored]:
 
 def _folder_members(store: FolderStore) -> Members:
     left_out: LeftOut = []
-    files = sorted((readable_name(name), num_bytes) for name, num_bytes in store.members(left_out))
+    files = sorted([(readable_name(name), num_bytes) for name, num_bytes in store.members(left_out)])
     members = pd.DataFrame({"source": pd.Series([name for name, _ in files], dtype=object)})
     sizes = np.array([num_bytes for _, num_bytes in files], dtype=np.int64)
     members = members.assign(offset=np.int64(-1), num_bytes=sizes, method=np.int8(RAW), crc32=np.uint32(0))
