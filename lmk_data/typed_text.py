@@ -15,9 +15,14 @@ def normal_form(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(pc.utf8_trim(trimmed, characters=_INVISIBLE))
 
 
+def chunked(values: "pd.Series[str]") -> pa.ChunkedArray:
+    """Return a Series of strings as Arrow's strings, whatever pandas keeps them in, even if it has none."""
+    return pa.chunked_array([pa.array(values.to_numpy(dtype=object), pa.string())], pa.string())
+
+
 def normal_series(values: "pd.Series[str]") -> "pd.Series[str]":
     """Return `normal_form` of a Series of strings, with its index; the same Series if nothing changes."""
-    texts = pa.chunked_array([pa.array(values, pa.string())])
+    texts = chunked(values)
     normal = normal_form(texts)
     if normal.equals(texts):
         return values

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from lmk_data.errors import UserError
 from lmk_data.leftovers import PICTURES_OUTSIDE
@@ -14,7 +13,7 @@ from lmk_data.sources.locate import ignored_members, safe_mask, store_names
 from lmk_data.sources.members import Ignored, Members
 from lmk_data.sources.stores import Store
 from lmk_data.system.terminal import notice
-from lmk_data.typed_text import joined_spellings, normal_form, shown
+from lmk_data.typed_text import chunked, joined_spellings, normal_form, shown
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 OUTSIDE = "other files outside the class folders"
@@ -53,8 +52,7 @@ def read_class_folders(
         prefix = np.array(prefixes, dtype=object)[frame["store"].to_numpy()]
         frame["id"] = np.where(again, prefix + "/" + frame["id"].to_numpy(dtype=object), frame["id"])
     listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["id"]).encode()
-    labels = pa.chunked_array([pa.array(frame["landmark_id"], pa.string())])
-    frame["landmark_id"] = typed_labels(labels).to_pandas()
+    frame["landmark_id"] = typed_labels(chunked(frame["landmark_id"])).to_pandas()
     table = label_table(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())
     outside = sources[~inside]
     is_picture = (outside != strip_extension(outside)).to_numpy(dtype=bool)
@@ -64,7 +62,7 @@ def read_class_folders(
 
 def _folder_labels(names: "pd.Series[str]") -> "pd.Series[str]":
     """Return the names of folders as labels; name on stderr those that became one."""
-    typed = pa.chunked_array([pa.array(names, pa.string())])
+    typed = chunked(names)
     normal = normal_form(typed)
     if joined := joined_spellings(typed, normal):
         notice(f"class folders that differ only in the spaces around them or in their Unicode form are one: {joined}")

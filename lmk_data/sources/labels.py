@@ -15,7 +15,7 @@ from lmk_data.errors import UserError
 from lmk_data.formats import all_extensions
 from lmk_data.sources.tables import check_cells, listed, open_table, read_bytes
 from lmk_data.system.terminal import notice
-from lmk_data.typed_text import joined_spellings, normal_form
+from lmk_data.typed_text import chunked, joined_spellings, normal_form
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -181,7 +181,7 @@ def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
 
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
     """Return ids without the extension of an image file, if they have one; the same Series if none has."""
-    texts = pa.chunked_array([pa.array(ids, pa.string())])
+    texts = chunked(ids)
     bare = pc.replace_substring_regex(texts, rf"(?i)\.(?:{'|'.join(all_extensions())})$", "")
     if bare.equals(texts):
         return ids

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
 from lmk_data.leftovers import HIDDEN, LEFT_BY_SYSTEMS, LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, REPLACED
+from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
 from lmk_data.system.storage import LocalFolder
@@ -212,3 +213,11 @@ def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(
     (tmp_path / "a.tar").unlink()
     with pytest.raises(StorageError, match="No such file"):
         read(stores, located.frame.iloc[0])
+
+
+def test_a_tar_of_class_folders_alone(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"cat/1.jpg": b"1", "dog/1.jpg": b"2"})
+    stores = open_stores([str(tmp_path / "a.tar")])
+    labels, ignored = read_class_folders(stores, read_members(stores, cache=None))
+    assert labels.frame["landmark_id"].tolist() == ["cat", "dog"]
+    assert ignored == []
