@@ -276,8 +276,8 @@ class _Rejections:
         if self._reasons.total() > self._allowed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
             raise BuildError(
-                f"more than {self._limit:.0%} of the images were rejected so far ({reasons}); not published; repair the "
-                "source and run again with --retry-rejected, or allow more with --max-rejected"
+                f"more than {self._limit:.0%} of the images were rejected so far ({reasons}); not published; repair "
+                "the source and run again with --retry-rejected, or allow more with --max-rejected"
             )
 
 
