@@ -221,8 +221,9 @@ def _print_built(options: BuildOptions, result: "BuildResult") -> None:
     if result.already_complete:
         say(f"{options.out}: this build is already complete; nothing to do")
         return
-    if result.num_ignored:
-        say(f"{result.num_ignored:,} files match no row of the label table and were ignored")
+    for ignored in result.ignored or []:
+        if not ignored.may_be_missed:  # stderr has these
+            say(f"ignored: {ignored}")
     encoder = result.manifest["recipe"]["encoder"]
     rate = result.built_images / max(result.seconds, 1e-9)
     resumed = f", resumed after {result.resumed_images:,} built earlier" if result.resumed_images else ""

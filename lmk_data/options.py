@@ -93,6 +93,9 @@ class BuildOptions:
     """Column of your own label table with the image's id, file name or path."""
     label_column: Annotated[str | None, arg(metavar="NAME")] = None
     """Column of your own label table with the class."""
+    class_level: Annotated[int | None, arg(metavar="N")] = None
+    """With --labels classes, which folders are the classes: 1 for those directly below --images, 2 for those in them.
+    By default 1, or deeper where the folders above are one alone, or train, val and test, and hold no picture."""
     md5: Annotated[str | None, arg(metavar="DIR")] = None
     """Folder of checksum files (md5.images_000.txt ...). Archives that do not match theirs are named."""
     title: Annotated[str, arg(metavar="TEXT")] = ""
@@ -117,6 +120,9 @@ class BuildOptions:
             raise UserError(f"--size {self.recipe.size}: must be from {_MIN_SIZE} to {_MAX_SIZE} pixels")
         if not 1 <= self.recipe.quality <= 100:
             raise UserError(f"--quality {self.recipe.quality}: must be from 1 to 100")
+        _check_positive("--class-level", self.class_level)
+        if self.class_level is not None and self.labels != "classes":
+            raise UserError(f"--class-level {self.class_level}: is for --labels classes; a label table has its own")
         _check_positive("--workers", self.workers)
         if self.workers is not None and self.scheduler is not None:
             raise UserError(f"--workers {self.workers}: is for one machine; a Dask cluster uses all its workers")

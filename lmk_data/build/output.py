@@ -21,6 +21,7 @@ from lmk_data.dataset.format import (
 )
 from lmk_data.dataset.manifest import MAX_BYTES, Provenance, read_manifest
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.leftovers import is_leftover
 from lmk_data.system.storage import (
     BUILD_FOLDER,
     LOCK,
@@ -122,7 +123,8 @@ def _check_folder(folder: Folder, *, overwrite: bool) -> None:
     if isinstance(folder, LocalFolder) and folder.is_file(""):
         raise UserError(f"--out {folder.root}: is a file; name a new folder")
     names, folders = set(folder.sizes()), set(folder.folders())
-    if not (names or folders) or _is_ours(folder) or (not names and folders == {BUILD_FOLDER} and _is_begun(folder)):
+    others = {name for name in names | folders if not is_leftover(name)}
+    if not others or _is_ours(folder) or (others == {BUILD_FOLDER} and BUILD_FOLDER in folders and _is_begun(folder)):
         return
     if MANIFEST in names and not overwrite:
         read_manifest(folder)  # raises an error that says what is wrong with it

@@ -28,16 +28,18 @@ from lmk_data.dataset.format import (
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance
-from lmk_data.errors import BuildError
+from lmk_data.errors import BuildError, UserError
 from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
+from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
-from lmk_data.sources.locate import locate, no_image_found, read_class_folders
-from lmk_data.sources.members import MEMBER_COLUMNS, read_members
+from lmk_data.sources.locate import locate, none_found
+from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
 from lmk_data.system.engine import Engine, local_engine
 from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
+from lmk_data.system.terminal import notice
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
 _REJECTIONS_ALWAYS_ALLOWED = 2
@@ -48,14 +50,14 @@ _PROBES = 100
 class BuildResult:
     """How a build ended: `built_images` were resized by this run; `already_complete` if nothing was left to do.
 
-    `num_ignored` counts the files that no label table lists; None if the images were not scanned.
+    `ignored` counts the files of the sources that are not images of the build; None if these were not scanned.
     """
 
     manifest: Manifest
     already_complete: bool
     built_images: int
     resumed_images: int
-    num_ignored: int | None
+    ignored: list[Ignored] | None
     seconds: float
     workers: int
 
@@ -88,7 +90,8 @@ def build(options: BuildOptions) -> BuildResult:
     out = open_folder(options.out)
     with writing(out, overwrite=options.overwrite) as output:
         stores = open_stores(options.images, out)
-        labels, located, num_ignored = _read_labels(options, stores, out)
+        labels, located, ignored = _read_labels(options, stores, out)
+        _name_what_may_be_missed(ignored or [])
         plan = _plan_of(located, options)
         _check_any_found(plan, stores)
         job = _Job(plan, stores, _provenance(labels, plan, options))
@@ -103,7 +106,7 @@ def build(options: BuildOptions) -> BuildResult:
         already_complete=finished is not None,
         built_images=built,
         resumed_images=len(plan.samples) - built,
-        num_ignored=num_ignored,
+        ignored=ignored,
         seconds=time.monotonic() - started,
         workers=workers,
     )
@@ -147,24 +150,35 @@ def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Pla
 
 def _read_labels(
     options: BuildOptions, stores: list[Store], cache: Folder | None
-) -> tuple[LabelTable, pd.DataFrame, int | None]:
-    """Return the label table, its rows with the place of each image, and the number of files that it does not list."""
+) -> tuple[LabelTable, pd.DataFrame, list[Ignored] | None]:
+    """Return the label table, the same with the place of each image, and what the sources hold besides."""
 
-    def members() -> pd.DataFrame:
+    def members() -> Members:
         workers = local_engine(options.workers).workers
         return read_members(stores, cache=cache, md5=options.md5, workers=workers, quiet=options.quiet)
 
     if options.labels == CLASS_FOLDERS:
-        labels, num_ignored = read_class_folders(stores, members())
-        return labels, labels.frame, num_ignored
+        labels, ignored = read_class_folders(stores, members(), options.class_level)
+        return labels, labels.frame, ignored
     labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
     located = locate(labels.frame, stores, members)
-    return labels, located.frame, located.num_ignored
+    return labels, located.frame, located.ignored
+
+
+def _name_what_may_be_missed(ignored: list[Ignored]) -> None:
+    """Name on stderr what was ignored and may be pictures; the summary has the rest."""
+    for entry in ignored:
+        if entry.may_be_missed:
+            notice(f"ignored: {entry}")
 
 
 def _plan_of(images: pd.DataFrame, options: BuildOptions) -> Plan:
     names = read_categories(options.categories) if options.categories else None
-    return make_plan(images, options.rule, names)
+    plan = make_plan(images, options.rule, names)
+    if names is not None and not plan.classes["landmark_id"].astype(str).isin(names.index).any():
+        example = f"it names {names.index[0]!a}, a class is " if len(names) else "a class is "
+        notice(f"{options.categories}: names none of the classes: {example}{str(plan.classes['landmark_id'][0])!a}")
+    return plan
 
 
 def _check_any_found(plan: Plan, stores: list[Store]) -> None:
@@ -175,7 +189,8 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
         store = stores[number]
         if not isinstance(store, FolderStore) or store.folder.is_file(source):
             return
-    raise no_image_found(stores)
+    wanted = str(found["source"].iloc[0]) if len(found) else str(plan.samples["source"].iloc[0])
+    raise UserError(none_found(wanted, "which is not there", stores))
 
 
 def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lmk_data.errors import StorageError, UserError
+from lmk_data.leftovers import is_leftover
 from lmk_data.sample.buildings import design_landmark
 from lmk_data.sample.photograph import photograph
 from lmk_data.system.engine import LocalEngine, local_engine
@@ -164,7 +165,7 @@ def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
                 return True
         raise UserError(f"{out}: holds a sample drawn with other arguments; give a new folder, or delete this one")
     begun = listed.is_file() and listed.read_bytes() == labels
-    if not begun and any(path.suffix != ".tmp" for path in out.iterdir()):
+    if not begun and any(path.suffix != ".tmp" and not is_leftover(path.name) for path in out.iterdir()):
         raise UserError(f"{out}: holds something else than this sample; give a new or an empty folder")
     return False
 

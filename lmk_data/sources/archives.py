@@ -1,15 +1,19 @@
 """Read tars and zips without extracting them: scan the places of all members once, then read a member by its place."""
 
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
+from lmk_data.leftovers import NOT_A_FILE, SPARSE, left_out_of
+from lmk_data.sources.links import Links, target_of
 
 MAX_IMAGE_BYTES = 1 << 30
 RAW = -1  # `method` of a member that is not compressed (tar, folder); zip's own methods are 0 and above
@@ -17,9 +21,12 @@ _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL_SLACK_BYTES = 1024  # for the name and the extra fields of a local header, read together with the member
-_ENCRYPTED = 0x1
+_ENCRYPTED, _UTF8 = 0x1, 0x800
+_UNIX = 3  # the system that a member of a zip comes from
+_LONGEST_TARGET = 4096  # bytes of a link
+_READ_AT_ONCE = 1 << 20
 ArchiveKind = Literal["tar", "zip"]
-Member = tuple[str, int, int, int, int]  # source, then the fields of `Place`
+Member = tuple[str, int, int, int, int, str]  # source, the fields of `Place`, why it is left out (empty: it is not)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +40,10 @@ class Place:
 
 
 def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[Member]:
-    """Yield the regular files of an archive in their order; only headers are read.
+    """Yield the members of an archive, but folders, in their order, then the files that its links add.
 
-    A name may occur twice; its last occurrence is the one that extraction would leave. Raises UserError for an
-    archive that is damaged or cannot be read by offset.
+    Only headers are read. A name may occur twice; its last occurrence is the one that extraction would leave. Raises
+    UserError for an archive that is damaged or cannot be read by offset.
     """
     try:
         yield from _zip_members(file, location) if kind == "zip" else _tar_members(file, location)
@@ -99,42 +106,143 @@ def _inflate(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
     return payload
 
 
+class _Members:
+    """The members of an archive so far: the place of each file, and the target of each link, by their names."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Place] = {}
+        self._links: dict[str, str | None] = {}
+
+    def file(self, name: str, place: Place) -> Iterator[Member]:
+        """Add a file; yield it if it has a name."""
+        self._links.pop(name, None)
+        self.places[name] = place
+        if name:
+            yield _member(name, place)
+
+    def link(self, name: str, target: str | None) -> None:
+        """Add a link, which replaces a file of the same name."""
+        self.places.pop(name, None)
+        if name:
+            self._links[name] = target
+
+    def follow_links(self, location: str) -> Iterator[Member]:
+        """Yield the files that links add, and the links that add none."""
+        if not self._links:
+            return
+        nowhere = Place(0, 0, RAW, 0)
+        try:
+            for name, found in Links(self.places, self._links).follow():
+                yield _member(name, nowhere, found) if isinstance(found, str) else _member(name, found)
+        except UserError as error:
+            raise UserError(f"{location}: {error}") from error
+
+
+def _member(name: str, place: Place, reason: str = "") -> Member:
+    by_name = left_out_of(name)
+    return name, place.offset, place.num_bytes, place.method, place.crc32, by_name[1] if by_name else reason
+
+
 def _tar_members(file: BinaryIO, location: str) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
-        places: dict[str, tuple[int, int]] = {}
-        for member in tar:
-            if member.isreg() and not member.issparse():
-                places[member.name] = (member.offset_data, member.size)
-            elif member.islnk() and member.linkname in places:  # a hard link to an earlier member
-                places[member.name] = places[member.linkname]
-            if member.name in places and (name := _listed_name(member.name)):
-                yield name, *places[member.name], RAW, 0
-            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
-        end = tar.offset
+    """Yield the members of a tar, or of several that were written one after the other."""
+    members = _Members()
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+            for member in tar:
+                yield from _tar_member(member, members)
+                tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
+            end = tar.offset
+        start = _next_tar(file, end, location)
+    yield from members.follow_links(location)
+
+
+def _tar_member(member: tarfile.TarInfo, members: _Members) -> Iterator[Member]:
+    name = _clean_name(member.name)
+    if member.issym():
+        members.link(name, target_of(name, member.linkname))
+    elif member.islnk():  # the same file again, as `tar` writes files that share their data
+        target = _clean_name(member.linkname)
+        if target in members.places:
+            yield from members.file(name, members.places[target])
+        else:
+            members.link(name, target)
+    elif member.issparse() or not (member.isreg() or member.isdir()):
+        yield _member(name, Place(0, 0, RAW, 0), SPARSE if member.issparse() else NOT_A_FILE)
+    elif member.isreg():
+        yield from members.file(name, Place(member.offset_data, member.size, RAW, 0))
+
+
+def _next_tar(file: BinaryIO, end: int, location: str) -> int | None:
+    """Return where another tar begins after the end mark at `end`, as `cat` leaves it; None if nothing follows.
+
+    Raises UserError if there is no end mark.
+    """
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise UserError(f"{location}: damaged at byte {end:,}, or an unfinished download; copy it again")
+    start = end + tarfile.BLOCKSIZE
+    while chunk := file.read(_READ_AT_ONCE):
+        if content := chunk.lstrip(b"\0"):
+            start += len(chunk) - len(content)
+            return start - (start - end) % tarfile.BLOCKSIZE
+        start += len(chunk)
+    return None
 
 
 def _zip_members(file: BinaryIO, location: str) -> Iterator[Member]:
+    members = _Members()
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
+        infos = archive.infolist()
+        _check_start(file, infos, location)
+        for member in infos:
             if member.flag_bits & _ENCRYPTED:
                 raise UserError(f"{location}: encrypted; unpack it and give the folder")
-            if not member.is_dir() and (name := _listed_name(member.filename)):
-                yield name, member.header_offset, member.compress_size, member.compress_type, member.CRC
+            name = _clean_name(_zip_name(member))
+            if _is_link(member):
+                target = archive.read(member).decode("utf-8", "surrogateescape")
+                members.link(name, target_of(name, target))
+            elif not (member.is_dir() or name.endswith("/")):
+                place = Place(member.header_offset, member.compress_size, member.compress_type, member.CRC)
+                yield from members.file(name, place)
+    yield from members.follow_links(location)
 
 
-def _listed_name(name: str) -> str | None:
-    """Return the name of a member as a relative path; None for hidden files."""
-    while name.startswith("./"):
-        name = name[2:]
-    parts = name.split("/")
-    if any(part.startswith(".") and part != ".." for part in parts):
-        return None
-    return readable_name(name) or None
+def _check_start(file: BinaryIO, infos: list[zipfile.ZipInfo], location: str) -> None:
+    """Raise UserError for a zip that begins with members that its directory does not list, as `cat` leaves it."""
+    file.seek(0)
+    if file.read(4) == _LOCAL_MAGIC and all(info.header_offset for info in infos):
+        raise UserError(f"{location}: its directory does not list its first members; are these several zips in one?")
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a member of a zip as the system that made it meant it.
+
+    Names that are not marked as UTF-8 are UTF-8 nevertheless if they can be, as those from macOS; else cp437. Windows
+    may separate folders with back slashes.
+    """
+    name = member.filename
+    if not member.flag_bits & _UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name if member.create_system == _UNIX else name.replace("\\", "/")
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member of a zip is a symbolic link, whose content is its target."""
+    is_link = member.create_system == _UNIX and stat.S_ISLNK(member.external_attr >> 16)
+    return is_link and member.file_size <= _LONGEST_TARGET and member.compress_type in (_STORED, _DEFLATED)
+
+
+def _clean_name(name: str) -> str:
+    """Return the name of a member without parts that mean nothing (`./`, `//`); a leading slash stays."""
+    if "./" in name or "//" in name:
+        root = "/" if name.startswith("/") else ""
+        name = root + "/".join(part for part in name.split("/") if part not in ("", "."))
+    return readable_name(name)
 
 
 def readable_name(name: str) -> str:
     """Return a file name as text, with bytes that are not UTF-8 as `\\x..`; such a path counts as unsafe."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

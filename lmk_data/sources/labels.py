@@ -1,25 +1,27 @@
 """Read label tables (GLR2020, GLDv2, any CSV or Parquet) into one DataFrame."""
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import UserError
 from lmk_data.formats import all_extensions
-from lmk_data.system.storage import is_url, read_file
-from lmk_data.system.terminal import without_secrets
+from lmk_data.sources.tables import check_cells, listed, open_table, read_bytes
+from lmk_data.system.terminal import notice, without_secrets
+from lmk_data.typed_text import chunked, joined_spellings, normal_form
 
 CLASS_FOLDERS = "classes"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-_CATEGORY_MARK = "Category:"
-_MAX_ROWS = 16_000_000  # of a Parquet table, which says how many it has before they are read
+_CATEGORY_TITLE = re.compile(r"(?:(?:https?:)?//[^/]+/wiki/)?Category:([^?#]+)")
+_SEPARATORS = r"[\\/]+"  # Windows writes paths with back slashes
+_HERE = r"(^|/)(?:\./)+"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class LabelTable:
 
     Attributes:
         frame: One row per unique id: `id` (str), `landmark_id` (int64 if every label is a canonical integer, else
-            str), and for class folders the columns of their members (`store`, `source`, ...).
+            str), for a table `file`, the id with the extension that the table gives it, and for class folders the
+            columns of their members (`store`, `source`, ...).
         name: File name of the table, or `classes` for class folders.
         layout: `glr2020`, `gldv2`, `gldv2-clean`, `custom` or `class-folders`.
         sha256: Hash of the file, or of the listing of class folders.
@@ -60,103 +63,64 @@ class LabelTable:
 
 
 def read_labels(path: str, *, id_column: str | None = None, label_column: str | None = None) -> LabelTable:
-    """Read a label table: CSV, gzipped CSV or Parquet, told apart by the first bytes.
+    """Read a label table, CSV or Parquet (`tables.open_table`).
 
     Three layouts are recognised by their columns: GLR2020 (`id,landmark_id`), GLDv2 (`id,url,landmark_id`) and
     GLDv2-clean (`landmark_id,images`, ids separated by spaces). Any other table needs the names of its columns.
-    Raises UserError for a table that is absent, unreadable or empty, or that lacks a column.
+    Labels and ids are put into normal form; what that joins is named on stderr. Raises UserError for a table that is
+    absent, unreadable or empty, or that lacks a column.
     """
-    data = _read(path, "label table", "--labels")
-    table = _read_strings(data, path)
-    layout, id_column, label_column = _layout(table.column_names, path, id_column, label_column)
-    ids, labels = table[id_column], table[label_column]
-    for name, column in ((id_column, ids), (label_column, labels)):
-        may_be_empty = layout == "gldv2-clean" and column is ids  # a class without images
-        missing = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
-        if pc.any(missing).as_py():
-            row = int(np.flatnonzero(missing.to_numpy())[0]) + 1
-            raise UserError(f"{path}: data row {row} has no {name}; fill it in or drop the row")
+    data = read_bytes(path, "label table", "--labels")
+    table = open_table(data, path)
+    layout, id_column, label_column = _layout(table.columns, path, id_column, label_column)
+    read = table.strings([id_column, label_column])
+    ids, labels = read.column(0), _normal(read.column(1), path, "labels")
+    check_cells(path, label_column, labels)
     if layout == "gldv2-clean":
+        check_cells(path, id_column, ids, may_be_empty=True)  # a class without images
         ids, labels = _split_lists(ids, labels)
-    frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
+    ids = pc.replace_substring_regex(_normal(ids, path, "ids"), _SEPARATORS, "/")
+    ids = pc.replace_substring_regex(ids, _HERE, r"\1")
+    check_cells(path, id_column, ids)
+    frame = pd.DataFrame({"file": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image; give another table with --labels")
-    frame["id"] = without_extensions(frame["id"])
-    table = label_table(
+    frame.insert(0, "id", without_extensions(frame["file"]))
+    found = label_table(
         frame, without_secrets(path).rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest()
     )
-    if table.frame.empty:
+    if found.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
-    return replace(table, columns=(id_column, label_column)) if layout == "custom" else table
+    return replace(found, columns=(id_column, label_column)) if layout == "custom" else found
 
 
 def read_categories(path: str) -> "pd.Series[str]":
     """Read class names from GLR2020's table `landmark_id,category`, indexed by landmark id as a string.
 
-    A category that is a Wikimedia Commons URL becomes the plain words after `Category:`.
+    A category that is the URL of a category of a wiki, such as Wikimedia Commons, becomes its title in plain words;
+    any other name stays as it is.
     """
-    table = _read_strings(_read(path, "table of categories", "--categories"), path)
-    for column in ("landmark_id", "category"):
-        if column not in table.column_names:
-            hint = "--categories needs landmark_id and category"
-            raise UserError(f"{path}: no column {column}; found {_listed(table.column_names)}; {hint}")
-    names = table["category"].to_pandas().fillna("")
-    names = names.str.split(_CATEGORY_MARK, n=1).str[-1].str.replace("_", " ", regex=False).str.strip()
-    index = pd.Index(table["landmark_id"].to_pandas())
-    categories: pd.Series[str] = pd.Series(names.to_numpy(dtype=object), index=index)
+    table = open_table(read_bytes(path, "table of categories", "--categories"), path)
+    read = table.strings(["landmark_id", "category"])
+    names = normal_form(read["category"].fill_null("")).to_pylist()
+    index = pd.Index(normal_form(read["landmark_id"]).to_pandas())
+    categories: pd.Series[str] = pd.Series(np.array([_title(name) for name in names], dtype=object), index=index)
     unique: pd.Series[str] = categories.loc[~index.duplicated()]
     return unique
 
 
-def _read(path: str, what: str, option: str) -> bytes:
-    """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
-    try:
-        return read_file(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such {what}; name another with {option}") from None
-    except OSError as error:
-        if is_url(path):
-            raise storage_failure(error, path) from error
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+def _title(category: str) -> str:
+    """Return the title of a wiki's category in plain words, if a name is its URL or begins with `Category:`."""
+    url = _CATEGORY_TITLE.match(category)
+    return unquote(url[1]).replace("_", " ").strip() if url else category
 
 
-def _read_strings(data: bytes, path: str) -> pa.Table:
-    """Return a CSV or Parquet file with every column as strings. Raises UserError if it cannot be read."""
-    try:
-        if data[:4] == b"PAR1":
-            _check_size(pq.read_metadata(pa.BufferReader(data)), path)
-            table = pq.read_table(pa.BufferReader(data))
-            _check_unique(table.column_names, path)
-            return pa.table({n: pc.cast(table[n], pa.string()) for n in table.column_names if _is_flat(table[n].type)})
-        compression = "gzip" if data[:2] == b"\x1f\x8b" else None
-        parse = pa.csv.ParseOptions(newlines_in_values=True)
-        with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
-            header = pa.csv.open_csv(stream, parse_options=parse).schema.names
-        _check_unique(header, path)
-        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        with pa.input_stream(pa.BufferReader(data), compression=compression) as stream:
-            return pa.csv.read_csv(stream, convert_options=convert, parse_options=parse)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable table ({reason}); give a CSV or Parquet file") from error
-
-
-def _check_size(metadata: pq.FileMetaData, path: str) -> None:
-    """Raise UserError for a Parquet file with more rows than a label table has: it may be small and fill the memory."""
-    if metadata.num_rows > _MAX_ROWS:
-        raise UserError(f"{path}: {metadata.num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
-
-
-def _check_unique(columns: list[str], path: str) -> None:
-    repeated = [name for number, name in enumerate(columns) if name in columns[:number]]
-    if repeated:
-        raise UserError(f"{path}: has several columns {repeated[0]}; rename all but one")
-
-
-def _is_flat(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # pandas writes categoricals like this
-        return _is_flat(kind.value_type)
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _normal(values: pa.ChunkedArray, path: str, what: str) -> pa.ChunkedArray:
+    """Return values in normal form; name on stderr what became one."""
+    normal = normal_form(values)
+    if joined := joined_spellings(values, normal):
+        notice(f"{path}: {what} that differ only in the spaces around them or in their Unicode form are one: {joined}")
+    return normal
 
 
 def _layout(columns: list[str], path: str, id_column: str | None, label_column: str | None) -> tuple[str, str, str]:
@@ -170,13 +134,8 @@ def _layout(columns: list[str], path: str, id_column: str | None, label_column: 
     for column in chosen[1:]:
         if column not in columns:
             hint = "name them with --id-column and --label-column"
-            raise UserError(f"{path}: no column {column}; found {_listed(columns)}; {hint}")
+            raise UserError(f"{path}: no column {column}; found {listed(columns)}; {hint}")
     return chosen
-
-
-def _listed(columns: list[str]) -> str:
-    shown = ", ".join(columns[:12]) or "none"
-    return shown if len(columns) <= 12 else f"{shown} and {len(columns) - 12} more"
 
 
 def _split_lists(images: pa.ChunkedArray, labels: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
@@ -223,5 +182,9 @@ def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def strip_extension(ids: "pd.Series[str]") -> "pd.Series[str]":
-    """Return ids without the extension of an image file, if they have one."""
-    return ids.str.replace(rf"\.(?:{'|'.join(all_extensions())})$", "", case=False, regex=True)
+    """Return ids without the extension of an image file, if they have one; the same Series if none has."""
+    texts = chunked(ids)
+    bare = pc.replace_substring_regex(texts, rf"(?i)\.(?:{'|'.join(all_extensions())})$", "")
+    if bare.equals(texts):
+        return ids
+    return pd.Series(bare.to_pandas().to_numpy(dtype=object), index=ids.index, dtype=object)

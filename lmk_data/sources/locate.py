@@ -1,107 +1,114 @@
 """Find the image of each row: match label tables and class folders with the members of the stores."""
 
-import hashlib
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmk_data.errors import UserError
 from lmk_data.sources.archives import RAW
-from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, label_table, strip_extension, typed_labels
-from lmk_data.sources.members import MEMBER_COLUMNS
+from lmk_data.sources.labels import strip_extension
+from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members
 from lmk_data.sources.stores import FolderStore, Store
+from lmk_data.system.terminal import notice
+from lmk_data.typed_text import normal_series, normal_text, shown
 
 _PROBES = 256
 _REMOTE_PROBES = 16
+NOT_LISTED = "files in no row of the label table"
 
 
 @dataclass(frozen=True)
 class Located:
     """A label table with the place of each image: `MEMBER_COLUMNS` and `reason`, empty for an image that was found.
 
-    `store` is -1 for a row that is in no store (`missing`) or must not be read (`unsafe-path`).
-    `num_ignored` counts the members that no row names; None if nothing was scanned.
+    `store` is -1 for a row that is in no store (`missing`) or must not be read (`unsafe-path`). `ignored` says which
+    files of the sources are no images of the table; None if nothing was scanned.
     """
 
     frame: pd.DataFrame
-    num_ignored: int | None
+    ignored: list[Ignored] | None
 
 
 def is_safe_path(path: str) -> bool:
     """Return whether a relative path stays below its folder; symbolic links are not looked at."""
     if not path or "\0" in path or "\\" in path or path.startswith("/"):
         return False
-    return ".." not in PurePosixPath(path).parts
+    return ".." not in path or ".." not in path.split("/")
 
 
-def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[[], pd.DataFrame]) -> Located:
-    """Find the image of every row of a label table by its `id`.
+def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[[], Members]) -> Located:
+    """Find the image of every row of a label table by its `file` or, if there is no such column, its `id`.
 
-    A single folder in the GLR2020 layout `a/b/c/<id>.jpg` is recognised by probing a few ids and needs no scan;
-    missing files are noticed when they are read. Otherwise `read_members` scans the stores once, and an id matches a
-    relative path, else a file name, else a file name without its extension. If several files match, the first in
-    order of stores and names is taken.
+    `read_members` scans the stores once, and a name matches, in this order: a relative path, a file name, a path
+    without its extension, a file name without its extension; in a single folder in the GLR2020 layout, first of all
+    the place `a/b/c/<id>.jpg`. A path may begin with (the end of) the path of its store. If several files match, the
+    first in order of stores and names is taken. Names are compared in normal form.
 
-    Raises UserError if no image is found at all.
+    A folder in the GLR2020 layout behind a URL is not scanned if the few ids that are tried are at their places.
+    Missing files of such a layout are noticed when they are read. Raises UserError if no image is found at all.
     """
     ids = frame["id"]
-    names = ids.to_numpy(dtype=object)
-    safe = _safe_mask(ids)
-    if len(stores) == 1 and isinstance(stores[0], FolderStore) and _has_glr2020_layout(stores[0], names[safe]):
-        source = np.array([f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" if len(i) > 2 else f"{i}.jpg" for i in names], dtype=object)
-        source[~safe] = names[~safe]
-        places = frame.assign(store=np.where(safe, 0, -1).astype(np.int16), source=source, offset=np.int64(-1))
-        places = places.assign(num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
-        return Located(places.assign(reason=np.where(safe, "", "unsafe-path").astype(object)), None)
+    wanted = normal_series(frame.get("file", ids))
+    fan_out = np.full(len(frame), None, dtype=object)
+    if len(stores) == 1 and isinstance(stores[0], FolderStore):
+        fan_out, is_complete = _glr2020_places(stores[0], wanted)
+        if is_complete:
+            return Located(_unscanned(frame, fan_out), None)
     members = read_members()
-    position = _match(ids, members["source"])
-    places = _take(members, position)
-    missing = position < 0
-    places.loc[missing, "source"] = names[missing]
-    unsafe = ~safe | ~_safe_mask(places["source"])
-    places["reason"] = np.where(unsafe, "unsafe-path", np.where(missing, "missing", "")).astype(object)
-    places.loc[missing | unsafe, "store"] = np.int16(-1)
-    if not (places["store"] >= 0).any():
-        raise no_image_found(stores)
-    num_ignored = len(members) - len(np.unique(position[~missing]))
-    return Located(pd.concat([frame, places.set_index(frame.index)], axis=1), num_ignored)
+    found = _match(wanted, fan_out, members.frame["source"], stores)
+    places = _take(members.frame, found.position)
+    missing = found.position < 0
+    source = places["source"].to_numpy(dtype=object, copy=True)
+    source[missing] = ids.to_numpy(dtype=object)[missing]
+    unsafe = (missing & ~safe_mask(wanted)) | ~safe_mask(pd.Series(source, dtype=object))
+    at_place = missing & ~unsafe & (fan_out != None)  # noqa: E711
+    source[at_place] = fan_out[at_place]
+    places["source"] = source
+    places["reason"] = np.where(unsafe, "unsafe-path", np.where(missing & ~at_place, "missing", "")).astype(object)
+    places["store"] = np.where(at_place, 0, np.where(missing | unsafe, -1, places["store"])).astype(np.int16)
+    if missing.all():
+        sources = members.frame["source"]
+        there = f"a file is {shown(str(sources.iloc[0]))}" if len(sources) else "and there is no file"
+        raise UserError(none_found(str(wanted.iloc[0]), there, stores))
+    found.notify()
+    unlisted = np.ones(len(members.frame), dtype=bool)
+    unlisted[found.position[~missing]] = False
+    ignored = [*members.ignored, *ignored_members(NOT_LISTED, members.frame["source"][unlisted])]
+    return Located(pd.concat([frame, places.set_index(frame.index)], axis=1), ignored)
 
 
-def list_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> Located:
-    """List class folders, whose names are the labels: `MEMBER_COLUMNS`, `landmark_id` (str) and `reason`.
-
-    Every member below a first-level folder counts; members outside these folders are ignored. Raises UserError if
-    there is no class folder with files.
-    """
-    inside = members[members["source"].str.contains("/", regex=False).astype(bool)].reset_index(drop=True)
-    if inside.empty:
-        raise UserError(
-            f"no class folder with files below {_store_names(stores)}; --labels classes needs <class>/<image>"
-        )
-    unsafe = ~_safe_mask(inside["source"])
-    listed = inside.assign(landmark_id=inside["source"].str.split("/", n=1).str[0])
-    listed["reason"] = np.where(unsafe, "unsafe-path", "").astype(object)
-    listed.loc[unsafe, "store"] = np.int16(-1)
-    return Located(listed, len(members) - len(inside))
+def none_found(wanted: str, there: str, stores: Sequence[Store]) -> str:
+    """Return the message that no image of a label table was found: one of its ids, beside what is there."""
+    return (
+        f"no image of the label table was found below {store_names(stores)}; is --images right? "
+        f"An id is {shown(wanted)}, {there}"
+    )
 
 
-def no_image_found(stores: Sequence[Store]) -> UserError:
-    """Return the error for stores that hold none of the listed images."""
-    return UserError(f"no image of the label table was found below {_store_names(stores)}; is --images right?")
+def _unscanned(frame: pd.DataFrame, places: NDArray[np.object_]) -> pd.DataFrame:
+    """Return a label table with the places that the GLR2020 layout gives its ids; None is an unsafe one."""
+    safe = places != None  # noqa: E711
+    located = frame.assign(store=np.where(safe, 0, -1).astype(np.int16), source=np.where(safe, places, frame["id"]))
+    located = located.assign(offset=np.int64(-1), num_bytes=np.int64(-1), method=np.int8(RAW), crc32=np.uint32(0))
+    return located.assign(reason=np.where(safe, "", "unsafe-path").astype(object))
 
 
-def _store_names(stores: Sequence[Store]) -> str:
+def ignored_members(rule: str, sources: "pd.Series[str]") -> list[Ignored]:
+    return [Ignored(rule, len(sources), str(sources.iloc[0]))] if len(sources) else []
+
+
+def store_names(stores: Sequence[Store]) -> str:
     """Return the first three stores by name, for a message."""
     names = [store.location for store in stores[:3]]
     return ", ".join(names) + (f" and {len(stores) - 3} more" if len(stores) > 3 else "")
 
 
-def _safe_mask(paths: "pd.Series[str]") -> NDArray[np.bool_]:
+def safe_mask(paths: "pd.Series[str]") -> NDArray[np.bool_]:
     """Return which paths are safe, bool [N]."""
     plain: NDArray[np.bool_] = paths.str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(dtype=bool, copy=True)
     odd = paths.to_numpy(dtype=object)[~plain]
@@ -109,31 +116,122 @@ def _safe_mask(paths: "pd.Series[str]") -> NDArray[np.bool_]:
     return plain
 
 
-def _has_glr2020_layout(store: FolderStore, names: NDArray[np.object_]) -> bool:
-    """Return whether any of up to 256 ids (16 for URLs), spread over the table, is at its place in GLR2020."""
-    num_probes = _REMOTE_PROBES if "://" in store.location else _PROBES
-    probes = names[:: max(1, len(names) // num_probes)]
-    return any(len(i) > 2 and store.folder.is_file(f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg") for i in probes)
+def _glr2020_places(store: FolderStore, wanted: "pd.Series[str]") -> tuple[NDArray[np.object_], bool]:
+    """Return the place `a/b/c/<id>.jpg` of each id, None for one that is unsafe, and whether a scan is superfluous.
+
+    Every place is None unless at least one of up to 256 ids (16 for URLs), spread over the table, is there.
+    """
+    ids = strip_extension(wanted)
+    names = ids.to_numpy(dtype=object)
+    places = np.array([f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" if len(i) > 2 else f"{i}.jpg" for i in names], dtype=object)
+    safe = safe_mask(ids)
+    places[~safe] = None
+    is_url = "://" in store.location
+    probes = np.flatnonzero(safe)[:: max(1, len(names) // (_REMOTE_PROBES if is_url else _PROBES))]
+    there = [len(names[i]) > 2 and store.folder.is_file(places[i]) for i in probes]
+    if not any(there):
+        return np.full(len(names), None, dtype=object), False
+    return places, is_url and all(there) and not _names_other_file(wanted, ids).any()
 
 
-def _match(ids: "pd.Series[str]", sources: "pd.Series[str]") -> NDArray[np.int64]:
-    """Return the position of each id's member, int64 [N], -1 for none: by path, path without extension, name, stem."""
-    position = np.full(len(ids), -1, dtype=np.int64)
-    wanted = pd.Index(ids.to_numpy(dtype=object))
-    name = sources.str.rsplit("/", n=1).str[-1]
-    spellings: list[Callable[[], pd.Series[str]]] = [lambda: name, lambda: strip_extension(name)]
-    if ids.str.contains("/", regex=False).any():  # reading a label table drops the extensions of its ids
-        spellings.insert(0, lambda: strip_extension(sources))
-    for spell in (lambda: sources, *spellings):
-        spelling = spell()
-        index = pd.Index(spelling.to_numpy(dtype=object))
-        first = ~index.duplicated()
-        matches = index[first].get_indexer(wanted)
-        new = (matches >= 0) & (position < 0)
-        position[new] = np.flatnonzero(first)[matches[new]]
+def _names_other_file(wanted: "pd.Series[str]", bare: "pd.Series[str]") -> NDArray[np.bool_]:
+    """Return which rows name a file with another extension than the .jpg of the GLR2020 layout, bool [N]."""
+    if wanted is bare:
+        return np.zeros(len(wanted), dtype=bool)
+    other: NDArray[np.bool_] = ((wanted != bare) & (wanted != bare + ".jpg")).to_numpy(dtype=bool)
+    return other
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The member of each row, int64 [N], -1 for none; how many matches are worth a word, and one of them."""
+
+    position: NDArray[np.int64]
+    other_extension: tuple[int, str]
+    ambiguous: tuple[int, str]
+
+    def notify(self) -> None:
+        """Name on stderr what a label table may not have meant."""
+        count, example = self.other_extension
+        if count:
+            notice(f"{count:,} files that the label table names are there with another extension, such as {example}")
+        count, example = self.ambiguous
+        if count:
+            notice(f"{count:,} ids match several files, of which the first is taken, such as {example}")
+
+
+def _match(
+    wanted: "pd.Series[str]", fan_out: NDArray[np.object_], sources: "pd.Series[str]", stores: Sequence[Store]
+) -> _Matches:
+    """Return the member of each row of a label table, by the spellings that `locate` describes."""
+    position = np.full(len(wanted), -1, dtype=np.int64)
+    path = normal_series(sources)
+    bare = strip_extension(wanted)
+
+    def name() -> "pd.Series[str]":
+        return path.str.rsplit("/", n=1).str[-1]
+
+    has_folders = bool(wanted.str.contains("/", regex=False).any())
+    at_place = pd.Series(fan_out, index=wanted.index, dtype=object)
+    spellings: list[tuple[pd.Series[str], Callable[[], pd.Series[str]], bool]] = [
+        (at_place.where(~_names_other_file(wanted, bare), None), lambda: path, False),
+        (wanted, lambda: path, False),
+        (wanted, name, False),
+    ]
+    if has_folders:
+        below = _below_stores(wanted, stores)
+        spellings += [(below, lambda: path, False), (bare, lambda: strip_extension(path), True)]
+        spellings += [(strip_extension(below), lambda: strip_extension(path), True)]
+    spellings += [(at_place, lambda: path, True), (bare, lambda: strip_extension(name()), True)]
+    another, several = _Examples(), _Examples()
+    for texts, spell, without_extension in spellings:
         if (position >= 0).all():
             break
-    return position
+        index = pd.Index(spell().to_numpy(dtype=object))
+        first = ~index.duplicated()
+        matches = index[first].get_indexer(pd.Index(texts.to_numpy(dtype=object)))
+        new = (matches >= 0) & (position < 0)
+        position[new] = np.flatnonzero(first)[matches[new]]
+        if not first.all():
+            several.add(new & texts.isin(index[~first]).to_numpy(), wanted, sources, position)
+        if without_extension:
+            another.add(new & (wanted != bare).to_numpy(), wanted, sources, position)
+    return _Matches(position, another.found, several.found)
+
+
+class _Examples:
+    """A number of rows, and the first of them with its file."""
+
+    def __init__(self) -> None:
+        self.found = (0, "")
+
+    def add(
+        self, rows: NDArray[np.bool_], wanted: "pd.Series[str]", sources: "pd.Series[str]", at: NDArray[np.int64]
+    ) -> None:
+        count, example = self.found
+        if not rows.any():
+            return
+        first = int(np.flatnonzero(rows)[0])
+        example = example or f"{shown(str(wanted.iloc[first]))}: {shown(str(sources.iloc[at[first]]))}"
+        self.found = (count + int(rows.sum()), example)
+
+
+def _below_stores(paths: "pd.Series[str]", stores: Sequence[Store]) -> "pd.Series[str]":
+    """Return paths without the path of a store, or the end of one, if they begin with it."""
+    beginnings = set()
+    for store in stores:
+        locations = (
+            {store.location, os.path.realpath(store.location)} if "://" not in store.location else {store.location}
+        )
+        for location in locations:
+            parts = location.strip("/").split("/")
+            ends = ["/".join(parts[number:]) for number in range(len(parts))]
+            beginnings |= {normal_text(re.sub("/+", "/", end)) + "/" for end in (location, *ends)}
+    below = paths
+    for beginning in sorted(beginnings, key=len, reverse=True):
+        begins = (below == paths) & paths.str.startswith(beginning)
+        below = below.where(~begins, paths.str[len(beginning) :])
+    return below
 
 
 def _take(members: pd.DataFrame, position: NDArray[np.int64]) -> pd.DataFrame:
@@ -143,25 +241,3 @@ def _take(members: pd.DataFrame, position: NDArray[np.int64]) -> pd.DataFrame:
         place = {"method": np.int8(RAW), "crc32": np.uint32(0)}
         return pd.DataFrame({**nothing, **place}, index=range(len(position)))[MEMBER_COLUMNS]
     return members[MEMBER_COLUMNS].take(np.maximum(position, 0)).reset_index(drop=True)
-
-
-def read_class_folders(stores: Sequence[Store], members: pd.DataFrame) -> tuple[LabelTable, int]:
-    """Read class folders as a label table: the id is the relative path, the label the name of the first folder.
-
-    The same path in several stores is several images; the ids of the later ones start with the name of their store.
-    Also returns the number of members outside class folders, which are ignored.
-    """
-    located = list_class_folders(stores, members)
-    frame = located.frame
-    frame.insert(0, "id", frame["source"])
-    stems = [store.location.rstrip("/").rsplit("/", 1)[-1] for store in stores]
-    for prefixes in (stems, [str(number) for number in range(len(stores))]):
-        again = frame["id"].duplicated().to_numpy()
-        prefix = np.array(prefixes, dtype=object)[frame["store"].to_numpy()]
-        frame["id"] = np.where(again, prefix + "/" + frame["id"].to_numpy(dtype=object), frame["id"])
-    listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["id"]).encode()
-    labels = pa.chunked_array([pa.array(frame["landmark_id"], pa.string())])
-    frame["landmark_id"] = typed_labels(labels).to_pandas()
-    table = label_table(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())
-    assert located.num_ignored is not None
-    return table, located.num_ignored

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,49 @@ import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import parquet_bytes
 from lmk_data.errors import UserError
+from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
 from lmk_data.system.engine import LocalEngine
 from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
 from lmk_data.system.terminal import notice, progress_bar
+from lmk_data.typed_text import shown
 
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
-_IGNORED_NAMES = {"thumbs.db"}
 _HASHED_AT_ONCE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Files or whole folders of the sources that are no images of the build: by which rule, how many, and one."""
+
+    rule: str
+    count: int
+    example: str
+
+    @property
+    def may_be_missed(self) -> bool:
+        """Whether these may be pictures that somebody wants, so that they are named even without a summary."""
+        return self.rule in MAY_BE_MISSED
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.rule}, such as {shown(self.example)}"
+
+
+@dataclass(frozen=True)
+class Members:
+    """The files of all stores that may be images (`MEMBER_COLUMNS`), and what was left out."""
+
+    frame: pd.DataFrame
+    ignored: list[Ignored]
 
 
 def read_members(
     stores: Sequence[Store], *, cache: Folder | None, md5: str | None = None, workers: int = 1, quiet: bool = True
-) -> pd.DataFrame:
-    """Return the members of all stores in order of the stores, with `MEMBER_COLUMNS`.
+) -> Members:
+    """Return the members of all stores in order of the stores.
 
-    Hidden files and Thumbs.db are left out. Members of a folder have no place (offset -1).
+    What is left out by its name or kind is counted. Members of a folder have no place (offset -1).
 
     Args:
         stores: The stores; the column `store` (int16) holds their position in this sequence.
@@ -42,21 +68,31 @@ def read_members(
     """
     archives = [number for number, store in enumerate(stores) if isinstance(store, ArchiveStore)]
     scanned = _read_archives([stores[number] for number in archives], cache, md5, workers, quiet)
-    frames = dict(zip(archives, scanned, strict=True))
+    listed = dict(zip(archives, scanned, strict=True))
     for number, store in enumerate(stores):
         if isinstance(store, FolderStore):
-            frames[number] = _folder_members(store)
-    tables = [frames[number].assign(store=np.int16(number)) for number in range(len(stores))]
-    members = pd.concat(tables, ignore_index=True)[MEMBER_COLUMNS]
-    names = members["source"].str.rsplit("/", n=1).str[-1].str.lower()
-    return members[~names.isin(_IGNORED_NAMES)].reset_index(drop=True)
+            listed[number] = _folder_members(store)
+    tables = [listed[number].frame.assign(store=np.int16(number)) for number in range(len(stores))]
+    ignored = add_up(entry for number in range(len(stores)) for entry in listed[number].ignored)
+    return Members(pd.concat(tables, ignore_index=True)[MEMBER_COLUMNS], ignored)
 
 
-def _folder_members(store: FolderStore) -> pd.DataFrame:
-    files = sorted((readable_name(name), num_bytes) for name, num_bytes in store.members())
+def add_up(ignored: Iterable[Ignored]) -> list[Ignored]:
+    """Return one entry for each rule, in order of the rules' first entries."""
+    totals: dict[str, Ignored] = {}
+    for entry in ignored:
+        earlier = totals.get(entry.rule)
+        totals[entry.rule] = replace(earlier, count=earlier.count + entry.count) if earlier else entry
+    return list(totals.values())
+
+
+def _folder_members(store: FolderStore) -> Members:
+    left_out: LeftOut = []
+    files = sorted([(readable_name(name), num_bytes) for name, num_bytes in store.members(left_out)])
     members = pd.DataFrame({"source": pd.Series([name for name, _ in files], dtype=object)})
     sizes = np.array([num_bytes for _, num_bytes in files], dtype=np.int64)
-    return members.assign(offset=np.int64(-1), num_bytes=sizes, method=np.int8(RAW), crc32=np.uint32(0))
+    members = members.assign(offset=np.int64(-1), num_bytes=sizes, method=np.int8(RAW), crc32=np.uint32(0))
+    return Members(members, add_up(Ignored(rule, 1, readable_name(name)) for name, rule in sorted(left_out)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +109,19 @@ class _Scanned:
     """The members of one archive, and its md5 if it was computed."""
 
     number: int
-    members: pd.DataFrame
+    members: Members
     md5: str | None
 
 
 def _read_archives(
     stores: Sequence[Any], cache: Folder | None, md5: str | None, workers: int, quiet: bool
-) -> list[pd.DataFrame]:
+) -> list[Members]:
     """Return the members of each archive, from the cache if the archive has not changed."""
     if not stores:
         return []
     known = _ScanCache.load(cache)
     sums = _checksums(md5, stores) if md5 else {}
-    members: dict[int, pd.DataFrame] = {}
+    members: dict[int, Members] = {}
     scans = []
     for number, store in enumerate(stores):
         cached = known.members(store)
@@ -116,10 +152,14 @@ def _scan(scan: _Scan) -> _Scanned:
                 md5.update(chunk)
             digest = md5.hexdigest()
             file.seek(0)
-        members = pd.DataFrame(scan_archive(file, store.kind, store.location), columns=MEMBER_COLUMNS[1:])
-    members = members.drop_duplicates("source", keep="last", ignore_index=True)
+        scanned = pd.DataFrame(scan_archive(file, store.kind, store.location), columns=[*MEMBER_COLUMNS[1:], "reason"])
+    last = ~scanned["source"].duplicated(keep="last").to_numpy(dtype=bool)
+    scanned["reason"] = scanned["reason"].where(last | (scanned["reason"] != ""), REPLACED)
+    left_out = scanned[scanned["reason"] != ""]
+    ignored = add_up(Ignored(rule, 1, name) for rule, name in zip(left_out["reason"], left_out["source"], strict=True))
+    members = scanned.loc[scanned["reason"] == "", MEMBER_COLUMNS[1:]].reset_index(drop=True)
     kinds = {"offset": "int64", "num_bytes": "int64", "method": "int8", "crc32": "uint32"}
-    return _Scanned(scan.number, members.astype(kinds), digest)
+    return _Scanned(scan.number, Members(members.astype(kinds), ignored), digest)
 
 
 def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
@@ -152,7 +192,7 @@ def _compare(store: ArchiveStore, digest: str, sums: dict[str, str]) -> None:
 class _ScanCache:
     """The results of earlier scans in `MEMBERS_TABLE`: the members, and a stamp of each archive in the metadata."""
 
-    def __init__(self, archives: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]) -> None:
+    def __init__(self, archives: dict[str, dict[str, Any]], tables: dict[str, Members]) -> None:
         self._archives = archives
         self._tables = tables
 
@@ -164,19 +204,21 @@ class _ScanCache:
             table = pq.read_table(pa.BufferReader(cache.read(MEMBERS_TABLE)))
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
-            tables = {
-                location: frame.iloc[archive["start"] : archive["start"] + archive["num_members"]]
-                for location, archive in archives.items()
-            }
+            tables = {}
+            for location, archive in archives.items():
+                rows = frame.iloc[archive["start"] : archive["start"] + archive["num_members"]]
+                tables[location] = Members(
+                    rows.reset_index(drop=True), [Ignored(*entry) for entry in archive["ignored"]]
+                )
         except (pa.ArrowException, KeyError, ValueError, TypeError):
             return cls({}, {})  # an unreadable cache is rebuilt
         return cls(archives, tables)
 
-    def members(self, store: ArchiveStore) -> pd.DataFrame | None:
+    def members(self, store: ArchiveStore) -> Members | None:
         archive = self._archives.get(store.location)
         if archive is None or archive["stamp"] != _stamp(store):
             return None
-        return self._tables[store.location].reset_index(drop=True)
+        return self._tables[store.location]
 
     def is_checked(self, store: ArchiveStore) -> bool:
         return bool(self._archives[store.location]["md5"])
@@ -187,10 +229,12 @@ class _ScanCache:
 
     def save(self, cache: Folder) -> None:
         start = 0
-        for location, table in self._tables.items():
-            self._archives[location] |= {"start": start, "num_members": len(table)}
-            start += len(table)
-        table = pa.Table.from_pandas(pd.concat(self._tables.values(), ignore_index=True), preserve_index=False)
+        for location, members in self._tables.items():
+            ignored = [[entry.rule, entry.count, entry.example] for entry in members.ignored]
+            self._archives[location] |= {"start": start, "num_members": len(members.frame), "ignored": ignored}
+            start += len(members.frame)
+        frame = pd.concat([members.frame for members in self._tables.values()], ignore_index=True)
+        table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({"archives": json.dumps(self._archives)})
         with cache.atomic(MEMBERS_TABLE) as file:
             file.write(parquet_bytes(table))

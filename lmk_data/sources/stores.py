@@ -9,6 +9,7 @@ from typing import Protocol
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
+from lmk_data.leftovers import LeftOut, is_leftover, left_out
 from lmk_data.sources.archives import MAX_IMAGE_BYTES, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
 from lmk_data.system.files import open_regular
 from lmk_data.system.storage import (
@@ -45,10 +46,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """A folder of image files; files below `left_out`, a relative path, are not members."""
+    """A folder of image files; `others` are files and folders in it, by relative paths, that are not members."""
 
     folder: Folder
-    left_out: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def location(self) -> str:
@@ -61,10 +62,17 @@ class FolderStore:
             return _too_large(place.num_bytes)
         return retrying(lambda: self._read_once(source), self.folder.location(source))
 
-    def members(self) -> Iterator[tuple[str, int]]:
-        """Yield the path and the size in bytes (-1 if a listing does not say) of every file, in no particular order."""
-        outside = f"{self.left_out}/" if self.left_out else "\0"
-        return (member for member in self.folder.walk() if not member[0].startswith(outside))
+    def members(self, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+        """Yield the path and the size in bytes (-1 if a listing does not say) of every file, in no particular order.
+
+        What is neither a member nor one of `others` is appended to `left_out`.
+        """
+        found: LeftOut = []
+        yield from (member for member in self.folder.walk(found) if not self._is_other(member[0]))
+        left_out += (entry for entry in found if not self._is_other(entry[0]))
+
+    def _is_other(self, name: str) -> bool:
+        return any(name == other or name.startswith(f"{other}/") for other in self.others)
 
     def _read_once(self, source: str) -> bytes | Rejection:
         try:
@@ -126,8 +134,9 @@ class ArchiveStore:
 def open_stores(paths: Sequence[str], out: Folder | None = None) -> list[Store]:
     """Open each path given as `--images`: a folder, a tar, a zip, a glob of these, or an fsspec URL of one.
 
-    A folder that contains tars and no folders stands for these tars; hidden folders and `out`, the folder that is
-    written to, are ignored. Raises UserError for anything else.
+    A folder that contains tars and no folders stands for these tars, and for the other files in it; what
+    `leftovers.left_out` names and `out`, the folder that is written to, are ignored. Raises UserError for anything
+    else.
     """
     stores: list[Store] = []
     for path in paths:
@@ -140,7 +149,7 @@ def _expand(path: str) -> list[str]:
     """Return the paths that match a glob; a path that is none, or that exists, stands for itself."""
     if not glob.has_magic(path) or (not is_url(path) and os.path.exists(path)):
         return [path]
-    matches = expand_glob(path)
+    matches = [match for match in expand_glob(path) if not is_leftover(match.rstrip("/").rsplit("/", 1)[-1])]
     if not matches:
         raise UserError(f"--images {path}: nothing matches this pattern; correct it")
     return matches
@@ -156,11 +165,14 @@ def _open(path: str, out: Folder | None) -> list[Store]:
             raise UserError(f"--images {path}: no such folder or archive; name the one that contains the images")
     elif path.endswith((".tar", ".zip")):
         return [_open_archive(path)]
-    tars = sorted(name for name in retrying(folder.sizes, folder.root) if name.endswith(".tar"))
-    left_out = (path_within(out, folder) or "") if out is not None else ""
-    if tars and not any(name != left_out and not name.startswith(".") for name in folder.folders()):
-        return [_open_archive(folder.location(name)) for name in tars]
-    return [FolderStore(folder, left_out)]
+    files = sorted(name for name in retrying(folder.sizes, folder.root) if not left_out(name))
+    tars = [name for name in files if name.endswith(".tar")]
+    inside = path_within(out, folder) if out is not None else None
+    others = (inside,) if inside else ()
+    if not tars or any(name != inside and not left_out(name) for name in folder.folders()):
+        return [FolderStore(folder, others)]
+    stores: list[Store] = [_open_archive(folder.location(name)) for name in tars]
+    return stores if len(files) == len(tars) else [*stores, FolderStore(folder, (*others, *tars))]
 
 
 def _open_archive(path: str) -> ArchiveStore:

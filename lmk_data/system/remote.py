@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.leftovers import LeftOut, left_out_of
 from lmk_data.system.retries import repeated
 from lmk_data.system.terminal import without_secrets
 
@@ -82,15 +83,20 @@ class RemoteFolder:
     def folders(self, folder: str = "") -> list[str]:
         return sorted(join_names(folder, name) for name, entry in self._list(folder) if entry["type"] == "directory")
 
-    def walk(self) -> Iterator[tuple[str, int]]:
+    def walk(self, left_out: LeftOut | None = None) -> Iterator[tuple[str, int]]:
         fs, path = self._file("")
         fs.invalidate_cache()
         entries = _request(lambda: fs.find(path, detail=True), self.root)
         start = len(path.lstrip("/")) + 1
+        reasons: dict[str, str] = {}
         for name, entry in entries.items():
             relative = str(name).lstrip("/")[start:]
-            if relative and not any(part.startswith(".") for part in relative.split("/")):
+            if reason := left_out_of(relative):
+                reasons[reason[0]] = reason[1]
+            elif relative:
                 yield relative, -1 if entry.get("size") is None else int(entry["size"])
+        if left_out is not None:
+            left_out += reasons.items()
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:

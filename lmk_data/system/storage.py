@@ -1,5 +1,6 @@
 """Folders on this machine or behind a URL: one small set of operations, and files that are whole or absent."""
 
+import errno
 import glob
 import io
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.leftovers import LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, LeftOut
+from lmk_data.leftovers import left_out as left_out_by_name
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, open_regular, remove_durably
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
 from lmk_data.system.retries import repeated
@@ -30,6 +33,8 @@ MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned arch
 # `reference://` evaluates templates.
 STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
+_MOST_LINKED_FOLDERS = 1_000_000
+Inode = tuple[int, int]
 Result = TypeVar("Result")
 
 
@@ -67,10 +72,11 @@ class Folder(Protocol):
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders directly in a folder."""
 
-    def walk(self) -> Iterator[tuple[str, int]]:
+    def walk(self, left_out: LeftOut | None = None) -> Iterator[tuple[str, int]]:
         """Yield the name of every regular file below, in no order, and its size in bytes (-1 if not listed).
 
-        Links are followed. Hidden files and folders are left out.
+        Links are followed, wherever they lead, unless they lead to a folder that they lie in. What is not yielded
+        (hidden, left by a system, no regular file) is appended to `left_out` by its name and the reason, a folder once.
         """
 
     def atomic(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -118,33 +124,44 @@ class LocalFolder:
     def sizes(self, folder: str = "") -> dict[str, int]:
         try:
             with os.scandir(self.location(folder)) as entries:
-                return {join_names(folder, entry.name): entry.stat().st_size for entry in entries if entry.is_file()}
+                return {join_names(folder, entry.name): entry.stat().st_size for entry in entries if _is(entry.is_file)}
         except FileNotFoundError:
             return {}
 
     def folders(self, folder: str = "") -> list[str]:
         try:
             with os.scandir(self.location(folder)) as entries:
-                return sorted(join_names(folder, entry.name) for entry in entries if entry.is_dir())
+                return sorted(join_names(folder, entry.name) for entry in entries if _is(entry.is_dir))
         except FileNotFoundError:
             return []
 
-    def walk(self) -> Iterator[tuple[str, int]]:
-        seen = {os.path.realpath(self.root)}  # links may form a circle: each real folder is visited once
-        pending = [""]
+    def walk(self, left_out: LeftOut | None = None) -> Iterator[tuple[str, int]]:
+        left_out = [] if left_out is None else left_out
+        num_linked = 0
+        pending: list[tuple[str, tuple[Inode, ...]]] = [("", (_inode(os.stat(self.root)),))]
         while pending:
-            prefix = pending.pop()
+            prefix, above = pending.pop()
             with os.scandir(f"{self.root}/{prefix}") as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        real = os.path.realpath(entry.path)
-                        if real not in seen:
-                            seen.add(real)
-                            pending.append(f"{prefix}{entry.name}/")
-                    elif entry.is_file():
-                        yield prefix + entry.name, -1
+                    name = prefix + entry.name
+                    if reason := left_out_by_name(entry.name):
+                        left_out.append((name, reason))
+                    elif _is(entry.is_dir):
+                        folder = _inode(entry.stat())
+                        num_linked += entry.is_symlink()
+                        if folder in above:
+                            left_out.append((name, LINK_IN_CIRCLE))
+                        else:
+                            pending.append((f"{name}/", (*above, folder)))
+                    elif _is(entry.is_file):
+                        yield name, -1
+                    else:
+                        left_out.append((name, LINK_TO_NOTHING if entry.is_symlink() else NOT_A_FILE))
+            if num_linked > _MOST_LINKED_FOLDERS:
+                raise UserError(
+                    f"{self.root}: links lead to more than {_MOST_LINKED_FOLDERS:,} folders, such as {prefix}; remove "
+                    "links that lead to one another"
+                )
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
@@ -184,6 +201,21 @@ class LocalFolder:
         root = Path(self.root)
         if path != root:
             check_no_link(path, root=root)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Return what an entry of a folder says about its kind; False for a link of links that go round."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _inode(status: os.stat_result) -> Inode:
+    """Return what tells a folder apart from all others of this machine."""
+    return status.st_dev, status.st_ino
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:

@@ -6,9 +6,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmk_data.dataset.format import SPLITS, Counts, Removed, SelectionStep, fingerprint_of
@@ -17,7 +14,9 @@ from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.dataset.tables import read_classes
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
+from lmk_data.sources.tables import open_table
 from lmk_data.system.storage import read_file
+from lmk_data.typed_text import normal_form, normal_series, normal_text
 from lmk_data.views.duplicates import find_duplicates
 
 _SHOWN_UNKNOWN = 5
@@ -48,16 +47,21 @@ def read_class_list(path: str) -> tuple[str, ...]:
     except OSError as error:
         raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
     try:
-        if data[:4] == b"PAR1":
-            column = pq.read_table(pa.BufferReader(data), columns=["landmark_id"])["landmark_id"]
-            return tuple(pc.cast(column, pa.string()).to_pylist())
-        lines = data.decode("utf-8-sig").splitlines()
-        if lines and "landmark_id" in lines[0].split(","):
-            convert = pa.csv.ConvertOptions(column_types={"landmark_id": pa.string()}, include_columns=["landmark_id"])
-            return tuple(pa.csv.read_csv(pa.BufferReader(data), convert_options=convert)["landmark_id"].to_pylist())
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise UserError(f"--classes {path}: not a list of classes: {str(error).splitlines()[0]}") from error
-    return tuple(line.strip() for line in lines if line.strip())
+        if data[:4] == b"PAR1" or _has_ids(data, path):
+            read = open_table(data, path).strings(["landmark_id"])["landmark_id"]
+        else:
+            read = pa.chunked_array([data.decode("utf-8-sig").splitlines()], pa.string())
+    except (UnicodeDecodeError, UserError) as error:
+        raise UserError(f"--classes {path}: not a list of classes: {error}") from error
+    return tuple(text for text in normal_form(read).to_pylist() if text)
+
+
+def _has_ids(data: bytes, path: str) -> bool:
+    """Return whether this is a CSV with the column `landmark_id`, and not lines of text."""
+    try:
+        return "landmark_id" in open_table(data, path).columns
+    except UserError:
+        return False
 
 
 def selection_json(selection: Selection) -> SelectionStep:
@@ -130,8 +134,8 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
     """Return the classes that a selection keeps, in order of their labels."""
     kept = classes
     if selection.classes is not None:
-        wanted = set(selection.classes)
-        known = kept["landmark_id"].astype(str)
+        wanted = {normal_text(name) for name in selection.classes}
+        known = normal_series(kept["landmark_id"].astype(str))
         if unknown := sorted(wanted - set(known)):
             shown = ", ".join(unknown[:_SHOWN_UNKNOWN])
             raise UserError(

@@ -188,3 +188,15 @@ def test_nothing_is_written_through_a_link(options: Options, tmp_path: Path) -> 
     with pytest.raises(UserError, match="is a symbolic link"):
         build(options())
     assert not (elsewhere / "made").exists()
+
+
+def test_a_folder_with_what_systems_leave_is_empty(tmp_path: Path) -> None:
+    for name in ("lost+found", "@eaDir"):
+        (tmp_path / name).mkdir()
+    for name in ("desktop.ini", ".DS_Store", "._x"):
+        (tmp_path / name).touch()
+    with writing(open_folder(tmp_path), overwrite=False):
+        pass
+    (tmp_path / "recycled").touch()
+    with pytest.raises(UserError, match="holds something else"), writing(open_folder(tmp_path), overwrite=False):
+        pass

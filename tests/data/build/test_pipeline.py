@@ -16,10 +16,11 @@ import webdataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from lmk_data.build import BuildOptions, build
+from lmk_data.build import BuildOptions, build, plan_build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import UserError
+from lmk_data.sources.locate import NOT_LISTED
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]
@@ -144,7 +145,7 @@ def test_images_in_archives_build_the_same_dataset(
                 rest.write(path, name, zipfile.ZIP_DEFLATED)
         rest.writestr("train.csv", "not an image")
     result = build(options(images=[str(tmp_path / "images_*.tar"), str(tmp_path / "rest.zip")], title="Small <set>"))
-    assert result.num_ignored == 1
+    assert [(entry.rule, entry.count) for entry in result.ignored or []] == [(NOT_LISTED, 1)]
     built, expected = hashes(tmp_path / "shards"), hashes(dataset_path)
     different = {name for name in expected if built.get(name) != expected[name]}
     assert different == {"rejects.parquet", "dataset.json"}, "where a missing image was looked for is another place"
@@ -195,3 +196,16 @@ def test_options_are_checked(options: Options) -> None:
     for change, said in (({"workers": 0}, "--workers 0"), ({"max_rejected": 2.0}, "--max-rejected 2.0")):
         with pytest.raises(UserError, match=said):
             replace(options(), **change)  # type: ignore[arg-type]
+
+
+def test_a_table_of_categories_that_names_no_class_is_said(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "k.csv").write_text("landmark_id,category\n007,a\n")
+    plan_build(options(categories=str(tmp_path / "k.csv")))
+    assert "k.csv: names none of the classes: it names '007', a class is '" in capsys.readouterr().err
+
+
+def test_the_level_of_classes_is_for_class_folders(options: Options) -> None:
+    with pytest.raises(UserError, match="--class-level 2: is for --labels classes"):
+        options(class_level=2)

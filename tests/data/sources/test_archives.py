@@ -1,6 +1,7 @@
 """Members of tars and zips, whole and damaged."""
 
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
+from lmk_data.leftovers import HIDDEN, LEFT_BY_SYSTEMS, LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, REPLACED
+from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
+from lmk_data.system.storage import LocalFolder
 from tests.data.sources.packed import content, found, read, touch, write_tar, write_zip
 
 
@@ -25,14 +29,15 @@ def test_members_are_read_where_other_tools_find_them(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], kind: int | str, size: int
 ) -> None:
     folder = tmp_path_factory.mktemp("archive")
-    members = {f"x{i}/n{name.strip('/ ')}.jpg".replace("//", "/"): os.urandom(size + i) for i, name in enumerate(names)}
+    texts = [re.sub("/+", "/", name.strip("/ ")) for name in names]
+    members = {f"x{i}/n{text}.jpg": os.urandom(size + i) for i, text in enumerate(texts)}
     if isinstance(kind, int):
         write_tar(folder / "a.tar", members, kind)
     else:
         method = zipfile.ZIP_STORED if kind == "stored" else zipfile.ZIP_DEFLATED
         write_zip(folder / "a.zip", members, method)
     stores = open_stores([str(path) for path in folder.iterdir()])
-    scanned = read_members(stores, cache=None)
+    scanned = read_members(stores, cache=None).frame
     assert scanned["source"].tolist() == list(members)
     assert [read(stores, row) for _, row in scanned.iterrows()] == list(members.values())
 
@@ -44,21 +49,125 @@ def test_a_member_of_a_zip_whose_header_is_long(tmp_path: Path) -> None:
         archive.writestr(member, content("a"))
         archive.writestr("after.jpg", content("b") * 9)
     stores = open_stores([str(tmp_path / "a.zip")])
-    scanned = read_members(stores, cache=None)
+    scanned = read_members(stores, cache=None).frame
     assert [read(stores, row) for _, row in scanned.iterrows()] == [content("a"), content("b") * 9]
 
 
 def test_links_in_a_tar(tmp_path: Path) -> None:
-    """Hard links are the same file again, as `tar` writes files that share their data; symbolic ones lead anywhere."""
-    touch(tmp_path, "a1.jpg")
-    os.link(tmp_path / "a1.jpg", tmp_path / "b1.jpg")
-    (tmp_path / "c1.jpg").symlink_to("/etc/hostname")
+    """Links are followed as in a folder: to files and to folders, within the archive."""
+    touch(tmp_path / "x", "cat/1.jpg", "cat/deep/2.jpg", "dog/1.jpg")
+    os.link(tmp_path / "x/cat/1.jpg", tmp_path / "x/dog/hard.jpg")
+    links = {
+        "dog/soft.jpg": "../cat/1.jpg",
+        "lion": "cat",
+        "chain": "lion/deep",
+        "dog/up": "..",
+        "out.jpg": "/etc/hosts",
+    }
+    links |= {"cat/none.jpg": "nothing", "round": "round", "outside": "../../x"}
+    for name, target in links.items():
+        (tmp_path / "x" / name).symlink_to(target)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name in ("a1.jpg", "b1.jpg", "c1.jpg"):
-            tar.add(tmp_path / name, name)
-    stores, located = found(["a1", "b1", "c1"], tmp_path / "x.tar")
-    assert [read(stores, row) for _, row in located.frame.iloc[:2].iterrows()] == [content("a1.jpg")] * 2
-    assert located.frame["reason"].tolist() == ["", "", "missing"]
+        tar.add(tmp_path / "x", ".")
+    stores = open_stores([str(tmp_path / "x.tar")])
+    members = read_members(stores, cache=None)
+    contents = {str(row["source"]): read(stores, row) for _, row in members.frame.iterrows()}
+    one, two = content("cat/1.jpg"), content("cat/deep/2.jpg")
+    assert contents == {
+        **{"cat/1.jpg": one, "cat/deep/2.jpg": two, "dog/1.jpg": content("dog/1.jpg"), "dog/hard.jpg": one},
+        **{"dog/soft.jpg": one, "lion/1.jpg": one, "lion/deep/2.jpg": two, "chain/2.jpg": two},
+    }
+    rules = {entry.rule: entry.count for entry in members.ignored}
+    assert rules == {LINK_TO_NOTHING: 5, LINK_IN_CIRCLE: 1}
+    assert members.ignored == read_members(stores, cache=LocalFolder(str(tmp_path / "out"))).ignored
+    assert members.ignored == read_members(stores, cache=LocalFolder(str(tmp_path / "out"))).ignored, "from the cache"
+
+
+def test_links_of_an_archive_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmk_data.sources.links._MOST_FILES", 100)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for one in "abcdefgh":
+            tar.addfile(tarfile.TarInfo(f"{one}/1.jpg"))
+            for other in "abcdefgh":
+                link = tarfile.TarInfo(f"{one}/to-{other}")
+                link.type, link.linkname = tarfile.SYMTYPE, f"../{other}"
+                tar.addfile(link)
+    with pytest.raises(UserError, match=r"x.tar: its links stand for more than 100 files"):
+        read_members(open_stores([str(tmp_path / "x.tar")]), cache=None)
+
+
+def test_every_member_of_a_tar_is_listed_or_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind in (("a.jpg", tarfile.REGTYPE), ("pipe.jpg", tarfile.FIFOTYPE), ("d", tarfile.DIRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            tar.addfile(member)
+        for name in ("a.jpg", ".hidden/b.jpg", "Thumbs.db", "__MACOSX/._a.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    members = read_members(open_stores([str(tmp_path / "x.tar")]), cache=None)
+    assert members.frame["source"].tolist() == ["a.jpg"]
+    rules = {entry.rule: entry.count for entry in members.ignored}
+    assert rules == {REPLACED: 1, NOT_A_FILE: 1, HIDDEN: 1, LEFT_BY_SYSTEMS: 2}
+
+
+def test_tars_that_were_joined_are_read_to_the_end(tmp_path: Path) -> None:
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": content(name)})
+    first, second = (tmp_path / "a.tar").read_bytes(), (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(first + second)
+    stores = open_stores([str(tmp_path / "all.tar")])
+    scanned = read_members(stores, cache=None).frame
+    assert [read(stores, row) for _, row in scanned.iterrows()] == [content("a"), content("b")]
+    for rest in (b"x" * 600, second[:1000]):
+        (tmp_path / "all.tar").write_bytes(first + rest)
+        with pytest.raises(UserError, match=r"all.tar: .*copy it again"):
+            read_members(open_stores([str(tmp_path / "all.tar")]), cache=None)
+
+
+def test_zips_that_were_joined_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        write_zip(tmp_path / f"{name}.zip", {f"{name}.jpg": content(name)})
+    (tmp_path / "all.zip").write_bytes((tmp_path / "a.zip").read_bytes() + (tmp_path / "b.zip").read_bytes())
+    with pytest.raises(UserError, match=r"all.zip: its directory does not list its first members"):
+        read_members(open_stores([str(tmp_path / "all.zip")]), cache=None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "system", "name"),
+    [
+        ("caf\u00e9/1.jpg".encode(), 3, "caf\u00e9/1.jpg"),
+        ("\u5bfa/1.jpg".encode(), 0, "\u5bfa/1.jpg"),
+        ("caf\u00e9/1.jpg".encode("cp437"), 0, "caf\u00e9/1.jpg"),
+        (b"cat\\1.jpg", 0, "cat/1.jpg"),
+        (b"cat\\1.jpg", 3, "cat\\1.jpg"),
+    ],
+)
+def test_names_in_zips_that_do_not_say_what_they_are(tmp_path: Path, stored: bytes, system: int, name: str) -> None:
+    placeholder = "x" * len(stored)
+    member = zipfile.ZipInfo(placeholder)
+    member.create_system = system
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, content("a"))
+    data = (tmp_path / "a.zip").read_bytes().replace(placeholder.encode(), stored)
+    (tmp_path / "a.zip").write_bytes(data)
+    stores = open_stores([str(tmp_path / "a.zip")])
+    (row,) = (row for _, row in read_members(stores, cache=None).frame.iterrows())
+    assert row["source"] == name
+    assert read(stores, row) == content("a")
+
+
+def test_links_in_a_zip_are_followed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat/1.jpg", content("a"))
+        for name, target in (("kitty", "cat"), ("one.jpg", "cat/1.jpg"), ("none.jpg", "../x")):
+            link = zipfile.ZipInfo(name)
+            link.create_system, link.external_attr = 3, 0o120777 << 16
+            archive.writestr(link, target)
+    stores = open_stores([str(tmp_path / "a.zip")])
+    members = read_members(stores, cache=None)
+    assert members.frame["source"].tolist() == ["cat/1.jpg", "kitty/1.jpg", "one.jpg"]
+    assert {read(stores, row) for _, row in members.frame.iterrows()} == {content("a")}
+    assert [(entry.rule, entry.example) for entry in members.ignored] == [(LINK_TO_NOTHING, "none.jpg")]
 
 
 def test_member_names_that_lead_out_are_unsafe(tmp_path: Path) -> None:
@@ -104,3 +213,11 @@ def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(
     (tmp_path / "a.tar").unlink()
     with pytest.raises(StorageError, match="No such file"):
         read(stores, located.frame.iloc[0])
+
+
+def test_a_tar_of_class_folders_alone(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"cat/1.jpg": b"1", "dog/1.jpg": b"2"})
+    stores = open_stores([str(tmp_path / "a.tar")])
+    labels, ignored = read_class_folders(stores, read_members(stores, cache=None))
+    assert labels.frame["landmark_id"].tolist() == ["cat", "dog"]
+    assert ignored == []

@@ -94,6 +94,39 @@ def test_unusable_tables_are_refused(tmp_path: Path, text: str, said: str) -> No
         read_labels(write(tmp_path / "t.csv", text))
 
 
+@pytest.mark.parametrize("other", [" 1", "1 ", "1\u00a0", "\ufeff1"])
+def test_labels_that_differ_in_spaces_are_one_class(
+    tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = read_labels(write(tmp_path / "t.csv", f"id,landmark_id\na,1\nb,{other}\nc,2\n"))
+    assert labels.frame["landmark_id"].tolist() == [1, 1, 2]
+    said = capsys.readouterr().err
+    assert "labels that differ only in the spaces around them or in their Unicode form are one: " in said
+    assert ascii(other) in said
+
+
+def test_text_is_compared_in_one_unicode_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = read_labels(write(tmp_path / "t.csv", "id,landmark_id\ncafe\u0301,cafe\u0301\ncaf\u00e9,caf\u00e9\nb,x\n"))
+    assert labels.frame.set_index("id")["landmark_id"].to_dict() == {"caf\u00e9": "caf\u00e9", "b": "x"}
+    assert labels.duplicate_rows == 1
+    said = capsys.readouterr().err
+    assert "labels that differ" in said
+    assert "ids that differ" in said
+
+
+def test_honest_text_needs_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read_labels(write(tmp_path / "t.csv", "id,landmark_id\na, x\nb, x\n"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("typed", ["./c0/p1.jpg", "c0//p1.jpg", "c0\\p1.jpg", ".\\c0\\p1.jpg", "c0/./p1.jpg"])
+def test_ids_that_are_paths_have_one_spelling(tmp_path: Path, typed: str) -> None:
+    frame = read_labels(write(tmp_path / "t.csv", f"id,landmark_id\n{typed},1\n")).frame
+    assert frame[["id", "file"]].to_numpy().tolist() == [["c0/p1", "c0/p1.jpg"]]
+
+
 def test_categories_become_plain_names(tmp_path: Path) -> None:
     text = "landmark_id,category\n7,http://commons.wikimedia.org/wiki/Category:Hawa_Mahal\n9,Plain\n"
-    assert read_categories(write(tmp_path / "c.csv", text)).to_dict() == {"7": "Hawa Mahal", "9": "Plain"}
+    text += "1,snake_case_name\n2,http://commons.wikimedia.org/wiki/Category:Caf%C3%A9_Central\n 3 ,Category:x_y\n"
+    names = {"7": "Hawa Mahal", "9": "Plain", "1": "snake_case_name", "2": "Caf\u00e9 Central", "3": "x y"}
+    assert read_categories(write(tmp_path / "c.csv", text)).to_dict() == names

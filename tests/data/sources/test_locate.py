@@ -9,6 +9,9 @@ import pytest
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
+from lmk_data.leftovers import LEFT_BY_SYSTEMS
+from lmk_data.sources.locate import NOT_LISTED
+from lmk_data.sources.members import Ignored
 from tests.data.sources.packed import content, found, read, touch, write_tar, write_zip
 
 
@@ -59,7 +62,7 @@ def test_several_stores_of_every_kind_at_once(tmp_path: Path) -> None:
     paths = [tmp_path / "folder", tmp_path / "images_*.tar", tmp_path / "stored.zip", tmp_path / "deflated.zip"]
     stores, located = found([f"{i}000" for i in "abcdef"], *paths, "memory://bucket/*.tar")
     assert len(stores) == 6
-    assert located.num_ignored == 2
+    assert located.ignored == [Ignored(NOT_LISTED, 2, "unlisted.jpg")]
     assert located.frame["store"].tolist() == [0, 1, 2, 3, 4, 5]
     first = read(stores, located.frame.iloc[0])
     assert first == content(names[0])
@@ -95,3 +98,57 @@ def test_missing_needs_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "images").rmdir()
     with pytest.raises(StorageError, match="is the storage there"):
         read(stores, located.frame.iloc[0])
+
+
+def test_the_file_that_the_table_names_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "annotations/a.png", "images/a.jpg", "images/b.bmp", "images/b.jpg", "images/c.png")
+    _, located = found(["a.jpg", "b.jpg", "c.jpg", "b.bmp"], tmp_path)
+    assert located.frame["source"].tolist() == ["images/a.jpg", "images/b.jpg", "images/c.png", "images/b.bmp"]
+    said = capsys.readouterr().err
+    assert (
+        "1 files that the label table names are there with another extension, such as 'c.jpg': 'images/c.png'" in said
+    )
+    assert "match several" not in said
+    found(["a"], tmp_path)
+    assert "1 ids match several files, of which the first is taken, such as 'a': 'annotations/a.png'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_fan_out_hides_no_other_file(tmp_path: Path) -> None:
+    ids = [f"{number:04x}" for number in range(40)]
+    places = [f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" for i in ids]
+    touch(tmp_path, *places, "extra/ffff.png", "0/0/0/0000.png")
+    _, located = found([*ids, "ffff", "0000.png", "eeee"], tmp_path)
+    assert located.frame["source"].tolist() == [*places, "extra/ffff.png", "0/0/0/0000.png", "e/e/e/eeee.jpg"]
+    assert set(located.frame["reason"]) == {""}, "a missing one is noticed when it is read"
+    assert located.ignored == []
+
+
+@pytest.mark.parametrize("beginning", ["img/", "{root}/img/", "{name}/img/", ""])
+def test_paths_may_begin_with_the_folder_of_images(tmp_path: Path, beginning: str) -> None:
+    touch(tmp_path, "img/c0/1.jpg", "img/c1/1.jpg")
+    beginning = beginning.format(root=tmp_path, name=tmp_path.name)
+    _, located = found([f"{beginning}c1/1.jpg", f"{beginning}c0/1"], tmp_path / "img")
+    assert located.frame["source"].tolist() == ["c1/1.jpg", "c0/1.jpg"]
+    assert set(located.frame["reason"]) == {""}
+
+
+def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
+    touch(tmp_path, "cafe\u0301.jpg", " a .jpg")
+    _, located = found(["caf\u00e9.jpg", "caf\u00e9"], tmp_path)
+    assert located.frame["source"].tolist() == ["cafe\u0301.jpg"] * 2
+
+
+def test_an_error_about_ids_shows_one_beside_a_file(tmp_path: Path) -> None:
+    touch(tmp_path, "c0/1.jpg")
+    with pytest.raises(UserError, match=r"is --images right\? An id is 'x/9', a file is 'c0/1.jpg'"):
+        found(["x/9"], tmp_path)
+
+
+def test_files_beside_the_tars_of_a_folder_count(tmp_path: Path) -> None:
+    write_tar(tmp_path / "images_000.tar", {"a1.jpg": b"1"})
+    touch(tmp_path, "b1.jpg", "c1.jpg", "@eaDir/x", "._images_000.tar", "Thumbs.db")
+    stores, located = found(["a1", "b1"], tmp_path)
+    assert [read(stores, row) for _, row in located.frame.iterrows()] == [b"1", content("b1.jpg")]
+    assert {(entry.rule, entry.count) for entry in located.ignored or []} == {(NOT_LISTED, 1), (LEFT_BY_SYSTEMS, 3)}

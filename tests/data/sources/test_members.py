@@ -20,7 +20,7 @@ def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, mo
     write_tar(tmp_path / "a.tar", {"a1.jpg": b"1"})
     write_tar(tmp_path / "b.tar", {"b1.jpg": b"2"})
     stores, cache = open_stores([str(tmp_path / "?.tar")]), LocalFolder(str(tmp_path / "out"))
-    first = read_members(stores, cache=cache)
+    first = read_members(stores, cache=cache).frame
     scanned: list[str] = []
 
     def counting(file: io.BufferedReader, kind: str, location: str) -> Iterator[Member]:
@@ -28,13 +28,13 @@ def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, mo
         return scan_archive(file, kind, location)  # type: ignore[arg-type]
 
     monkeypatch.setattr("lmk_data.sources.members.scan_archive", counting)
-    pd.testing.assert_frame_equal(read_members(stores, cache=cache), first)
+    pd.testing.assert_frame_equal(read_members(stores, cache=cache).frame, first)
     assert not scanned
     write_tar(tmp_path / "b.tar", {"b1.jpg": b"2", "b2.jpg": b"3"})
-    assert read_members(stores, cache=cache)["source"].tolist() == ["a1.jpg", "b1.jpg", "b2.jpg"]
+    assert read_members(stores, cache=cache).frame["source"].tolist() == ["a1.jpg", "b1.jpg", "b2.jpg"]
     assert scanned == [str(tmp_path / "b.tar")]
     (tmp_path / "out" / MEMBERS_TABLE).write_bytes(b"PAR1 and then nothing")
-    assert len(read_members(stores, cache=cache)) == 3
+    assert len(read_members(stores, cache=cache).frame) == 3
 
 
 def test_checksums_are_compared_and_only_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_checksums_are_compared_and_only_warn(tmp_path: Path, capsys: pytest.Cap
         read_members(stores, cache=None, md5=str(sums))
     (sums / "md5.images_000.txt").write_text(f"{right}  images_000.tar\n")
     (sums / "md5.images_001.txt").write_text(f"{right}  images_001.tar\n")
-    assert len(read_members(stores, cache=None, md5=str(sums))) == 2
+    assert len(read_members(stores, cache=None, md5=str(sums)).frame) == 2
     said = capsys.readouterr().err
     assert "images_001.tar: its md5 is" in said
     assert "images_000.tar: its md5" not in said

@@ -1,0 +1,183 @@
+"""Read tables that people made, CSV or Parquet, as columns of strings in normal form."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from lmk_data.errors import UserError, storage_failure
+from lmk_data.system.storage import is_url, read_file
+from lmk_data.typed_text import normal_text
+
+_DELIMITERS = ",;\t|"
+_MAX_ROWS = 100_000_000  # of a Parquet table
+_OTHER_FILES = {
+    b"PK\x03\x04": "a zip (or a workbook of Excel); unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a workbook of Excel; save it as CSV",
+    b"BZh": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it",
+    b"ARROW1": "an Arrow file; save it as Parquet or CSV",
+    b"SQLite format 3": "an SQLite database; save the table as CSV",
+    b"{": "JSON; save it as CSV",
+    b"[": "JSON; save it as CSV",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was opened: the names of its columns in normal form, and its content, read column by column."""
+
+    path: str
+    columns: list[str]
+    _names: list[str]
+    _data: bytes
+    _delimiter: str | None
+
+    def strings(self, columns: Sequence[str]) -> pa.Table:
+        """Return some columns as strings, exactly as they were typed. Raises UserError if they cannot be read."""
+        for column in columns:
+            if column not in self.columns:
+                raise UserError(f"{self.path}: no column {column}; found {listed(self.columns)}")
+            if self.columns.count(column) > 1:
+                raise UserError(f"{self.path}: has several columns {column}; rename all but one")
+        names = [self._names[self.columns.index(column)] for column in columns]
+        try:
+            read = self._read_csv(names) if self._delimiter else self._read_parquet(names)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{self.path}: not a readable table: {str(error).splitlines()[0]}") from error
+        return pa.table([read[name] for name in names], names=list(columns))
+
+    def _read_csv(self, names: list[str]) -> pa.Table:
+        kinds = dict.fromkeys(names, pa.string())
+        convert = pa.csv.ConvertOptions(column_types=kinds, include_columns=names, strings_can_be_null=False)
+        parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=self._delimiter)
+        return pa.csv.read_csv(pa.BufferReader(self._data), convert_options=convert, parse_options=parse)
+
+    def _read_parquet(self, names: list[str]) -> pa.Table:
+        num_rows = pq.read_metadata(pa.BufferReader(self._data)).num_rows
+        if num_rows > _MAX_ROWS:  # a small file may state any number of rows, and fill the memory with them
+            raise UserError(f"{self.path}: {num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
+        table = pq.read_table(pa.BufferReader(self._data), columns=names)
+        return pa.table({name: _text_of(table[name], name, self.path) for name in names})
+
+
+def open_table(data: bytes, path: str) -> Table:
+    """Open a CSV (gzipped or not, UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars) or a Parquet file.
+
+    Raises UserError for a file of another kind, and for a CSV in which a quote is never closed.
+    """
+    try:
+        if data[:4] == b"PAR1":
+            names = pq.read_schema(pa.BufferReader(data)).names
+            return Table(path, [normal_text(name) for name in names], names, data, None)
+        data = _csv_bytes(data, path)
+        delimiter = _delimiter(data)
+        _check_quotes(data, delimiter, path)
+        parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+        with pa.csv.open_csv(pa.BufferReader(data), parse_options=parse) as reader:
+            names = reader.schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
+    return Table(path, [normal_text(name) for name in names], names, data, delimiter)
+
+
+def read_bytes(path: str, what: str, option: str) -> bytes:
+    """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
+    try:
+        return read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such {what}; name another with {option}") from None
+    except OSError as error:
+        if is_url(path):
+            raise storage_failure(error, path) from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def listed(columns: list[str]) -> str:
+    """Return the first twelve names of columns, for a message."""
+    shown = ", ".join(columns[:12]) or "none"
+    return shown if len(columns) <= 12 else f"{shown} and {len(columns) - 12} more"
+
+
+def _csv_bytes(data: bytes, path: str) -> bytes:
+    """Return a CSV as UTF-8 without a byte order mark."""
+    if data[:2] == b"\x1f\x8b":
+        with pa.input_stream(pa.BufferReader(data), compression="gzip") as stream:
+            data = stream.read()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a whole text in the encoding UTF-16; save it as UTF-8") from None
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    for beginning, what in _OTHER_FILES.items():
+        if data.startswith(beginning):
+            raise UserError(f"{path}: is {what}")
+    if b"\0" in data[:4096]:
+        raise UserError(f"{path}: neither text nor Parquet; save it as CSV in the encoding UTF-8")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line:,} is not in the encoding UTF-8; save it as UTF-8") from None
+    return data
+
+
+def _delimiter(data: bytes) -> str:
+    """Return what separates the columns: the comma, unless the first line has none outside quotes but another one."""
+    header = re.sub(r'"[^"]*"', "", data[:65_536].decode(errors="replace").split("\n", 1)[0])
+    return next((delimiter for delimiter in _DELIMITERS if delimiter in header), ",")
+
+
+def _check_quotes(data: bytes, delimiter: str, path: str) -> None:
+    """Raise UserError for a quoted value that never ends: every row after it would be a part of this value."""
+    if b'"' not in data:
+        return
+    quoted = re.compile(rb'(?<![^\r\n%s])"[^"]*(?:""[^"]*)*("|\Z)' % re.escape(delimiter).encode())
+    for value in quoted.finditer(data):
+        if not value[1]:
+            line = data.count(b"\n", 0, value.start()) + 1
+            raise UserError(f"{path}: line {line:,}: a quote is opened and never closed; close it or remove it")
+
+
+def _text_of(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """Return a column of a Parquet file as strings. Raises UserError for a type that is neither text nor a number."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):  # pandas writes categoricals like this
+        return _text_of(pc.cast(column, kind.value_type), name, path)
+    if pa.types.is_boolean(kind):  # as pandas writes them into a CSV
+        return pc.if_else(column, "True", "False")
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if pa.types.is_floating(kind):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+        try:
+            return pc.cast(pc.cast(column, pa.int64()), pa.string())
+        except pa.ArrowInvalid:
+            raise UserError(
+                f"{path}: the column {name} has the type {kind}, and not all its values are whole; store it as text"
+            ) from None
+    if pa.types.is_nested(kind):
+        raise UserError(f"{path}: the column {name} has the type {kind}; store it as text or as integers")
+    return pc.cast(column, pa.string())
+
+
+def check_cells(path: str, name: str, column: pa.ChunkedArray, *, may_be_empty: bool = False) -> None:
+    """Raise UserError for a cell that is empty or that spans lines, as a quote that is not closed makes it."""
+    missing = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
+    if (row := _first(missing)) is not None:
+        raise UserError(f"{path}: data row {row} has no {name}; fill it in or drop the row")
+    broken = pc.match_substring_regex(column, r"[\r\n]")
+    if (row := _first(broken)) is not None:
+        raise UserError(f"{path}: data row {row}: its {name} spans lines; close the quote that is open there")
+
+
+def _first(mask: pa.ChunkedArray) -> int | None:
+    """Return the number of the first row, counted from 1, for which a mask is true."""
+    rows = np.flatnonzero(mask.to_numpy())
+    return int(rows[0]) + 1 if len(rows) else None
