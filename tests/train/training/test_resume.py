@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import StorageError, UserError
 from lmk_train.cli import train_main
 from lmk_train.runtime import precision
@@ -76,11 +77,10 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
         train(config(epochs=1, resume=True, loss="ce", head="cosine"))
     other = tmp_path / "other"
     shutil.copytree(dataset_path, other)
-    manifest = (other / "dataset.json").read_text()
-    digest = json.loads(manifest)["content_sha256"]
-    (other / "dataset.json").write_text(
-        manifest.replace(f'"content_sha256":"{digest}"', f'"content_sha256":"{"0" * 64}"')
-    )
+    manifest = json.loads((other / "dataset.json").read_text())
+    manifest["files"]["README.md"]["sha256"] = "0" * 64
+    manifest["content_sha256"] = content_sha256_of(manifest["files"])
+    (other / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not the dataset that the run was trained on"):
         train(config(epochs=1, resume=True, shards=str(other)))
     moved = tmp_path / "moved"
