@@ -140,7 +140,8 @@ def check_index(table: pa.Table, location: str, bounds: IndexBounds) -> None:
 
 def check_keys(columns: list[pa.ChunkedArray], location: str) -> None:
     """Raise DatasetError for a key that is not of the documented form, or occurs twice."""
-    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    texts = [pc.cast(column, pa.string()) for column in columns]
+    keys = pa.chunked_array([chunk for column in texts for chunk in column.chunks], pa.string())
     if not has_safe_keys(keys):
         raise DatasetError(f"{location}: has a key that is not of the documented form; {_VERIFY_HINT}")
     if pc.count_distinct(keys).as_py() != len(keys):

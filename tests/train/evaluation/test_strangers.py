@@ -67,6 +67,7 @@ def test_a_split_without_a_known_landmark_is_refused_before_anything_is_written(
     index.loc[moved, ["label", "landmark_id"]] = [stranger, classes.loc[stranger, "landmark_id"]]
     classes.loc[stranger, "test"] += moved.sum()
     classes.loc[gone, "test"] = 0
+    classes["listed"] = classes[["train", "val", "test", "rejected"]].sum(axis=1).astype("int32")
     index.to_parquet(other / "index" / "test.parquet")
     classes.to_parquet(other / "classes.parquet")
     before = (run / "eval-test.json").read_text()
