@@ -269,8 +269,7 @@ def test_hosts_of_their_own_one_of_which_falls_off_the_network(
     """A worker whose network is gone does not end: it is silent. Its shards are built by the other one."""
     folder, out = tmp_path / "cluster", tmp_path / "shards"
     folder.mkdir()
-    soon = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s"}
-    cluster = Cluster(folder, Network.HOST, **soon)
+    cluster = Cluster(folder, Network.HOST, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="15s")
     try:
         hosts = [network.add_host() for _ in range(2)]
         for host in hosts:

@@ -10,7 +10,7 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.dataset.format import canonical_json
+from lmk_data.dataset.format import canonical_json, content_sha256_of
 from lmk_data.errors import DatasetError
 from lmk_data.options import Selection
 from lmk_data.verify.dataset import Problem, verify
@@ -122,7 +122,9 @@ def test_a_view_is_verified_with_the_pictures_that_it_uses(copy: Path, tmp_path:
     assert found.location == str(tar)
     assert row["key"] in found.what
     manifest = json.loads((copy / "dataset.json").read_bytes())
-    (copy / "dataset.json").write_text(json.dumps({**manifest, "content_sha256": "0" * 64}))
+    manifest["files"]["README.md"]["sha256"] = "0" * 64
+    manifest["content_sha256"] = content_sha256_of(manifest["files"])
+    (copy / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DatasetError, match="a view of another dataset"):
         verify(str(tmp_path / "view"), quiet=True)
 

@@ -176,5 +176,7 @@ def test_what_scripts_put_around_a_state_dict_is_taken_off(
 
 def test_an_object_in_a_file_of_weights_is_named_in_plain_text(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(1)}, "args": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"holds an object of (builtins\.)?print; save the state dict alone\)$"):
+    with pytest.raises(
+        UserError, match=r"holds an object of (builtins\.)?print; save the state dict alone\); give another file$"
+    ):
         load_weights(network("resnet32", 3, 32).backbone, "resnet32", str(tmp_path / "evil.pth"))

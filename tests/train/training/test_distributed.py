@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 # Without pretrained weights: what is compared are batches, gradients and exit codes.
-OPTIONS = ["--model", "efficientnet-lite0", "--weights", "none", "--epochs", "2", "--batch-size", "10"]
+OPTIONS = ["--model", "resnet32", "--weights", "none", "--epochs", "2", "--batch-size", "10"]
 OPTIONS += ["--device", "cpu", "--amp", "off", "--quiet"]
 INTERRUPTED = 130
 
