@@ -43,7 +43,7 @@ def test_every_precision_and_optimizer_learns(
 
 @pytest.mark.slow
 @every_device
-@pytest.mark.parametrize("model", ["efficientnet-lite0", "resnet32"])
+@pytest.mark.parametrize("model", ["efficientnet-b0", "resnet32"])
 def test_float32_trains_as_on_the_cpu(dataset_path: Path, tmp_path: Path, device: str, model: str) -> None:
     """A frozen backbone and no dropout leave nothing but rounding between the devices."""
     fixed = {"model": model, "amp": "off", "freeze_backbone_epochs": 3, "drop_rate": 0.0, "optimizer": "sgd"}
@@ -56,7 +56,7 @@ def test_float32_trains_as_on_the_cpu(dataset_path: Path, tmp_path: Path, device
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_CUDA)])
 @pytest.mark.filterwarnings("default")  # the compiler has warnings of its own, for instance of TF32, which is off
 def test_a_compiled_backbone_trains(dataset_path: Path, tmp_path: Path, device: str) -> None:
-    lines = training(dataset_path, tmp_path / "run", device=device, model="efficientnet-lite0", lr=1e-3, compile=True)
+    lines = training(dataset_path, tmp_path / "run", device=device, model="efficientnet-b0", lr=1e-3, compile=True)
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
 
