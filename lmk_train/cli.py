@@ -131,7 +131,7 @@ def _memory_lines(sizes: "DryRun") -> Iterator[str]:
         "gradients": memory.gradients,
         "optimiser": memory.optimizer,
         "gradients on their way to other ranks": memory.buckets,
-        "a second gradient of the largest layer": memory.accumulation,
+        "a second gradient of the largest layer": memory.second_gradient,
         f"{sizes.micro_batch} pictures at once": memory.activations,
         "the CUDA context and workspaces (an estimate)": memory.overhead,
     }

@@ -31,7 +31,7 @@ class Memory:
         gradients: of the parameters that are trained.
         optimizer: its state.
         buckets: in which DistributedDataParallel averages the gradients, if they are copies.
-        accumulation: the second gradient of the largest parameter, until it is added to the first one.
+        second_gradient: of the largest parameter, until it is added to the first one or copied to its bucket.
         activations: what a forward pass keeps for its backward pass, pixels and gradients of the logits included.
         overhead: the CUDA context, workspaces and NCCL, as an estimate; 0 on the CPU.
     """
@@ -40,7 +40,7 @@ class Memory:
     gradients: int
     optimizer: int
     buckets: int
-    accumulation: int
+    second_gradient: int
     activations: int
     overhead: int
 
@@ -67,7 +67,9 @@ def estimate(trainer: Trainer, activations: int) -> Memory:
     config, model, forward = trainer.config, trainer.model, trainer.forward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = _FLOAT32 * sum(parameter.numel() for parameter in trained)
-    copies = isinstance(forward, DistributedDataParallel) and not forward.gradient_as_bucket_view
+    averaged = isinstance(forward, DistributedDataParallel)
+    views = averaged and bool(forward.gradient_as_bucket_view)
+    twice = config.grad_accum > 1 or views
     overhead = 0
     if trainer.precision.device.type == "cuda":
         overhead = _CONTEXT_BYTES + _WORKSPACE_BYTES + _NCCL_BYTES * (trainer.world.size > 1)
@@ -75,8 +77,8 @@ def estimate(trainer: Trainer, activations: int) -> Memory:
         weights=_bytes(model) * (1 if config.ema is None else 2),
         gradients=gradients,
         optimizer=gradients * _OPTIMIZER_FLOATS[config.optimizer],
-        buckets=gradients if copies else 0,
-        accumulation=max(parameter.nbytes for parameter in trained) if config.grad_accum > 1 else 0,
+        buckets=gradients if averaged and not views else 0,
+        second_gradient=max(parameter.nbytes for parameter in trained) if twice else 0,
         activations=activations,
         overhead=overhead,
     )

@@ -1,6 +1,7 @@
 """Measure one training on a device: with the reader, on one fixed batch, other people's loops, and its memory."""
 
 import gc
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +16,10 @@ import torchvision
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import TrainingError
 from lmk_data.options import PlanRule, Recipe
 from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.stream import Batch
-from lmk_train.runtime.precision import Precision, oom_as_training_error
+from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import SINGLE
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import training_step
@@ -30,6 +30,7 @@ from pipelines.bench.train_step import network_step, synchronize
 
 _WARM_UP = 3  # updates: the first ones choose algorithms and allocate
 _DECODED = 4  # batches that are ready when the reader alone begins
+_OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|unable to find an engine")
 _MANY_EPOCHS = 1000  # so that no measurement reaches the end of its training
 _PEERS = {
     "resnet50": (torchvision.models.resnet50, "resnet50"),
@@ -116,12 +117,13 @@ def measure(case: Case, dataset: Path, device: torch.device, seconds: float) -> 
     """Measure a case for so many seconds a figure; out of memory is a note and leaves out what comes after it."""
     speed = Speed()
     try:
-        with oom_as_training_error():
-            for part in (_training, _torchvision, _timm):
-                speed = part(case, dataset, device, seconds, speed)
-                release(device)
-    except TrainingError as error:
-        speed = replace(speed, note=str(error).split(";")[0])
+        for part in (_training, _torchvision, _timm):
+            speed = part(case, dataset, device, seconds, speed)
+            release(device)
+    except RuntimeError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        speed = replace(speed, note=str(error).splitlines()[0])
     release(device)
     return speed
 

@@ -60,11 +60,12 @@ def test_other_ranks_and_micro_batches_take_more(config: Config) -> None:
         with trainer_of(config, world, **changes) as trainer:
             return estimate(trainer, 7)
 
-    alone, accumulated = parts(), parts(grad_accum=2)
+    alone, accumulated, together = parts(), parts(grad_accum=2), parts(World(0, 2))
     largest = 64 * 64 * 3 * 3 * 4  # of resnet32, whose head has 5 classes
-    assert accumulated == replace(alone, accumulation=largest)
-    assert parts(World(0, 2)).buckets in (0, alone.gradients)  # 0 where the gradients are views of the buckets
-    assert accumulated.activations == 7
+    assert alone.activations == 7
+    assert accumulated == replace(alone, second_gradient=largest)
+    copies, views = replace(alone, buckets=alone.gradients), replace(alone, second_gradient=largest)
+    assert together in (copies, views)  # as DistributedDataParallel was told
 
 
 def test_a_cuda_device_holds_a_context_and_workspaces_too(config: Config) -> None:
