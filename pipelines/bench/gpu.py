@@ -44,7 +44,7 @@ _COLUMNS = (
 def cases(arguments: argparse.Namespace) -> list[Case]:
     """Return what is to be measured, the cases that say most first."""
     chosen = product(arguments.classes, arguments.batch_sizes, arguments.amp, arguments.models)
-    return [Case(model, classes, batch, amp) for classes, batch, amp, model in chosen]
+    return [Case(model, classes, batch, amp, arguments.compile) for classes, batch, amp, model in chosen]
 
 
 def measured(arguments: argparse.Namespace, device: torch.device, datasets: dict[int, Path]) -> dict[Case, Speed]:
@@ -71,7 +71,8 @@ def row(case: Case, speed: Speed) -> str:
         return "" if value is None else f"{value / 1e9:.1f}"
 
     share = "" if speed.share is None else f"{speed.share:.2f}"
-    cells = [case.model, f"{case.num_classes:,}", str(case.batch_size), case.amp]
+    model = f"{case.model}, compiled" if case.compiled else case.model
+    cells = [model, f"{case.num_classes:,}", str(case.batch_size), case.amp]
     cells += [rate(speed.both), rate(speed.fixed), share, rate(speed.reader), rate(speed.torchvision), rate(speed.timm)]
     cells += [size(speed.allocated), size(speed.reserved), size(speed.estimated), speed.note]
     return f"| {' | '.join(cells)} |"
@@ -81,8 +82,8 @@ def checks(device: torch.device, dataset: Path, folder: Path, found: dict[Case, 
     """Yield the outcome of each check except the tests."""
     yield check_resume(dataset, device, folder)
     yield check_overflow(dataset, device)
-    largest = max(found, key=lambda case: case.batch_size)
-    yield check_out_of_memory(dataset, device, folder, largest.model, largest.batch_size)
+    smallest = min(found, key=lambda case: case.batch_size)  # which the whole card has room for
+    yield check_out_of_memory(dataset, device, folder, smallest.model, smallest.batch_size)
     yield check_estimate(found)
 
 
@@ -104,6 +105,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=18_000, help="pictures of a dataset, at least 3 of each class")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each figure")
     parser.add_argument("--budget", type=float, default=240, help="seconds for all cases together")
+    parser.add_argument("--compile", action="store_true", help="train with --compile; the other loops stay as they are")
     parser.add_argument("--no-tests", action="store_true", help="leave out the tests marked cuda")
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"))
     return parser.parse_args(words)

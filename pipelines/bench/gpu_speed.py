@@ -46,6 +46,7 @@ class Case:
     num_classes: int
     batch_size: int
     amp: str
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def training_config(case: Case, dataset: Path, device: torch.device, **changes: 
         "epochs": _MANY_EPOCHS,
         "batch_size": case.batch_size,
         "amp": case.amp,
+        "compile": case.compiled,
         "device": device.type,
         "quiet": True,
     }
