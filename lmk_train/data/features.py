@@ -112,7 +112,7 @@ class FeatureStore:
 
 
 def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[str], None]) -> None:
-    """Run the training and validation splits through the backbone of a resolved configuration, unless this was done.
+    """Run the training and validation split through the backbone of a resolved configuration, unless this was done.
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
@@ -128,7 +128,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         backbone.to(device).to(memory_format=torch.channels_last).eval()
         check_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
+        for split in (one for one in SPLITS if dataset.num_samples(one)):
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
         if device.type == "cuda":
             del backbone
