@@ -11,8 +11,6 @@ head on the loss. The type of such a field is `X | Omitted`, where `Omitted` is 
 config.json and checkpoints hold.
 """
 
-import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar, get_args
@@ -22,11 +20,13 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import without_secrets
+from lmk_train.config.arguments import OF_COMMAND, Amp, CacheOptions, DatasetLocation, Device, Quiet, Workers
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
-LossName = Literal["ldam", "ce", "balanced-softmax"]
+LossName = Literal["ldam", "ce", "balanced-softmax", "arcface"]
 Head = Literal["linear", "cosine"]
+Pool = Literal["avg", "gem"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step"]
 Sampling = Literal["uniform", "class-balanced", "repeat-factor"]
@@ -48,77 +48,12 @@ Metric = Literal[
     "calibration_error",
 ]
 
-
-# What several commands share.
-Amp = Annotated[
-    Literal["auto", "fp16", "bf16", "off"],
-    tyro.conf.arg(
-        help="Mixed precision: auto takes bfloat16 where the device has it, otherwise float16 on CUDA (training scales "
-        "the gradients), otherwise float32."
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"], tyro.conf.arg(help="Device to compute on; auto takes CUDA if there is one.")
-]
-Workers = Annotated[
-    int | None,
-    tyro.conf.arg(
-        metavar="N",
-        help="Threads that read and decode; by default one per core (under torchrun, per core of the rank's share), "
-        "at most 8.",
-    ),
-    Limits(at_least=1),
-]
-Quiet = Annotated[bool, tyro.conf.arg(help="Print no progress and no summary.")]
-DatasetLocation = Annotated[
-    str, tyro.conf.arg(metavar="DATASET", help="Dataset that `lmk-shard build` wrote: a path or a URL.")
-]
-
 _SHARE = Limits(at_least=0, at_most=1)
-_OF_COMMAND = OptionInfo(decides_training=False, may_change_on_resume=True)
 
 
 def one_of(kind: Any) -> Any:
     """Return the annotation by which --help lists the values of a Literal, without the None of an optional field."""
     return tyro.conf.arg(metavar="{" + ",".join(get_args(kind)) + "}")
-
-
-def default_cache_folder() -> Path | None:
-    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME; None for a user without a home folder."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "lmk"
-    try:
-        return Path.home() / ".cache" / "lmk"
-    except RuntimeError:  # no HOME, and a uid that is not in passwd, as in many containers
-        return None
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks.
-
-    `folder` is None if none was named and there is no home folder for it: nothing can be fetched then.
-    """
-
-    folder: Path | None
-    max_bytes: int
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """Cache for the shards of a dataset behind a URL."""
-
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR"), _OF_COMMAND] = None
-    """Folder for fetched shards; by default ~/.cache/lmk."""
-    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB"), Limits(above=0, below=math.inf), _OF_COMMAND] = 100.0
-    """Largest size of the cache; the least recently used shards are removed first."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    def resolved(self) -> Cache:
-        """Return the folder and its limit in bytes."""
-        return Cache(self.cache or default_cache_folder(), int(self.cache_gb * 1e9))
 
 
 _FINE_TUNING: dict[str, Any] = {
@@ -162,8 +97,8 @@ _DERIVED: Any = None
 
 @dataclass(frozen=True)
 class _Options(Generic[Omitted]):
-    shards: Annotated[DatasetLocation, _OF_COMMAND]
-    out: Annotated[Path | Omitted, tyro.conf.arg(metavar="RUN"), _OF_COMMAND] = _DERIVED
+    shards: Annotated[DatasetLocation, OF_COMMAND]
+    out: Annotated[Path | Omitted, tyro.conf.arg(metavar="RUN"), OF_COMMAND] = _DERIVED
     """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
     model: Annotated[ModelName, OptionInfo(set_by_search=True, acts_on_backbone=True, search=Search())] = (
         "efficientnet-b0"
@@ -173,13 +108,35 @@ class _Options(Generic[Omitted]):
     """Initial weights of the backbone: ImageNet, random, or a file (a state dict or a checkpoint of lmk-train).
     By default ImageNet weights, and random weights for resnet32, which has no others."""
     loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = "ldam"
-    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits)."""
+    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits).
+    ArcFace has angular margins from the class counts and several centres a class."""
     head: Annotated[Head | Omitted, one_of(Head), OptionInfo(search=Search())] = _DERIVED
-    """Last layer; by default cosine for ldam, linear for the other losses."""
+    """Last layer; by default cosine for ldam and arcface, linear for the other losses. ArcFace has no linear one."""
+    pool: Annotated[Pool, OptionInfo(acts_on_backbone=True, search=Search())] = "avg"
+    """Pool the last feature map by its mean, or by a generalised mean (GeM) whose power is learnt."""
+    neck: Annotated[
+        int | None, tyro.conf.arg(metavar="D"), Limits(at_least=2, at_most=8192), OptionInfo(search=Search())
+    ] = None
+    """Linear layer and batch normalisation to D dimensions before the head (512 is usual); by default none."""
     ldam_max_margin: Annotated[
         float, Limits(above=0, at_most=2), OptionInfo(losses=("ldam",), search=Search(low=0.1, high=1.0))
     ] = 0.5
     """LDAM only: margin of the rarest class."""
+    arcface_margin: Annotated[
+        float, Limits(at_least=0, at_most=1), OptionInfo(losses=("arcface",), search=Search(low=0.1, high=1.0))
+    ] = 0.5
+    """ArcFace only: a class with n training images has a margin of this / n^(1/4) + --arcface-min-margin radians."""
+    arcface_min_margin: Annotated[
+        float, Limits(at_least=0, at_most=0.5), OptionInfo(losses=("arcface",), search=Search(low=0.0, high=0.3))
+    ] = 0.05
+    """ArcFace only: margin of a class with very many training images, in radians."""
+    subcenters: Annotated[
+        int,
+        tyro.conf.arg(metavar="C"),
+        Limits(at_least=1, at_most=16),
+        OptionInfo(losses=("arcface",), search=Search()),
+    ] = 3
+    """ArcFace only: centres a class; the nearest one counts. The head grows by that factor."""
     drw_start: Annotated[
         float | None,
         tyro.conf.arg(metavar="SHARE"),
@@ -297,29 +254,31 @@ class _Options(Generic[Omitted]):
     amp: Amp = "auto"
     compile: bool = False
     """Compile the backbone: minutes at the start, then faster steps on CUDA."""
-    device: Annotated[Device, _OF_COMMAND] = "auto"
+    device: Annotated[Device, OF_COMMAND] = "auto"
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
-    workers: Annotated[Workers, _OF_COMMAND] = None
+    workers: Annotated[Workers, OF_COMMAND] = None
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     seed: Annotated[int, Limits(at_least=0, at_most=2**63 - 1), OptionInfo(set_by_search=True)] = 0
     """Decides the order of samples, augmentation and the initialisation of new layers."""
     checkpoint_minutes: Annotated[float, Limits(above=0), OptionInfo(may_change_on_resume=True)] = 15.0
     """Minutes between checkpoints within an epoch."""
-    resume: Annotated[bool, _OF_COMMAND] = False
+    resume: Annotated[bool, OF_COMMAND] = False
     """Resume the run in --out from its last checkpoint."""
-    dry_run: Annotated[bool, _OF_COMMAND] = False
+    dry_run: Annotated[bool, OF_COMMAND] = False
     """Do not train: print the size of the model, the number of steps and the memory that training needs.
     One batch is run through the model; on CUDA two updates are made and their memory is measured."""
-    profile_input: Annotated[bool, _OF_COMMAND] = False
+    profile_input: Annotated[bool, OF_COMMAND] = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
-    quiet: Annotated[Quiet, _OF_COMMAND] = False
+    quiet: Annotated[Quiet, OF_COMMAND] = False
 
     def __post_init__(self) -> None:
         check_limits(self)
         if self.dry_run and self.profile_input:
             raise UserError("--dry-run and --profile-input: give one of them")
         head = str(self.head or default_head(self.loss))
+        if self.loss == "arcface" and head != "cosine":
+            raise UserError(f"--head {head} goes not with --loss arcface, whose margins are angles; leave it out")
         for name, option in options_of(type(self)).items():
             if option.info.applies_to(self.loss, head) or getattr(self, name) == option.default:
                 continue
@@ -405,4 +364,4 @@ class ResolvedConfig(_Options[Never]):
 
 def default_head(loss: str) -> Head:
     """Return the head that a loss is trained with by default."""
-    return "cosine" if loss == "ldam" else "linear"
+    return "cosine" if loss in ("ldam", "arcface") else "linear"

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
-from lmk_train.models.heads import CosineHead
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
 from lmk_train.training.trainer import Trainer
 
@@ -101,8 +100,8 @@ def forward_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
         with trainer.precision.autocast():
             logits = trainer.model(pictures)
         losses = trainer.criterion(logits, batch.labels)
-    # The cosine head scales the gradient, and multiplies it by the logits, while it is there.
-    gradients_of_logits = logits.nbytes * (3 if isinstance(trainer.model.head, CosineHead) else 1)
+    # The cosine heads scale the gradient, and multiply it by the logits, while it is there.
+    gradients_of_logits = logits.nbytes * (1 if isinstance(trainer.model.head, nn.Linear) else 3)
     return sum(kept.values()) + batch.pixels.nbytes + gradients_of_logits, losses.mean().item()
 
 
