@@ -229,8 +229,8 @@ class _Options(Generic[Omitted]):
     ] = 0.0
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
     amp: Amp = "auto"
-    compile: bool = False
-    """Compile the backbone: minutes at the start, then faster steps on CUDA."""
+    compile: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
+    """Compile the backbone: minutes at the start, then faster steps on CUDA, where its kernels are launched at once."""
     device: Annotated[Device, OF_COMMAND] = "auto"
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""

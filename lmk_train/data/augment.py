@@ -79,8 +79,8 @@ class Preprocess:
     """Turns pictures uint8 [B, H, W, 3] into network input [B, 3, H, W] of `dtype` (channels_last).
 
     The steps, in order: crop, flip, colour, normalisation, erasing; all in float32. The output is valid until the next
-    call with the same number of pictures, which fills the same memory: allocating memory for each batch would add half
-    of the time.
+    call, which fills the same memory: allocating memory for each batch would add half of the time. Inference mode has
+    memory of its own.
 
     A CPU works picture by picture: the planes of one stay in its cache, 3 to 5 times as fast as one batched product.
     Other devices take the whole batch at once, in as many kernels for any number of pictures. Both ways agree within
@@ -105,7 +105,7 @@ class Preprocess:
         self._lowest = (-mean / std).float().to(device)
         self._highest = ((1 - mean) / std).float().to(device)
         self._plain = self._normalized(torch.eye(3, 4, dtype=torch.float64)[None]).to(device)
-        self._out = torch.empty(0, device=device)
+        self._outputs: dict[bool, torch.Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
@@ -116,15 +116,22 @@ class Preprocess:
             draws: float64 [B, 14] of `augmentation_draws`, on the host; None for no augmentation.
         """
         num, height, width, _ = pixels.shape
-        shape = (num, 3, height, width)
-        # Memory that was allocated in inference mode, for an evaluation, cannot be trained on.
-        if self._out.shape != shape or self._out.is_inference() != torch.is_inference_mode_enabled():
-            self._out = torch.empty(shape, dtype=self._dtype, device=pixels.device, memory_format=torch.channels_last)
+        out = self._output(num, (3, height, width), pixels.device)
         moves = Moves() if draws is None else _moves(self._augmentation, draws.numpy(), (width, height))
-        self._fill(pixels, self._matrices(num, draws, pixels.device), moves)
-        return self._out
+        self._fill(out, pixels, self._matrices(num, draws, pixels.device), moves)
+        return out
 
-    def _fill_one_by_one(self, pixels: torch.Tensor, matrices: torch.Tensor, moves: Moves) -> None:
+    def _output(self, num: int, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """Return memory for pictures [B, 3, H, W]: that of an earlier call which had as many or more."""
+        inference = torch.is_inference_mode_enabled()  # memory that was allocated in it cannot be trained on
+        kept = self._outputs.get(inference)
+        if kept is None or kept.shape[1:] != shape or len(kept) < num:
+            layout = torch.channels_last
+            kept = torch.empty((num, *shape), dtype=self._dtype, device=device, memory_format=layout)
+            self._outputs[inference] = kept
+        return kept[:num]
+
+    def _fill_one_by_one(self, out: torch.Tensor, pixels: torch.Tensor, matrices: torch.Tensor, moves: Moves) -> None:
         num, height, width, _ = pixels.shape
         normalized = torch.empty(3, height * width, device=pixels.device)
         lowest, highest = self._lowest[:, None], self._highest[:, None]
@@ -135,16 +142,16 @@ class Preprocess:
             if moves.erased is not None:
                 left, top, inner_width, inner_height = (int(side[i]) for side in moves.erased)
                 picture[:, top : top + inner_height, left : left + inner_width] = 0
-            self._out[i].copy_(picture)
+            out[i].copy_(picture)
 
-    def _fill_at_once(self, pixels: torch.Tensor, matrices: torch.Tensor, moves: Moves) -> None:
+    def _fill_at_once(self, out: torch.Tensor, pixels: torch.Tensor, matrices: torch.Tensor, moves: Moves) -> None:
         num, height, width, _ = pixels.shape
         # channels_last has the order of the pixels: nothing has to be transposed.
-        flat, out = moved_batch(pixels, moves).float().view(num, height * width, 3), self._out.permute(0, 2, 3, 1)
+        flat, last = moved_batch(pixels, moves).float().view(num, height * width, 3), out.permute(0, 2, 3, 1)
         normalized = torch.baddbmm(matrices[:, None, :, 3], flat, matrices[:, :, :3].transpose(1, 2))
-        torch.clamp(normalized.view(num, height, width, 3), self._lowest, self._highest, out=out)
+        torch.clamp(normalized.view(num, height, width, 3), self._lowest, self._highest, out=last)
         if moves.erased is not None:
-            out.masked_fill_(inside(moves.erased, (width, height), pixels.device), 0)
+            last.masked_fill_(inside(moves.erased, (width, height), pixels.device), 0)
 
     def _matrices(self, num: int, draws: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """Return jitter and normalisation of 0..255 pixels as one map per sample: float32 [B, 3, 4] on the device."""

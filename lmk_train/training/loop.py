@@ -27,6 +27,7 @@ from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
+from lmk_train.runtime.compiling import clear_gradients, is_compiled
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
@@ -152,7 +153,11 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     """Update the weights by the next `grad_accum` micro-batches, without waiting for the device."""
     config, forward = trainer.config, trainer.forward()
     set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    if is_compiled(trainer.model.backbone) and config.grad_accum > 1:
+        trainer.model.head.zero_grad(set_to_none=True)
+        clear_gradients(trainer.model.backbone)
+    else:
+        trainer.optimizer.zero_grad(set_to_none=True)
     for part in range(config.grad_accum):
         is_last = part == config.grad_accum - 1
         with nullcontext() if is_last or trainer.world.size == 1 else forward.no_sync():  # type: ignore[operator]
