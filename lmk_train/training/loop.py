@@ -32,7 +32,7 @@ from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
-from lmk_train.training.optim import clip_gradients, set_lr, update_average
+from lmk_train.training.optim import clip_gradients, is_skipped, set_lr, update_average
 from lmk_train.training.record import Record
 from lmk_train.training.resume import restore_run, start_run
 from lmk_train.training.trainer import Sums, Trainer
@@ -162,11 +162,12 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
         is_last = part == config.grad_accum - 1
         with nullcontext() if is_last or trainer.world.size == 1 else forward.no_sync():  # type: ignore[operator]
             _accumulate(trainer, forward, next(batches), part)
-    if config.clip_grad is not None or trainer.scaler.is_enabled():
+    if config.clip_grad is not None:
         trainer.scaler.unscale_(trainer.optimizer)
-        norm = clip_gradients(trainer.model, config.clip_grad)
-        trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
+        clip_gradients(trainer.model, config.clip_grad)
     trainer.scaler.step(trainer.optimizer)
+    if trainer.scaler.is_enabled():
+        trainer.epoch_sums.skipped += is_skipped(trainer.scaler, trainer.optimizer)
     trainer.scaler.update()
     if trainer.averaged is not None and config.ema is not None:
         update_average(trainer.averaged, trainer.model, config.ema)

@@ -89,16 +89,21 @@ def update_average(averaged: AveragedModel, model: Classifier, decay: float) -> 
     averaged.n_averaged += 1
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Return the norm of all gradients, float32 []; scale them down if it is above `max_norm`.
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Scale all gradients down if their norm is above `max_norm`, without waiting for the device."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
-    Does not wait for the device. None for `max_norm` does not scale.
+
+def is_skipped(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Return whether the update that was just made was skipped because a gradient overflowed, bool [].
+
+    Neither waits for the device nor looks at the gradients again: `scaler.step` has. To be called before
+    `scaler.update`, which forgets it.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-    return norm
+    overflows: list[torch.Tensor] = list(scaler._found_inf_per_device(optimizer).values())
+    return torch.stack(overflows).any()
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
