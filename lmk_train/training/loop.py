@@ -29,10 +29,11 @@ from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
 from lmk_train.runtime.compiling import clear_gradients, is_compiled
 from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.seeding import seed_generators
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
-from lmk_train.training.optim import clip_gradients, is_skipped, set_lr, update_average
+from lmk_train.training.optim import clip_gradients, is_skipped, set_lr
 from lmk_train.training.record import Record
 from lmk_train.training.resume import restore_run, start_run
 from lmk_train.training.trainer import Sums, Trainer
@@ -164,13 +165,13 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
             _accumulate(trainer, forward, next(batches), part)
     if config.clip_grad is not None:
         trainer.scaler.unscale_(trainer.optimizer)
-        clip_gradients(trainer.model, config.clip_grad)
+        clip_gradients(trainer.parameters, config.clip_grad)
     trainer.scaler.step(trainer.optimizer)
     if trainer.scaler.is_enabled():
         trainer.epoch_sums.skipped += is_skipped(trainer.scaler, trainer.optimizer)
     trainer.scaler.update()
-    if trainer.averaged is not None and config.ema is not None:
-        update_average(trainer.averaged, trainer.model, config.ema)
+    if trainer.averaging is not None and config.ema is not None:
+        trainer.averaging.update(config.ema)
     trainer.progress.step += 1
 
 
@@ -178,7 +179,8 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     """Add the gradient of micro-batch number `part`: the sum over its samples, divided by the global batch size."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
     # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
-    torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
+    seed = int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1))
+    seed_generators(seed, trainer.precision.device)
     pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
     with trainer.precision.autocast():
         logits = forward(pictures)
