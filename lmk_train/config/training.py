@@ -141,7 +141,8 @@ class _Options(Generic[Omitted]):
     batch_size: Annotated[
         int | Omitted, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(search=Search())
     ] = _DERIVED
-    """Samples per update of the weights, over all ranks and micro-batches; by default the model's."""
+    """Samples per update of the weights, over all ranks and micro-batches; by default the model's, on CUDA up to four
+    times as many if they fit its memory, with learning rates to match."""
     grad_accum: Annotated[
         int, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(may_change_on_resume=True)
     ] = 1

@@ -33,6 +33,7 @@ from lmk_train.runtime.seeding import seed_generators
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
+from lmk_train.training.batch_size import device_memory, resolved_for
 from lmk_train.training.optim import clip_gradients, is_skipped, set_lr
 from lmk_train.training.record import Record
 from lmk_train.training.resume import restore_run, start_run
@@ -92,10 +93,12 @@ def train(
         refuse_links(run)
         if world.is_first and is_run(run):
             hold()
-        config = check_run(run, config)
+        say = world.first_only(announce)
+        memory = device_memory(device) if features is None else None
+        config = check_run(run, resolved_for(asked, dataset, world, memory, say))
         world.barrier()
         store = None if features is None else FeatureStore.open(features, dataset, config)
-        trainer = make_trainer(config, dataset, world, world.first_only(announce), store)
+        trainer = make_trainer(config, dataset, world, say, store)
         with closing(trainer.train):
             if config.resume:
                 restore_run(trainer)
