@@ -13,6 +13,7 @@ from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.plain_file import checked, one_line
 from lmk_train.runs.tensor_file import load_tensors, require_tensors
+from lmk_train.runtime.oom import is_out_of_memory
 
 FORMAT, VERSION = "lmk-checkpoint", 2
 LAST, BEST = "last", "best"
@@ -70,6 +71,8 @@ def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
         with atomic_file(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise StorageError(f"{path}: cannot be saved ({reason}); the earlier checkpoint is whole") from error
 
