@@ -22,6 +22,7 @@ from lmk_train.models.heads import Classifier
 from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
 from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters, set_bn_momentum
 from lmk_train.models.weights import load_weights
+from lmk_train.runtime.backend import set_backend_flags
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World
 from lmk_train.training.optim import averaged_model, make_optimizer
@@ -48,6 +49,7 @@ def make_trainer(
     """
     assert features is None or config.freeze_backbone_epochs >= config.epochs, "the backbone of features is frozen"
     device = resolve_device(config.device)
+    set_backend_flags(deterministic=False)
     pictures = partial(SplitReader, dataset, cache=config.cache.resolved())
     open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     if not dataset.num_samples("train"):
