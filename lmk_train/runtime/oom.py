@@ -8,7 +8,7 @@ import torch
 
 from lmk_data.errors import TrainingError
 
-# Only the allocator of CUDA tensors raises torch.OutOfMemoryError. CUDA, cuBLAS, cuDNN and NCCL, which allocate memory for
+# Only the allocator of CUDA tensors raises torch.OutOfMemoryError. CUDA, cuBLAS, cuDNN and NCCL, which allocate memory
 # themselves, and the allocator of the host have their own words. cuDNN finds no engine if none fits into what is left.
 _SAID = re.compile(
     r"out of memory|cudaErrorMemoryAllocation|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|"

@@ -1,5 +1,6 @@
 """The ranks that train together: how many there are, which one this is, and what they exchange."""
 
+import inspect
 import os
 import re
 import sys
@@ -54,17 +55,21 @@ class World:
         return -(-batch_size // self.size)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model with its gradients averaged over the ranks."""
+        """Return the model with its gradients averaged over the ranks.
+
+        All of its parameters that require a gradient have to be used in each step. Gradients are views of what is sent
+        to the other ranks, so that there is no second copy of them.
+        """
         if self.size == 1:
             return model
         devices = [device.index or 0] if device.type == "cuda" else None
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        batched: dict[str, Any] = {"batched_grad_copy": True} if "batched_grad_copy" in known else {}  # torch 2.14
         with warnings.catch_warnings():
             # The argument that replaces it copies the first rank's running statistics to all others here.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            # Without the search for unused parameters, the first step rearranges the buckets. A resumed training
-            # starts with the first arrangement again, and sums over three or more ranks would then round differently.
             return DistributedDataParallel(
-                model, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True, **batched
             )
 
     def sum(self, *values: float) -> list[float]:

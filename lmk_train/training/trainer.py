@@ -1,5 +1,6 @@
 """The state of a training: everything that a step uses, and the sums that it adds to."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -181,9 +182,31 @@ class Trainer:
         frozen = self.epoch < self.config.freeze_backbone_epochs
         if self._forward is None or frozen != self._is_frozen:
             self.model.freeze(frozen)
-            self._forward = None  # removes its hooks before new ones are added
+            self.optimizer.zero_grad(set_to_none=True)  # gradients are views of the memory of the earlier one
+            if self._forward is not None:
+                self._forward = None
+                gc.collect()  # frees that memory, which cycles of references hold, before there is another
             self._forward, self._is_frozen = self.world.wrap(self.model, self.precision.device), frozen
+            if self.world.size > 1:
+                self._settle(self._forward)
         return self._forward
+
+    def _settle(self, forward: nn.Module) -> None:
+        """Run one black picture through a model that was wrapped for several ranks, and back; changes no weights.
+
+        From its second forward pass on, DDP sums gradients in the order in which the first backward pass had them. A
+        training that is resumed would otherwise sum its first update in another order than an uninterrupted one, and
+        with three or more ranks round differently.
+        """
+        self.model.eval()  # leaves running statistics and random states as they are
+        pictures = torch.zeros(1, *self.train.shape, device=self.precision.device)
+        if pictures.ndim > 2:
+            pictures = pictures.permute(0, 3, 1, 2).to(self.precision.dtype or torch.float32)
+        with self.precision.autocast():
+            logits = forward(pictures)
+        logits.sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return the global order of an epoch, picks int64 [P]; keeps that of the last epoch asked for."""
