@@ -1,5 +1,6 @@
 """A model that is trained by several ranks, as one of them holds it."""
 
+import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from tests.train.run_files import Config
 def group(tmp_path: Path) -> Iterator[None]:
     """A group of this process alone, which does what one of several ranks does."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    gc.disable()  # no collection by chance
     yield
+    gc.enable()
     distributed.destroy_process_group()
 
 
