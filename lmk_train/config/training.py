@@ -394,6 +394,11 @@ class TrainConfig(_Options[None]):
 class ResolvedConfig(_Options[Never]):
     """The configuration that a run is trained with and that it saves: no default is left to be filled in."""
 
+    @property
+    def pictures_at_once(self) -> int:
+        """The largest number of pictures that all ranks together push through the model at once."""
+        return -(-self.batch_size // self.grad_accum)
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Return the configuration that `json` gave. Raises UserError if it is not one, or has an open default."""

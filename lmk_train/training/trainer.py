@@ -252,6 +252,14 @@ class Trainer:
         """The number of updates of the whole training."""
         return self.config.epochs * self.steps_per_epoch
 
+    def validation_is_due(self) -> bool:
+        """Return whether the last epoch was trained, but its validation failed; waits for the other ranks.
+
+        The sums of an epoch are zero once it has been validated.
+        """
+        at_an_end = not self.progress.step % self.steps_per_epoch
+        return at_an_end and self.world.sum(self.epoch_sums.num_samples)[0] > 0
+
     def rate_factor(self, step: int) -> float:
         """Return the factor of the peak learning rates at a step."""
         config = self.config
