@@ -120,7 +120,7 @@ def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
             with closing(stream(micro_batches(trainer, epoch, first))) as batches:
                 for _ in range(first, trainer.steps_per_epoch):
                     training_step(trainer, batches)
-                    log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
+                    log.after_step(epoch)
                     bar.update()
                     bar.set_postfix_str(log.postfix, refresh=False)
                     if not progress.step % trainer.steps_per_epoch:
@@ -137,7 +137,7 @@ def batch_stream(trainer: Trainer) -> BatchStream:
     """Return a stream for the micro-batches of this rank."""
     config = trainer.config
     largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
-    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
+    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers, trainer.times)
 
 
 def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[NDArray[np.int64]]:
@@ -194,6 +194,7 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     A checkpoint is saved before the validation as well: if that fails, resuming begins with it.
     """
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
+    trainer.times.begin(None)
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
     sums = trainer.sums()
     line |= {

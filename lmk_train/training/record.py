@@ -31,8 +31,7 @@ class Record:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._line_started = self._saved = self._counted = time.monotonic()
-        self._waited = self._copied = 0.0
+        self._saved = self._counted = time.monotonic()
         self.postfix = ""
 
     def __enter__(self) -> "Record":
@@ -60,28 +59,23 @@ class Record:
             self._file.close()
             self._board.close()
 
-    def after_step(self, epoch: int, waited_seconds: float, copied_seconds: float) -> None:
+    def after_step(self, epoch: int) -> None:
         """Read the sums from the device, check them and write a line, every 50 updates and at the end of an epoch.
 
-        The line has the shares of waiting and copying in the time since the last line; the rest is computing. Saving
-        and validating are not part of that time.
-
-        Args:
-            epoch: counted from 0.
-            waited_seconds: the total time that this rank has waited for data.
-            copied_seconds: the total time of its copies to the device.
+        The line has the shares of waiting, copying and computing in the time since the last line, by the clock of the
+        device. Saving and validating are not part of that time. `epoch` counts from 0.
         """
-        trainer, now = self._trainer, time.monotonic()
+        trainer = self._trainer
         if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
             return
         sums = trainer.sums()
+        times = trainer.times.read()
         number = sums["num_samples"] - self._before["num_samples"]
         loss = (sums["loss"] - self._before["loss"]) / number
         accuracy = (sums["correct"] - self._before["correct"]) / number
-        seconds = now - self._line_started
-        rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
-        copying = (copied_seconds - self._copied) / seconds
-        computing = max(0.0, 1 - waiting - copying)
+        seconds = sum(times.values())
+        rate = number / seconds
+        waiting, copying, computing = (times[activity] / seconds for activity in ("data", "copy", "compute"))
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
         rate_now = trainer.learning_rate(trainer.progress.step - 1)
         line |= {"lr": rate_now, "images_per_second": rate, "data_share": waiting}
@@ -95,7 +89,6 @@ class Record:
             self.postfix += f", {sums['skipped']} updates skipped" if sums["skipped"] else ""
         self.line(line)
         self._before = sums if trainer.progress.step % trainer.steps_per_epoch else _NO_SUMS
-        self._line_started, self._waited, self._copied = now, waited_seconds, copied_seconds
 
     def line(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and its floating-point numbers to TensorBoard."""
@@ -104,7 +97,6 @@ class Record:
             self._file.flush()
             self._show(line)
         if line["kind"] == "epoch":
-            self._line_started = time.monotonic()
             self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
 
     def _show(self, line: dict[str, Any]) -> None:
@@ -138,6 +130,10 @@ class Record:
         Raises:
             TrainingError: the weights are not finite; the earlier checkpoint stays.
         """
+        with self._trainer.times.stopped():
+            self._save()
+
+    def _save(self) -> None:
         trainer, now = self._trainer, time.monotonic()
         trainer.require_finite_weights()
         trainer.progress.seconds += now - self._counted
@@ -158,7 +154,6 @@ class Record:
             save_checkpoint(trainer.run, LAST, state)
             self._board.flush()
         trainer.world.barrier()
-        self._line_started += time.monotonic() - now  # saving is in none of the shares
 
 
 def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:

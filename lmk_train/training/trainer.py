@@ -22,6 +22,7 @@ from lmk_train.data.order import batch_picks, epoch_order, rows_of
 from lmk_train.data.reader import Reader
 from lmk_train.models.heads import Classifier
 from lmk_train.runs.folder import RunFolder
+from lmk_train.runtime.clock import TimeShares
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import World
 from lmk_train.training.optim import lr_factor
@@ -109,6 +110,7 @@ class Trainer:
         progress: updates done so far, and the best validation.
         epoch_sums: of the epoch so far.
         first_bad_step: the first step whose loss was not finite, int64 [] on the device.
+        times: what the time of the device goes into.
     """
 
     config: ResolvedConfig
@@ -130,6 +132,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     epoch_sums: Sums = field(init=False)
     first_bad_step: torch.Tensor = field(init=False)
+    times: TimeShares = field(init=False)
     _device_class_weights: torch.Tensor | None = field(init=False, default=None)
     _forward: nn.Module | None = field(init=False, default=None)
     _is_frozen: bool | None = field(init=False, default=None)
@@ -137,7 +140,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         device = self.precision.device
-        self.epoch_sums = Sums.zero(device)
+        self.epoch_sums, self.times = Sums.zero(device), TimeShares.of(device)
         self.first_bad_step = torch.full((), _NEVER, dtype=torch.int64, device=device)
         if self.class_weights is not None:
             self._device_class_weights = self.class_weights.to(device)
@@ -187,7 +190,7 @@ class Trainer:
                 self._forward = None
                 gc.collect()  # frees that memory, which cycles of references hold, before there is another
             self._forward, self._is_frozen = self.world.wrap(self.model, self.precision.device), frozen
-            if self.world.size > 1:
+            if self.world.size > 1 and not self.config.compile:  # another size would be compiled for it
                 self._settle(self._forward)
         return self._forward
 
