@@ -231,6 +231,9 @@ class _Options(Generic[Omitted]):
     amp: Amp = "auto"
     compile: bool = False
     """Compile the backbone: minutes at the start, then faster steps on CUDA."""
+    deterministic: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
+    """Compute the same bits each time on CUDA too: without it, a resumed run ends with nearly the same weights.
+    Steps are slower, because the fastest algorithms add up in any order."""
     device: Annotated[Device, OF_COMMAND] = "auto"
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
