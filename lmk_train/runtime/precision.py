@@ -48,6 +48,19 @@ class Precision:
         return str(self.dtype).removeprefix("torch.") if self.dtype else "float32"
 
 
+def device_type(name: str) -> str:
+    """Return `cpu` or `cuda` for a `--device` value. Does not use the device, which would take memory of it.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is there; leave it out to use the CPU")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device of a `--device` value: `cpu`, `cuda` or `auto`, which is CUDA if there is one.
 
@@ -58,12 +71,9 @@ def resolve_device(name: str) -> torch.device:
         UserError: the device does not exist, or the installed torch has no code for it.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is there; leave it out to use the CPU")
-    if name == "cpu":
-        return torch.device(name)
+    kind = device_type(name)
+    if kind == "cpu":
+        return torch.device(kind)
     number = local_rank()
     if number >= torch.cuda.device_count():
         raise UserError(
@@ -71,7 +81,7 @@ def resolve_device(name: str) -> torch.device:
             "start fewer processes"
         )
     torch.cuda.set_device(number)
-    device = torch.device(name, number)
+    device = torch.device(kind, number)
     capability, code = _capability(device), torch.cuda.get_arch_list()
     if torch.version.hip is None and code and not any(_runs(one, capability) for one in code):
         raise UserError(
