@@ -52,7 +52,7 @@ def make_trainer(
     """
     assert features is None or config.freeze_backbone_epochs >= config.epochs, "the backbone of features is frozen"
     device = resolve_device(config.device)
-    set_backend_flags(deterministic=False)
+    set_backend_flags(config.deterministic)
     pictures = partial(SplitReader, dataset, cache=config.cache.resolved())
     open_reader: Callable[[str], Reader] = pictures if features is None else features.reader
     if not dataset.num_samples("train"):
