@@ -14,6 +14,29 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # the host waits for copies from memory that is not pinned
 
 
+class CopyStream:
+    """Copies to a CUDA device on a stream of their own: they run beside what is computed there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, *pinned: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Event]:
+        """Return pinned tensors on the device, and an event after which their memory on the host may be used again.
+
+        What is computed from here on waits for the copies; the host does not.
+        """
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            copies = [tensor.to(self._device, non_blocking=True) for tensor in pinned]
+            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            copied.record()
+        computing.wait_stream(self._stream)
+        for copy in copies:  # or their memory would be taken for the next copies while it is still read
+            copy.record_stream(computing)
+        return copies, copied
+
+
 class ToHost:
     """Tensors on their way to the host: their copies are queued at once and waited for in `arrays`."""
 
