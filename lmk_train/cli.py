@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from lmk_train.runs.folder import RunFolder
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
     from lmk_train.predict import Guess, Prediction
+    from lmk_train.training.dry_run import DryRun
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
 _TRAIN_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
@@ -120,14 +121,29 @@ def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
     sizes = dry_run(config, announce)
     if sizes.rank:
         return
-    memory = sizes.weights_bytes + sizes.activations_bytes
     say(f"parameters        {sizes.backbone_parameters:,} in the backbone, {sizes.head_parameters:,} in the head")
     say(f"updates           {sizes.num_steps:,}, {sizes.steps_per_epoch:,} per epoch")
-    say(
-        f"memory            about {memory / 1e9:.1f} GB per rank: {sizes.weights_bytes / 1e9:.1f} for weights, "
-        f"gradients and optimiser, {sizes.activations_bytes / 1e9:.1f} for {sizes.micro_batch} pictures at once"
-    )
+    for line in _memory_lines(sizes):
+        say(line)
     say(f"initial loss      {sizes.expected_loss:.2f} expected, {sizes.first_loss:.2f} on the first batch")
+
+
+def _memory_lines(sizes: "DryRun") -> Iterator[str]:
+    memory, measured = sizes.memory, sizes.measured
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimizer,
+        "gradients on their way to other ranks": memory.buckets,
+        "a second gradient of the largest layer": memory.second_gradient,
+        f"{sizes.micro_batch} pictures at once": memory.activations,
+        "the CUDA context and workspaces (an estimate)": memory.overhead,
+    }
+    spelled_parts = ", ".join(f"{size / 1e9:.1f} {what}" for what, size in parts.items() if size)
+    yield f"memory            about {memory.total / 1e9:.1f} GB per rank: {spelled_parts}"
+    if measured is not None:
+        of_card = f"{measured.used / 1e9:.1f} of {measured.there / 1e9:.1f} GB of the device are in use"
+        yield f"measured          {measured.reserved / 1e9:.1f} GB reserved by two updates; {of_card}"
 
 
 def _evaluate(config: EvalConfig) -> None:

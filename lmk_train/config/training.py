@@ -248,7 +248,7 @@ class _Options(Generic[Omitted]):
     """Resume the run in --out from its last checkpoint."""
     dry_run: Annotated[bool, OF_COMMAND] = False
     """Do not train: print the size of the model, the number of steps and the memory that training needs.
-    One batch is run through the model."""
+    One batch is run through the model; on CUDA two updates are made and their memory is measured."""
     profile_input: Annotated[bool, OF_COMMAND] = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
     quiet: Annotated[Quiet, OF_COMMAND] = False
