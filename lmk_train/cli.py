@@ -18,6 +18,7 @@ from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
 from lmk_data.system.terminal import EXIT_UNREAD, printable, progress_bar, run_command, say
 from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.memory import memory_advice
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder
@@ -64,17 +65,20 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
             print(f"{program} {__version__}")
             return
         parsed: Any = tyro.cli(config, prog=program, args=given, config=(tyro.conf.FlagCreatePairsOff,))
-        if "WORLD_SIZE" in os.environ:  # torch, not imported yet, would warn in each rank about how world.py uses DDP
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         for package in _TRAIN_EXTRA:
             if find_spec(package) is None:
                 raise missing_extra(program, "train", f"{package} is missing")
-        from lmk_train.runtime.precision import oom_as_training_error
+        from lmk_train.runtime.oom import oom_as_training_error
 
-        with oom_as_training_error():
+        with oom_as_training_error(memory_advice(parsed, int(os.environ.get("WORLD_SIZE", "1")))):
             command(parsed)
 
-    return run_command(program, run)
+    if "WORLD_SIZE" not in os.environ or find_spec("torch") is None:
+        return run_command(program, run)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn in each rank about how world.py uses DDP
+    from lmk_train.runtime.world import run_as_rank
+
+    return run_as_rank(lambda: run_command(program, run))
 
 
 def _train(config: TrainConfig) -> None:

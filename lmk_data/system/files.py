@@ -105,8 +105,7 @@ def atomic_file(path: Path, temporary_folder: Path | None = None) -> Iterator[Bi
     The temporary file has its own name for each attempt and ends in `.tmp`. It lies beside `path` or in
     `temporary_folder`, which must be on the same file system. File and folder are synced before this returns.
     """
-    folder = temporary_folder or path.parent
-    temporary = folder / f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = unfinished_path(path, temporary_folder)
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -119,8 +118,13 @@ def atomic_file(path: Path, temporary_folder: Path | None = None) -> Iterator[Bi
     sync_folder(path.parent)
 
 
+def unfinished_path(path: Path, folder: Path | None = None) -> Path:
+    """Return a new path for a file that becomes `path` or vanishes; it lies beside `path` or in `folder`."""
+    return (folder or path.parent) / f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
 def is_unfinished(name: str) -> bool:
-    """Return whether a file's name is one that `atomic_file` gives to a file that it is writing."""
+    """Return whether a file's name is one that `unfinished_path` gives."""
     return _UNFINISHED.fullmatch(name) is not None
 
 

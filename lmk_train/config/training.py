@@ -164,7 +164,8 @@ class _Options(Generic[Omitted]):
     batch_size: Annotated[
         int | Omitted, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(search=Search())
     ] = _DERIVED
-    """Samples per update of the weights, over all ranks and micro-batches; by default the model's."""
+    """Samples per update of the weights, over all ranks and micro-batches; by default the model's, on CUDA up to four
+    times as many if they fit its memory, with learning rates to match."""
     grad_accum: Annotated[
         int, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(may_change_on_resume=True)
     ] = 1
@@ -252,8 +253,11 @@ class _Options(Generic[Omitted]):
     ] = 0.0
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
     amp: Amp = "auto"
-    compile: bool = False
-    """Compile the backbone: minutes at the start, then faster steps on CUDA."""
+    compile: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
+    """Compile the backbone: minutes at the start, then faster steps on CUDA, where its kernels are launched at once."""
+    deterministic: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
+    """Compute the same bits each time on CUDA too: without it, a resumed run ends with nearly the same weights.
+    Steps are slower, because the fastest algorithms add up in any order."""
     device: Annotated[Device, OF_COMMAND] = "auto"
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
@@ -352,6 +356,11 @@ class TrainConfig(_Options[None]):
 @dataclass(frozen=True)
 class ResolvedConfig(_Options[Never]):
     """The configuration that a run is trained with and that it saves: no default is left to be filled in."""
+
+    @property
+    def pictures_at_once(self) -> int:
+        """The largest number of pictures that all ranks together push through the model at once."""
+        return -(-self.batch_size // self.grad_accum)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

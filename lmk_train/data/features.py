@@ -111,16 +111,24 @@ class FeatureStore:
         return FeatureReader(pictures, features)
 
 
+def has_features(config: ResolvedConfig, folder: Path) -> bool:
+    """Return whether the features of a configuration are in a folder; raise UserError if those of another are."""
+    if not (folder / _DESCRIPTION).exists():
+        return False
+    with ShardedDataset.open(config.shards) as dataset:
+        FeatureStore.open(folder, dataset, config)
+    return True
+
+
 def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[str], None]) -> None:
     """Run the training and validation split through the backbone of a resolved configuration, unless this was done.
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
+    if has_features(config, folder):
+        return
     with ShardedDataset.open(config.shards) as dataset:
         description = _description(dataset, config)
-        if (folder / _DESCRIPTION).exists():
-            FeatureStore.open(folder, dataset, config)
-            return
         device = resolve_device(config.device)
         backbone = make_backbone(config, dataset.recipe.size)
         source = load_weights(backbone, config.model, config.weights)
@@ -130,9 +138,6 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         folder.mkdir(parents=True, exist_ok=True)
         for split in (one for one in SPLITS if dataset.num_samples(one)):
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
-        if device.type == "cuda":
-            del backbone
-            torch.cuda.empty_cache()  # leaves the memory to the trials
         write_bytes(folder / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 

@@ -1,6 +1,5 @@
 """Batches of picks on the training device: decoded by threads, a few batches ahead of the training step."""
 
-import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from lmk_data.errors import UserError
 from lmk_train.data.order import rows_of
 from lmk_train.data.reader import Reader
+from lmk_train.runtime.clock import Activity, TimeShares
+from lmk_train.runtime.transfer import CopyStream
 
 _BATCHES_AHEAD = 3
 
@@ -37,20 +38,29 @@ class BatchStream:
 
     Decoding releases the interpreter's lock, so that the threads run beside the training step. Each batch is decoded
     into one buffer, which is handed over without a copy.
-
-    Attributes:
-        wait_seconds: total time that the consumer waited for data.
-        copy_seconds: total time of copies to a CUDA device, measured by the device's clock.
     """
 
-    def __init__(self, reader: Reader, device: torch.device, batch_size: int, workers: int | None = None) -> None:
-        """Allocate the buffers of batches of at most `batch_size`; `workers` is the reader's default if None.
+    def __init__(
+        self,
+        reader: Reader,
+        device: torch.device,
+        batch_size: int,
+        workers: int | None = None,
+        times: TimeShares | None = None,
+    ) -> None:
+        """Allocate the buffers.
+
+        Args:
+            reader: of the samples.
+            device: that batches are put on.
+            batch_size: samples of the largest batch.
+            workers: threads that decode; the reader's default if None.
+            times: is told when the consumer waits for data, when they are copied, and when it has them.
 
         Raises UserError if there is not enough memory.
         """
-        self._reader, self._device = reader, device
+        self._reader, self._device, self._times = reader, device, times
         self._workers = workers or reader.default_workers
-        self.wait_seconds = self.copy_seconds = 0.0
         count = _BATCHES_AHEAD + 2
         # NumPy asks for huge pages, which makes decoding 4 % faster.
         shape = (batch_size, *reader.shape)
@@ -58,9 +68,10 @@ class BatchStream:
             self._slots = [torch.from_numpy(np.empty(shape, reader.dtype)) for _ in range(count)]
         except (MemoryError, ValueError):  # ValueError: more bytes than an address has
             raise UserError(f"there is no memory for batches of {batch_size:,}; give a smaller --batch-size") from None
-        if device.type == "cuda":
+        self._copy = CopyStream(device) if device.type == "cuda" else None
+        if self._copy is not None:
             self._slots = [slot.pin_memory() for slot in self._slots]
-        self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event] | None] = [None] * count
+        self._copies: list[torch.cuda.Event | None] = [None] * count
 
     def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Generator[Batch, None, None]:
         """Yield one `Batch` per array of picks, int64 [B] with B at most `batch_size`; closing it stops the threads.
@@ -77,21 +88,26 @@ class BatchStream:
                 return
 
         try:
-            started = time.perf_counter()  # includes drawing the order, if `batches` does so
+            self._begin("data")  # includes drawing the order, if `batches` does so
             remaining = enumerate(self._expected(batches))
             for _ in range(_BATCHES_AHEAD):
                 submit()
-            self.wait_seconds += time.perf_counter() - started
             while pending:
                 slot, picks, decoded = pending.popleft()
-                started = time.perf_counter()
                 for future in decoded:
                     future.result()
-                self.wait_seconds += time.perf_counter() - started
+                self._begin("copy")
+                batch = self._hand_over(slot, picks)
+                self._begin("compute")
                 submit()
-                yield self._hand_over(slot, picks)
+                yield batch
+                self._begin("data")
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, activity: Activity) -> None:
+        if self._times is not None:
+            self._times.begin(activity)
 
     def _expected(self, batches: Iterable[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
         """Return the batches, after announcing all their picks to the reader."""
@@ -103,9 +119,7 @@ class BatchStream:
     def _decode(self, pool: ThreadPoolExecutor, slot: int, picks: NDArray[np.int64]) -> list[Future[None]]:
         """Decode a batch in as many parts as there are threads, so that the first batch arrives soon."""
         if (copy := self._copies[slot]) is not None:
-            started, ended = copy
-            ended.synchronize()  # recorded several steps ago: waits only if the device stalls
-            self.copy_seconds += started.elapsed_time(ended) / 1000
+            copy.synchronize()  # recorded several steps ago: waits only if the device stalls
             self._copies[slot] = None
         rows = rows_of(picks, len(self._reader))
         buffer = self._slots[slot].numpy()
@@ -120,11 +134,6 @@ class BatchStream:
     def _hand_over(self, slot: int, picks: NDArray[np.int64]) -> Batch:
         pixels = self._slots[slot][: len(picks)]
         labels = torch.from_numpy(self._reader.labels[rows_of(picks, len(self._reader))])
-        if self._device.type == "cuda":
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            events[0].record()
-            pixels = pixels.to(self._device, non_blocking=True)
-            labels = labels.pin_memory().to(self._device, non_blocking=True)
-            events[1].record()
-            self._copies[slot] = (events[0], events[1])
+        if self._copy is not None:
+            (pixels, labels), self._copies[slot] = self._copy(pixels, labels.pin_memory())
         return Batch(pixels, labels, picks)

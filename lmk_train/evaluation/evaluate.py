@@ -110,7 +110,7 @@ def make_evaluator(
 
     Args:
         model: with the weights to evaluate.
-        trained: the resolved configuration of the run; its batch size is the default.
+        trained: the resolved configuration of the run; its micro-batches are the default.
         config: its batch size, precision and number of workers.
         device: to compute on.
         world: the ranks that share a split.
@@ -119,7 +119,7 @@ def make_evaluator(
         model=model.to(memory_format=torch.channels_last),
         preprocess=Preprocess(ARCHITECTURES[trained.model].normalization, Augmentation(), device),
         precision=Precision.resolve(config.amp, device),
-        batch_size=config.batch_size or trained.batch_size,
+        batch_size=config.batch_size or trained.pictures_at_once,
         workers=config.workers,
         world=world,
     )

@@ -14,7 +14,9 @@ from lmk_train.data.reader import Reader
 from lmk_train.data.stream import BatchStream
 from lmk_train.evaluation.predictions import TOP_K, Predictions
 from lmk_train.models.heads import Classifier
+from lmk_train.runtime.compiling import is_compiled
 from lmk_train.runtime.precision import Precision
+from lmk_train.runtime.transfer import ToHost, to_device
 from lmk_train.runtime.world import SINGLE, World
 
 
@@ -58,11 +60,15 @@ class Evaluator:
         """
         rows = np.arange(len(reader), dtype=np.int64)
         keys, targets = reader.keys(), reader.labels if label_map is None else label_map[reader.labels]
-        batch_size = min(self.batch_size, len(rows))
+        compiled = is_compiled(self.model.backbone)
+        batch_size = self.batch_size if compiled else min(self.batch_size, len(rows))
         steps = num_batches(len(rows), batch_size, drop_last=False)
         shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
         device, largest = self.precision.device, self.world.largest_share(batch_size)
-        seen, parts = [], []
+        fixed = compiled or device.type == "cuda"
+        seen: list[NDArray[np.int64]] = []
+        parts: list[Predictions] = []
+        pending: _Pending | None = None
         self.model.eval()
         with (
             torch.inference_mode(),
@@ -70,11 +76,18 @@ class Evaluator:
             progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
         ):
             for batch in batches:
+                number = len(batch.picks)
+                pixels = _lengthened(batch.pixels, largest) if fixed else batch.pixels
                 with self.precision.autocast():
-                    logits = self.model(self.preprocess(batch.pixels, None))
+                    logits = self.model(self.preprocess(pixels, None))[:number]
+                current = _Pending.of(logits, keys[batch.picks], targets[batch.picks], adjustments)
+                if pending is not None:  # the device is at work on this batch while the last one is fetched
+                    parts.append(pending.predictions())
+                pending = current
                 seen.append(batch.picks)
-                parts.append(_predictions(logits, keys[batch.picks], targets[batch.picks], adjustments))
-                bar.update(len(batch.picks) * self.world.size)
+                bar.update(number * self.world.size)
+            assert pending is not None, "a split has at least one sample"
+            parts.append(pending.predictions())
         self.model.train()
         gathered = self.world.gather((np.concatenate(seen), Predictions.concatenate(parts)))
         all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
@@ -83,25 +96,40 @@ class Evaluator:
         return Predictions.concatenate([predictions for _, predictions in gathered]).select(order)
 
 
-def _predictions(
-    logits: torch.Tensor,
-    keys: NDArray[np.object_],
-    targets: NDArray[np.int64],
-    adjustments: torch.Tensor | None,
-) -> Predictions:
-    """Return the predictions of a batch; logits float32 [B, K], keys and targets [B], adjustments [T, K]."""
-    top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
-    adjusted = None
-    if adjustments is not None:
-        adjusted = torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1).cpu().numpy()
-    return Predictions(
-        keys=keys,
-        targets=targets,
-        labels=top.indices.cpu().numpy(),
-        probabilities=top.values.cpu().numpy(),
-        losses=_losses(logits, torch.from_numpy(targets).to(logits.device)).cpu().numpy(),
-        adjusted=adjusted,
-    )
+@dataclass(frozen=True)
+class _Pending:
+    """The predictions of a batch while the device computes them; keys and targets int64 [B] are on the host."""
+
+    keys: NDArray[np.object_]
+    targets: NDArray[np.int64]
+    results: ToHost
+
+    @classmethod
+    def of(
+        cls,
+        logits: torch.Tensor,
+        keys: NDArray[np.object_],
+        targets: NDArray[np.int64],
+        adjustments: torch.Tensor | None,
+    ) -> "_Pending":
+        """Queue the predictions of a batch, without waiting; logits float32 [B, K], adjustments [T, K]."""
+        top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
+        losses = _losses(logits, to_device(torch.from_numpy(targets), logits.device))
+        results = [top.indices, top.values, losses]
+        if adjustments is not None:
+            results.append(torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1))
+        return cls(keys, targets, ToHost(results))
+
+    def predictions(self) -> Predictions:
+        """Wait for the batch and return its predictions."""
+        labels, probabilities, losses, *adjusted = self.results.arrays()
+        return Predictions(self.keys, self.targets, labels, probabilities, losses, *adjusted)
+
+
+def _lengthened(pixels: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a batch with zeros after its samples, [number, ...]: a device measures and compiles each shape anew."""
+    missing = number - len(pixels)
+    return torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,9 @@
 """Checkpoints: `last` holds all that resuming needs, `best` the best weights; plain tensors and values only."""
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,11 +12,12 @@ import torch
 
 from lmk_data.dataset import recipe_of
 from lmk_data.errors import StorageError, UserError
-from lmk_data.system.files import atomic_file
+from lmk_data.system.files import atomic_file, sync_folder, unfinished_path
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.plain_file import checked, one_line
 from lmk_train.runs.tensor_file import load_tensors, require_tensors
+from lmk_train.runtime.oom import is_out_of_memory
 
 FORMAT, VERSION = "lmk-checkpoint", 2
 LAST, BEST = "last", "best"
@@ -70,8 +75,39 @@ def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
         with atomic_file(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise StorageError(f"{path}: cannot be saved ({reason}); the earlier checkpoint is whole") from error
+
+
+@contextmanager
+def earlier_kept(run: Path) -> Iterator[Callable[[], None]]:
+    """Keep the checkpoint `last` beside the next one until the block ends; yield a function that brings it back.
+
+    If there was none, that function removes the next one.
+    """
+    path = RunFolder(run).checkpoint(LAST)
+    kept = unfinished_path(path)  # removed by the next training if this one is killed
+    with suppress(FileNotFoundError):
+        try:
+            os.link(path, kept)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, kept)
+
+    def bring_back() -> None:
+        if kept.exists():
+            os.replace(kept, path)
+        else:
+            path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    try:
+        yield bring_back
+    finally:
+        kept.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: Path, name: str) -> dict[str, Any]:

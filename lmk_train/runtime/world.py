@@ -1,11 +1,15 @@
 """The ranks that train together: how many there are, which one this is, and what they exchange."""
 
+import inspect
 import os
 import re
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,10 +19,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lmk_data.errors import TrainingError, UserError
+from lmk_data.system.terminal import EXIT_ERROR
+from lmk_train.runtime.oom import is_out_of_memory
+from lmk_train.runtime.peers import PEER_LOST, PeerWatch
 
 Value = TypeVar("Value")
 # gloo has no exception of its own; its messages begin like this when a connection breaks.
 _CONNECTION_LOST = re.compile(r"gloo|Connection (closed|reset) by|connection (closed|reset)")
+# How long one rank waits for another: longer than a checkpoint takes on slow storage, or a batch while a storage fails.
+_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -46,17 +55,21 @@ class World:
         return -(-batch_size // self.size)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model with its gradients averaged over the ranks."""
+        """Return the model with its gradients averaged over the ranks.
+
+        All of its parameters that require a gradient have to be used in each step. Gradients are views of what is sent
+        to the other ranks, so that there is no second copy of them.
+        """
         if self.size == 1:
             return model
         devices = [device.index or 0] if device.type == "cuda" else None
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        batched: dict[str, Any] = {"batched_grad_copy": True} if "batched_grad_copy" in known else {}  # torch 2.14
         with warnings.catch_warnings():
             # The argument that replaces it copies the first rank's running statistics to all others here.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            # Without the search for unused parameters, the first step rearranges the buckets. A resumed training
-            # starts with the first arrangement again, and sums over three or more ranks would then round differently.
             return DistributedDataParallel(
-                model, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True, **batched
             )
 
     def sum(self, *values: float) -> list[float]:
@@ -122,6 +135,9 @@ def joined_world(device: torch.device) -> Iterator[World]:
 
     On CUDA, NCCL carries the gradients and gloo everything else; on the CPU, gloo carries everything.
 
+    The group is destroyed on success only: on NCCL that waits for all other ranks, which wait for this one. After an
+    exception the process has to end without exit handlers, as `run_as_rank` does.
+
     Raises:
         UserError: torchrun's variables do not make sense.
         TrainingError: another rank ended or cannot be reached.
@@ -131,20 +147,46 @@ def joined_world(device: torch.device) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        distributed.init_process_group(backend)
+        distributed.init_process_group(backend, timeout=_PATIENCE)
+        world = World(distributed.get_rank(), distributed.get_world_size())
+        watch = PeerWatch(world.rank, world.size)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the processes of torchrun did not find each other: {error}") from error
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size())
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and not _CONNECTION_LOST.search(str(error)):
+        yield world
+        watch.finish()
+    except BaseException as error:
+        watch.leave(agreed=isinstance(error, KeyboardInterrupt))
+        if _is_of_another_rank(error):
+            raise TrainingError(PEER_LOST) from error
+        raise
+    distributed.destroy_process_group()
+
+
+def run_as_rank(command: Callable[[], int]) -> int:
+    """Return the exit code of a command; if it failed as one of several ranks, end the process with that code instead.
+
+    The process then ends without exit handlers and destructors: those of NCCL wait for ranks that wait for this one.
+    """
+    try:
+        code = command()
+    except Exception:
+        if not distributed.is_initialized():
             raise
-        raise TrainingError(
-            "another process of the training ended or cannot be reached; its own last message says why. "
-            "Start all of them again with --resume to resume from the last checkpoint"
-        ) from error
-    finally:
-        distributed.destroy_process_group()
+        traceback.print_exc()
+        code = EXIT_ERROR
+    if distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _is_of_another_rank(error: BaseException) -> bool:
+    """Return whether an error says that another rank ended or cannot be reached."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return isinstance(error, distributed.DistError) or bool(_CONNECTION_LOST.search(str(error)))
 
 
 def share(picks: NDArray[np.int64], part: int, parts: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from lmk_train.runs.folder import check_run
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.world import joined_world
 from lmk_train.training.assembly import make_trainer
+from lmk_train.training.batch_size import device_memory, resolved_for
 from lmk_train.training.loop import batch_stream, micro_batches
 from lmk_train.training.memory import Measured, Memory, estimate, forward_pass, measure
 
@@ -47,9 +48,11 @@ def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
     Raises what `train` raises before its first step, but does not read a checkpoint to resume from.
     """
     config = asked.resolved()
-    with joined_world(resolve_device(config.device)) as world, ShardedDataset.open(config.shards) as dataset:
-        config = check_run(config.out, config)
-        trainer = make_trainer(config, dataset, world, world.first_only(announce))
+    device = resolve_device(config.device)
+    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+        say = world.first_only(announce)
+        config = check_run(config.out, resolved_for(asked, dataset, world, device_memory(device), say))
+        trainer = make_trainer(config, dataset, world, say)
         if config.freeze_backbone_epochs < config.epochs:  # the epoch that takes most: the first with all gradients
             trainer.progress.step = config.freeze_backbone_epochs * trainer.steps_per_epoch
         trainer.forward()  # freezes the backbone, or not

@@ -22,16 +22,18 @@ from lmk_train.data.stream import Batch, BatchStream
 from lmk_train.evaluation.evaluate import Evaluation, evaluate_split, make_evaluator
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
-from lmk_train.evaluation.predictions import Predictions
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
+from lmk_train.runtime.compiling import clear_gradients, is_compiled
 from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.seeding import seed_generators
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
-from lmk_train.training.optim import clip_gradients, set_lr, update_average
+from lmk_train.training.batch_size import device_memory, resolved_for
+from lmk_train.training.optim import clip_gradients, is_skipped, set_lr
 from lmk_train.training.record import Record
 from lmk_train.training.resume import restore_run, start_run
 from lmk_train.training.trainer import Sums, Trainer
@@ -90,10 +92,12 @@ def train(
         refuse_links(run)
         if world.is_first and is_run(run):
             hold()
-        config = check_run(run, config)
+        say = world.first_only(announce)
+        memory = device_memory(device) if features is None else None
+        config = check_run(run, resolved_for(asked, dataset, world, memory, say))
         world.barrier()
         store = None if features is None else FeatureStore.open(features, dataset, config)
-        trainer = make_trainer(config, dataset, world, world.first_only(announce), store)
+        trainer = make_trainer(config, dataset, world, say, store)
         with closing(trainer.train):
             if config.resume:
                 restore_run(trainer)
@@ -114,16 +118,18 @@ def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
     stream = batch_stream(trainer)
     description, quiet = f"training {config.model}", config.quiet or not trainer.world.is_first
     with progress_bar(trainer.num_steps, description, "steps", quiet=quiet, initial=progress.step) as bar:
+        if trainer.validation_is_due():
+            _finish_epoch(trainer, log, trainer.epoch)
         while progress.step < trainer.num_steps:
             epoch, first = divmod(progress.step, trainer.steps_per_epoch)
             with closing(stream(micro_batches(trainer, epoch, first))) as batches:
                 for _ in range(first, trainer.steps_per_epoch):
                     training_step(trainer, batches)
-                    log.after_step(epoch, stream.wait_seconds, stream.copy_seconds)
+                    log.after_step(epoch)
                     bar.update()
                     bar.set_postfix_str(log.postfix, refresh=False)
                     if not progress.step % trainer.steps_per_epoch:
-                        continue  # saved after the validation of the epoch, so that resuming cannot skip that
+                        continue  # saved with the validation of the epoch
                     if stop.should_save(trainer.world, log.checkpoint_due()):
                         log.save()
                         stop.raise_if_stopping(progress.step)
@@ -136,7 +142,7 @@ def batch_stream(trainer: Trainer) -> BatchStream:
     """Return a stream for the micro-batches of this rank."""
     config = trainer.config
     largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
-    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers)
+    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers, trainer.times)
 
 
 def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[NDArray[np.int64]]:
@@ -152,19 +158,24 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     """Update the weights by the next `grad_accum` micro-batches, without waiting for the device."""
     config, forward = trainer.config, trainer.forward()
     set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    if is_compiled(trainer.model.backbone) and config.grad_accum > 1:
+        trainer.model.head.zero_grad(set_to_none=True)
+        clear_gradients(trainer.model.backbone)
+    else:
+        trainer.optimizer.zero_grad(set_to_none=True)
     for part in range(config.grad_accum):
         is_last = part == config.grad_accum - 1
         with nullcontext() if is_last or trainer.world.size == 1 else forward.no_sync():  # type: ignore[operator]
             _accumulate(trainer, forward, next(batches), part)
-    if config.clip_grad is not None or trainer.scaler.is_enabled():
+    if config.clip_grad is not None:
         trainer.scaler.unscale_(trainer.optimizer)
-        norm = clip_gradients(trainer.model, config.clip_grad)
-        trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
+        clip_gradients(trainer.parameters, config.clip_grad)
     trainer.scaler.step(trainer.optimizer)
+    if trainer.scaler.is_enabled():
+        trainer.epoch_sums.skipped += is_skipped(trainer.scaler, trainer.optimizer)
     trainer.scaler.update()
-    if trainer.averaged is not None and config.ema is not None:
-        update_average(trainer.averaged, trainer.model, config.ema)
+    if trainer.averaging is not None and config.ema is not None:
+        trainer.averaging.update(config.ema)
     trainer.progress.step += 1
 
 
@@ -172,7 +183,8 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     """Add the gradient of micro-batch number `part`: the sum over its samples, divided by the global batch size."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
     # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
-    torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
+    seed = int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1))
+    seed_generators(seed, trainer.precision.device)
     pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
     with trainer.precision.autocast():
         logits = forward(pictures)
@@ -188,8 +200,12 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
 
 
 def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
-    """Validate, keep the weights if they are the best so far, and save a checkpoint; `epoch` counts from 1."""
+    """Validate, keep the weights if they are the best so far, and save a checkpoint; `epoch` counts from 1.
+
+    A checkpoint is saved before the validation as well: if that fails, resuming begins with it.
+    """
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
+    trainer.times.begin(None)
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
     sums = trainer.sums()
     line |= {
@@ -197,20 +213,18 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
         "train_accuracy": sums["correct"] / sums["num_samples"],
     }
     trainer.require_finite_weights()
-    trainer.world.average_buffers(trainer.model)
-    if trainer.averaged is not None:
-        trainer.world.average_buffers(trainer.evaluated)
-    if dataset.num_samples("val"):
-        predictions = _validate(trainer)
-        if not predictions.is_finite:
-            raise trainer.divergence("the validation loss is", progress.step - 1)
-        metrics = summarize(predictions, dataset.classes["train"].to_numpy(np.int64))
-        line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
-        metric = metrics[config.best_by]
-        assert metric is not None, "check_metric refuses a metric of no class before the training"
-        metric *= _sign(config)
-    else:
-        metric = float(epoch)  # without a validation split the last epoch counts as the best
+    validates = dataset.num_samples("val") > 0
+    with log.saved_until_validated() if validates else nullcontext():
+        trainer.world.average_buffers(trainer.model)
+        if trainer.averaged is not None:
+            trainer.world.average_buffers(trainer.evaluated)
+        metrics = _validate(trainer) if validates else {}
+    line |= {f"val_{name}": value for name, value in metrics.items() if name != "num_samples"}
+    metric = float(epoch)  # without a validation split the last epoch counts as the best
+    if validates:
+        judged = metrics[config.best_by]
+        assert judged is not None, "check_metric refuses a metric of no class before the training"
+        metric = judged * _sign(config)
     if metric > progress.best_metric:
         progress.best_metric, progress.best_epoch = metric, epoch
         state = {"model": trainer.evaluated.state_dict(), "config": config.public_json(), **dataset_state(dataset)}
@@ -221,19 +235,25 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     log.save()
 
 
-def _validate(trainer: Trainer) -> Predictions:
-    """Return the predictions for the validation split, of the weights that would be kept."""
+def _validate(trainer: Trainer) -> dict[str, float | int | None]:
+    """Return the metrics of the validation split, of the weights that would be kept.
+
+    Raises TrainingError if a loss is not finite.
+    """
     config = trainer.config
     evaluator = Evaluator(
         model=trainer.evaluated,
         preprocess=trainer.preprocess,
         precision=trainer.precision,
-        batch_size=config.batch_size,
+        batch_size=config.pictures_at_once,
         workers=config.workers,
         world=trainer.world,
     )
     with closing(trainer.open_reader("val")) as reader:
-        return evaluator.predict(reader)
+        predictions = evaluator.predict(reader)
+    if not predictions.is_finite:
+        raise trainer.divergence("the validation loss is", trainer.progress.step - 1)
+    return summarize(predictions, trainer.dataset.classes["train"].to_numpy(np.int64))
 
 
 def _sign(config: ResolvedConfig) -> int:

@@ -2,18 +2,22 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from lmk_data.errors import TrainingError
 from lmk_data.system.files import write_bytes
-from lmk_train.runs.checkpoint import LAST, save_checkpoint
+from lmk_train.runs.checkpoint import LAST, earlier_kept, save_checkpoint
 from lmk_train.runs.classes import dataset_state
 from lmk_train.runs.folder import RunFolder
 from lmk_train.training.trainer import Trainer
 
 _STEPS_BETWEEN_LINES = 50
+_NO_SUMS: dict[str, float | int] = {"loss": 0.0, "correct": 0, "num_samples": 0, "skipped": 0}
 
 
 class Record:
@@ -27,21 +31,27 @@ class Record:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._line_started = self._saved = self._counted = time.monotonic()
-        self._waited = self._copied = 0.0
+        self._saved = self._counted = time.monotonic()
         self.postfix = ""
 
     def __enter__(self) -> "Record":
-        folder, step = RunFolder(self._trainer.run), self._trainer.progress.step
+        trainer = self._trainer
+        folder, step, due = RunFolder(trainer.run), trainer.progress.step, trainer.validation_is_due()
         path = folder.metrics
         self._file: TextIO | None = None
-        if self._trainer.world.is_first:
+        if trainer.world.is_first:
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if _place_of(line) <= (step, 0 if due else 1)]
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = open(path, "a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder.events), purge_step=step + 1 if step else None)
-        self._before = self._trainer.sums()
+            # An epoch whose validation is due may have been written already, at the same step as its last updates.
+            purge_step = step if due else step + 1
+            self._board = SummaryWriter(str(folder.events), purge_step=purge_step if step else None)
+            for line in kept:
+                if due and _place_of(line) == (step, 0):
+                    self._show(json.loads(line))
+        self._before = _NO_SUMS if not step % trainer.steps_per_epoch else trainer.sums()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,28 +59,23 @@ class Record:
             self._file.close()
             self._board.close()
 
-    def after_step(self, epoch: int, waited_seconds: float, copied_seconds: float) -> None:
+    def after_step(self, epoch: int) -> None:
         """Read the sums from the device, check them and write a line, every 50 updates and at the end of an epoch.
 
-        The line has the shares of waiting and copying in the time since the last line; the rest is computing. Saving
-        and validating are not part of that time.
-
-        Args:
-            epoch: counted from 0.
-            waited_seconds: the total time that this rank has waited for data.
-            copied_seconds: the total time of its copies to the device.
+        The line has the shares of waiting, copying and computing in the time since the last line, by the clock of the
+        device. Saving and validating are not part of that time. `epoch` counts from 0.
         """
-        trainer, now = self._trainer, time.monotonic()
+        trainer = self._trainer
         if trainer.progress.step % _STEPS_BETWEEN_LINES and trainer.progress.step % trainer.steps_per_epoch:
             return
         sums = trainer.sums()
+        times = trainer.times.read()
         number = sums["num_samples"] - self._before["num_samples"]
         loss = (sums["loss"] - self._before["loss"]) / number
         accuracy = (sums["correct"] - self._before["correct"]) / number
-        seconds = now - self._line_started
-        rate, waiting = number / seconds, (waited_seconds - self._waited) / seconds
-        copying = (copied_seconds - self._copied) / seconds
-        computing = max(0.0, 1 - waiting - copying)
+        seconds = sum(times.values())
+        rate = number / seconds
+        waiting, copying, computing = (times[activity] / seconds for activity in ("data", "copy", "compute"))
         line = {"kind": "train", "epoch": epoch + 1, "step": trainer.progress.step, "loss": loss, "accuracy": accuracy}
         rate_now = trainer.learning_rate(trainer.progress.step - 1)
         line |= {"lr": rate_now, "images_per_second": rate, "data_share": waiting}
@@ -83,24 +88,41 @@ class Record:
             line |= {"grad_scale": trainer.scaler.get_scale(), "skipped_updates": sums["skipped"]}
             self.postfix += f", {sums['skipped']} updates skipped" if sums["skipped"] else ""
         self.line(line)
-        self._before = sums if trainer.progress.step % trainer.steps_per_epoch else dict.fromkeys(sums, 0)
-        self._line_started, self._waited, self._copied = now, waited_seconds, copied_seconds
+        self._before = sums if trainer.progress.step % trainer.steps_per_epoch else _NO_SUMS
 
     def line(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and its floating-point numbers to TensorBoard."""
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+            self._show(line)
         if line["kind"] == "epoch":
-            self._line_started = time.monotonic()
             self.postfix = f"val macro F1 {line['val_macro_f1']:.3f}" if "val_macro_f1" in line else self.postfix
+
+    def _show(self, line: dict[str, Any]) -> None:
+        """Give the floating-point numbers of a line to TensorBoard."""
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def checkpoint_due(self) -> bool:
         """Return whether the interval between checkpoints is over."""
         return time.monotonic() - self._saved > 60 * self._trainer.config.checkpoint_minutes
+
+    @contextmanager
+    def saved_until_validated(self) -> Iterator[None]:
+        """Save everything that resuming needs before the validation in this block.
+
+        If the validation finds that the training diverged, the checkpoint before this one comes back.
+        """
+        with earlier_kept(self._trainer.run) if self._trainer.world.is_first else nullcontext() as bring_back:
+            self.save()
+            try:
+                yield
+            except TrainingError:
+                if bring_back is not None:
+                    bring_back()
+                raise
 
     def save(self) -> None:
         """Save everything that resuming needs.
@@ -108,6 +130,10 @@ class Record:
         Raises:
             TrainingError: the weights are not finite; the earlier checkpoint stays.
         """
+        with self._trainer.times.stopped():
+            self._save()
+
+    def _save(self) -> None:
         trainer, now = self._trainer, time.monotonic()
         trainer.require_finite_weights()
         trainer.progress.seconds += now - self._counted
@@ -128,7 +154,6 @@ class Record:
             save_checkpoint(trainer.run, LAST, state)
             self._board.flush()
         trainer.world.barrier()
-        self._line_started += time.monotonic() - now  # saving is in none of the shares
 
 
 def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -142,9 +167,13 @@ def buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
     }
 
 
-def _step_of(line: str) -> int:
-    """Return the step of a line of metrics.jsonl; a step that is never reached for a line that a crash cut short."""
+def _place_of(line: str) -> tuple[int, int]:
+    """Return the step of a line of metrics.jsonl, and 1 for an epoch, which comes behind the updates of its last step.
+
+    For a line that a crash cut short, the step is one that is never reached.
+    """
     try:
-        return int(json.loads(line)["step"])
+        read = json.loads(line)
+        return int(read["step"]), int(read["kind"] == "epoch")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return 2**63
+        return 2**63, 0

@@ -16,6 +16,7 @@ from lmk_train.runs.classes import check_classes
 from lmk_train.runs.folder import RunFolder, check_run, remove_interrupted_start, remove_unfinished_files
 from lmk_train.runs.plain_file import one_line
 from lmk_train.runs.tensor_file import restore_weights
+from lmk_train.runtime.oom import is_out_of_memory
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
@@ -59,9 +60,9 @@ def restore_run(trainer: Trainer) -> None:
     restore_weights(trainer.model, state["model"], path)
     try:
         _restore_rest(trainer, state)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"{path}: its state does not fit its configuration ({one_line(error)}); copy it again from a good copy"
         ) from None

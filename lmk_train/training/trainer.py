@@ -1,5 +1,6 @@
 """The state of a training: everything that a step uses, and the sums that it adds to."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from lmk_train.data.order import batch_picks, epoch_order, rows_of
 from lmk_train.data.reader import Reader
 from lmk_train.models.heads import Classifier
 from lmk_train.runs.folder import RunFolder
+from lmk_train.runtime.clock import TimeShares
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import World
-from lmk_train.training.optim import lr_factor
+from lmk_train.training.optim import Averaging, lr_factor
 
 _NEVER = 2**62
 _KEYS_SHOWN = 8
@@ -107,7 +109,10 @@ class Trainer:
         weights_sha256: hash of the file that the backbone started from; None without one.
         progress: updates done so far, and the best validation.
         epoch_sums: of the epoch so far.
+        parameters: of `model`.
+        averaging: makes `averaged` follow `model`; None without it.
         first_bad_step: the first step whose loss was not finite, int64 [] on the device.
+        times: what the time of the device goes into.
     """
 
     config: ResolvedConfig
@@ -128,7 +133,10 @@ class Trainer:
     weights_sha256: str | None
     progress: Progress = field(default_factory=Progress)
     epoch_sums: Sums = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
+    averaging: Averaging | None = field(init=False)
     first_bad_step: torch.Tensor = field(init=False)
+    times: TimeShares = field(init=False)
     _device_class_weights: torch.Tensor | None = field(init=False, default=None)
     _forward: nn.Module | None = field(init=False, default=None)
     _is_frozen: bool | None = field(init=False, default=None)
@@ -136,7 +144,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         device = self.precision.device
-        self.epoch_sums = Sums.zero(device)
+        self.epoch_sums, self.times = Sums.zero(device), TimeShares.of(device)
+        self.parameters = list(self.model.parameters())
+        self.averaging = None if self.averaged is None else Averaging(self.averaged, self.model)
         self.first_bad_step = torch.full((), _NEVER, dtype=torch.int64, device=device)
         if self.class_weights is not None:
             self._device_class_weights = self.class_weights.to(device)
@@ -181,9 +191,31 @@ class Trainer:
         frozen = self.epoch < self.config.freeze_backbone_epochs
         if self._forward is None or frozen != self._is_frozen:
             self.model.freeze(frozen)
-            self._forward = None  # removes its hooks before new ones are added
+            self.optimizer.zero_grad(set_to_none=True)  # gradients are views of the memory of the earlier one
+            if self._forward is not None:
+                self._forward = None
+                gc.collect()  # frees that memory, which cycles of references hold, before there is another
             self._forward, self._is_frozen = self.world.wrap(self.model, self.precision.device), frozen
+            if self.world.size > 1 and not self.config.compile:  # another size would be compiled for it
+                self._settle(self._forward)
         return self._forward
+
+    def _settle(self, forward: nn.Module) -> None:
+        """Run one black picture through a model that was wrapped for several ranks, and back; changes no weights.
+
+        From its second forward pass on, DDP sums gradients in the order in which the first backward pass had them. A
+        training that is resumed would otherwise sum its first update in another order than an uninterrupted one, and
+        with three or more ranks round differently.
+        """
+        self.model.eval()  # leaves running statistics and random states as they are
+        pictures = torch.zeros(1, *self.train.shape, device=self.precision.device)
+        if pictures.ndim > 2:
+            pictures = pictures.permute(0, 3, 1, 2).to(self.precision.dtype or torch.float32)
+        with self.precision.autocast():
+            logits = forward(pictures)
+        logits.sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return the global order of an epoch, picks int64 [P]; keeps that of the last epoch asked for."""
@@ -228,6 +260,14 @@ class Trainer:
     def num_steps(self) -> int:
         """The number of updates of the whole training."""
         return self.config.epochs * self.steps_per_epoch
+
+    def validation_is_due(self) -> bool:
+        """Return whether the last epoch was trained, but its validation failed; waits for the other ranks.
+
+        The sums of an epoch are zero once it has been validated.
+        """
+        at_an_end = not self.progress.step % self.steps_per_epoch
+        return at_an_end and self.world.sum(self.epoch_sums.num_samples)[0] > 0
 
     def rate_factor(self, step: int) -> float:
         """Return the factor of the peak learning rates at a step."""

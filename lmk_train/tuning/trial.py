@@ -16,8 +16,12 @@ from pathlib import Path
 from lmk_data.system.terminal import run_command
 from lmk_train.config.training import TrainConfig
 from lmk_train.runs.folder import RunFolder
-from lmk_train.runtime.precision import oom_as_training_error
+from lmk_train.runtime.oom import oom_as_training_error
 from lmk_train.training.loop import train
+
+_MEMORY_ADVICE = (
+    "grad_accum = 2 under [fixed] in --search needs less, with the same updates; so does a smaller batch_size"
+)
 
 
 def main(spec: Path) -> int:
@@ -32,7 +36,7 @@ def main(spec: Path) -> int:
         if run.exists() and not resume:
             shutil.rmtree(run)  # the trial was interrupted before its first checkpoint
         features = None if described["features"] is None else Path(described["features"])
-        with oom_as_training_error():
+        with oom_as_training_error(_MEMORY_ADVICE):
             train(replace(config, resume=resume), print, features=features, evaluate_test=False)
 
     return run_command("trial", train_trial)

@@ -21,7 +21,7 @@ from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runs.metrics_file import read_metrics_file
-from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.precision import device_type
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial, better
 from lmk_train.tuning.history import DONE, FAILED, RUNNING, STOPPED, State
 from lmk_train.tuning.space import Point, SearchSpace
@@ -104,16 +104,20 @@ def run_trials(search: Search) -> None:
 
 
 def _slots(config: TuneConfig) -> list[dict[str, str]]:
-    """Return the environment of each trial that runs at once: its own CUDA device, or its share of the cores."""
-    on_cuda = resolve_device(config.device).type == "cuda"
-    devices = torch.cuda.device_count() if on_cuda else 0
+    """Return the environment of each trial that runs at once: its own CUDA device, and its share of the cores.
+
+    Does not use a device: this process would keep memory of it.
+    """
+    devices = torch.cuda.device_count() if device_type(config.device) == "cuda" else 0
     number = config.parallel or max(1, devices)
-    if not on_cuda:
-        threads = max(1, (os.cpu_count() or 1) // number)
-        return [{"OMP_NUM_THREADS": str(threads)} if number > 1 else {} for _ in range(number)]
+    threads = max(1, (os.cpu_count() or 1) // number)
+    # The second is what torchrun sets for processes that share a machine: decoding takes a share of the cores as well.
+    cores = {"OMP_NUM_THREADS": str(threads), "LOCAL_WORLD_SIZE": str(number)} if number > 1 else {}
+    if not devices:
+        return [cores] * number
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     names = visible[:devices] or [str(device) for device in range(devices)]
-    return [{"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(number)]
+    return [{"CUDA_VISIBLE_DEVICES": names[slot % len(names)], **cores} for slot in range(number)]
 
 
 def _next(search: Search) -> Trial | None:

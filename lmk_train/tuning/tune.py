@@ -14,15 +14,16 @@ from lmk_data.system.files import file_lock, write_bytes
 from lmk_train.config.commands import EvalConfig, TuneConfig
 from lmk_train.config.option import values_of
 from lmk_train.config.training import DEFAULTS, TrainConfig
-from lmk_train.data.features import SPLITS, compute_features
+from lmk_train.data.features import SPLITS
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.evaluation_files import read_evaluation
 from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runs.plain_file import read_json
-from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.precision import device_type
 from lmk_train.tuning.ax_client import Plan, import_ax
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial
+from lmk_train.tuning.feature_process import ensure_features
 from lmk_train.tuning.report import SearchResult, write_search_report
 from lmk_train.tuning.space import OPTIONS, Point, SearchSpace, default_space, read_space
 from lmk_train.tuning.trials import Search, run_trials
@@ -71,7 +72,7 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
         search = Search(config, folder, space, experiment, points, num_trials, lock, announce, before)
         try:
             if config.cached_features:
-                compute_features(space.base.resolved(), folder.features, announce)
+                ensure_features(space.base.resolved(), folder.features, lock, announce)
             run_trials(search)
             return _finish(search)
         except KeyboardInterrupt:
@@ -105,7 +106,7 @@ def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig, dataset: S
             raise UserError(f"--{name} {getattr(config, name)}: --search varies it; leave one of them out")
     if config.cached_features:
         _check_features(space, base)
-    resolve_device(config.device)
+    device_type(config.device)
     for split in SPLITS:
         if not dataset.num_samples(split):
             raise UserError(f"{dataset.location}: has no {split} split; a search needs one")

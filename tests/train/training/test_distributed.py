@@ -15,7 +15,7 @@ from lmk_train.cli import eval_main, train_main
 from tests import forked
 from tests.forked import Main, run_ranks, wait_until
 from tests.ports import free_port
-from tests.train.training import recorded_training
+from tests.train.training import recorded_training, unlucky_rank
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +116,34 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(dataset_path: Path, tmp
     assert code == 1, said
     assert "another process of the training" in said
     assert "Traceback" not in said
+
+
+def test_an_error_in_one_rank_is_a_line_though_the_group_cannot_be_destroyed(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    """As on NCCL, whose destruction waits for the other ranks."""
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), *OPTIONS]
+    assert run_ranks(unlucky_rank.fails, words, tmp_path, 2) == [1, 1]
+    assert (tmp_path / "said-1.txt").read_text() == "lmk-train: error: out of luck\n"
+    said = (tmp_path / "said-0.txt").read_text()
+    assert said.startswith("lmk-train: error: another process of the training ended")
+    assert said.count("\n") == 1
+
+
+def test_a_bug_in_one_rank_keeps_its_traceback(dataset_path: Path, tmp_path: Path) -> None:
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), *OPTIONS]
+    assert run_ranks(unlucky_rank.has_a_bug, words, tmp_path, 2) == [1, 1]
+    assert (tmp_path / "said-1.txt").read_text().endswith("ZeroDivisionError: a bug\n")
+
+
+def test_a_rank_that_waits_for_its_device_says_that_another_was_killed(dataset_path: Path, tmp_path: Path) -> None:
+    """As on NCCL, where a rank waits in a call that does not return: for each of three, whichever is killed."""
+    words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), *OPTIONS]
+    assert run_ranks(unlucky_rank.is_killed, words, tmp_path, 3) == [1, 1, -signal.SIGKILL]
+    for rank in (0, 1):
+        said = (tmp_path / f"said-{rank}.txt").read_text()
+        assert said.startswith("lmk: error: another process of the training ended")
+        assert said.count("\n") == 1
 
 
 def test_under_torchrun_two_ranks_stop_and_resume(dataset_path: Path, tmp_path: Path) -> None:

@@ -3,15 +3,25 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lmk_data.build import BuildOptions, build
+from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import StorageError, UserError
+from lmk_data.options import PlanRule
 from lmk_train.cli import train_main
+from lmk_train.config.commands import EvalConfig
+from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.models.heads import Classifier
 from lmk_train.runtime import precision
+from lmk_train.training import loop, record
 from lmk_train.training.dry_run import dry_run
 from lmk_train.training.loop import train
 from tests import forked
@@ -111,9 +121,11 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config
 
 
 def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, options: Callable[..., BuildOptions], tmp_path: Path
 ) -> None:
-    """The disk is full when the second file is written."""
+    """The disk is full when the second file is written. Without validation the best weights are the first."""
+    build(options(rule=PlanRule(split=(0.8, 0.0, 0.2), samples_per_shard=8)))
+    chosen = config(shards=str(options().out))
     save, saved = torch.save, []
 
     def no_space(state: object, file: object) -> None:
@@ -125,10 +137,73 @@ def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", no_space)
         with pytest.raises(StorageError, match="No space left"):
-            train(config(model="resnet32"))
+            train(chosen)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
-    train(config(model="resnet32", resume=True))
+    train(replace(chosen, resume=True))
     assert [line["epoch"] for line in lines(tmp_path / "run", "epoch")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "fails_at",
+    ["validation", pytest.param("best", marks=pytest.mark.slow), pytest.param("last", marks=pytest.mark.slow)],
+)
+def test_an_epoch_whose_validation_failed_is_resumed_with_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """The updates of the epoch are not lost, its metrics are there once, and the end is the same to the bit."""
+    chosen = {"ema": 0.5, "epochs": 2}
+    train(config(out=tmp_path / "whole", **chosen))
+    updates, saved = list[int](), list[str]()
+    save = loop.save_checkpoint
+
+    def failing_save(run: Path, name: str, state: dict[str, object]) -> None:
+        saved.append(name)
+        if name == fails_at and saved.count(name) == (2 if name == "last" else 1):
+            raise StorageError("No space left on device")
+        save(run, name, state)
+
+    def failing_prediction(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", failing_save)
+        patch.setattr(record, "save_checkpoint", failing_save)
+        if fails_at == "validation":
+            patch.setattr(loop.Evaluator, "predict", failing_prediction)
+        with pytest.raises((torch.OutOfMemoryError, StorageError)):
+            train(config(**chosen))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.tmp")] == []
+    with after_each_update(lambda number, _: updates.append(number)):
+        train(config(resume=True, **chosen))
+    assert len(updates) == 4, "the second epoch alone"
+    assert lines(tmp_path / "run", "epoch") == lines(tmp_path / "whole", "epoch")
+    assert lines(tmp_path / "run", "train") == lines(tmp_path / "whole", "train")
+    for name in ("last.pt", "best.pt"):
+        whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "run", name)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for shown in ("train/loss", "epoch/val_macro_f1"):
+        assert [event.step for event in events.Scalars(shown)] == [4, 8]
+
+
+def test_validation_and_evaluation_have_as_many_pictures_at_once_as_training(
+    config: Config, dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More would run out of memory at the end of the first epoch."""
+    sizes: dict[bool, set[int]] = {True: set(), False: set()}
+    forward = Classifier.forward
+
+    def counted(self: Classifier, pictures: torch.Tensor) -> torch.Tensor:
+        sizes[self.training].add(len(pictures))
+        return forward(self, pictures)
+
+    monkeypatch.setattr(Classifier, "forward", counted)
+    assert min(dataset.num_samples(split) for split in ("val", "test")) > 3
+    train(config(epochs=1, grad_accum=4))
+    assert max(sizes[True]) == max(sizes[False]) == 3
+    assert evaluate_run(EvalConfig(config().out, device="cpu", amp="off", quiet=True))
+    assert max(sizes[False]) == 3
 
 
 def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, tmp_path: Path) -> None:
@@ -147,8 +222,6 @@ def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(config: Config, tmp_path: Path) -> None:
     """What was written after the checkpoint is purged, as it is cut from metrics.jsonl."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     run = tmp_path / "run"
     chosen = {"model": "resnet32", "epochs": 3}
     train(config(**chosen))

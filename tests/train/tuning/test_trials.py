@@ -83,6 +83,10 @@ def test_a_search_is_given_up_when_its_first_trials_fail_at_once_and_alike(tmp_p
         _check_failures([failed("no space left", {})] * 5)
 
 
+def _not_in_this_process(*_: object) -> None:
+    pytest.fail("the search itself uses the device, and keeps memory of it as long as it lives")
+
+
 def test_each_trial_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def slots(parallel: int | None, visible: str | None, device: str = "cuda") -> list[dict[str, str]]:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -92,15 +96,18 @@ def test_each_trial_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "set_device", _not_in_this_process)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", _not_in_this_process)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    name = "CUDA_VISIBLE_DEVICES"
-    assert slots(None, None) == [{name: "0"}, {name: "1"}]
-    assert slots(None, "3,GPU-ab") == [{name: "3"}, {name: "GPU-ab"}]
-    assert slots(3, "3,5") == [{name: "3"}, {name: "5"}, {name: "3"}]
-    assert slots(None, "3,5,-1,7") == [{name: "3"}, {name: "5"}], "CUDA ends the list at what is no device"
+    name, half = "CUDA_VISIBLE_DEVICES", {"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert slots(None, None) == [{name: "0", **half}, {name: "1", **half}]
+    assert slots(None, "3,GPU-ab") == [{name: "3", **half}, {name: "GPU-ab", **half}]
+    third = {"OMP_NUM_THREADS": "2", "LOCAL_WORLD_SIZE": "3"}
+    assert slots(3, "3,5") == [{name: "3", **third}, {name: "5", **third}, {name: "3", **third}]
+    assert slots(None, "3,5,-1,7") == [{name: "3", **half}, {name: "5", **half}], "CUDA ends the list there"
+    assert slots(1, "3,5") == [{name: "3"}]
     assert slots(None, None, "cpu") == [{}]
-    assert slots(4, None, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
+    assert slots(4, None, "cpu") == [{"OMP_NUM_THREADS": "2", "LOCAL_WORLD_SIZE": "4"}] * 4
 
 
 @pytest.mark.slow

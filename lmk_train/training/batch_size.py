@@ -1,0 +1,138 @@
+"""The batch size that a training takes by itself: the model's default, or what the memory of a CUDA device allows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lmk_data.dataset import ShardedDataset
+from lmk_train.config.training import ResolvedConfig, TrainConfig
+from lmk_train.models.registry import ARCHITECTURES
+from lmk_train.runs.folder import stored_config
+from lmk_train.runtime.world import World
+
+_LARGEST, _SMALLEST = 4, 8  # times the model's default; pictures of one rank at once
+_FEWEST_UPDATES = 200  # of an epoch: a larger batch would leave too few
+_USED = 0.75  # of the memory: what is calculated here has not been compared with a card yet
+_CONTEXT_BYTES = 1 << 30  # the CUDA context, and workspaces of cuDNN and cuBLAS
+_FLOAT32 = 4
+_OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
+_LOGITS = 5  # copies of the logits while the loss and its gradient are computed
+_SUBPIXEL_BYTES = 14  # while a batch is augmented: two of uint8, three of float32
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training takes on its device: in any case, and for each picture of a micro-batch."""
+
+    fixed: int
+    picture: int
+
+    @classmethod
+    def of(cls, config: ResolvedConfig, num_classes: int, picture_size: int, value_bytes: int, ranks: int) -> "Need":
+        """Return the need of a training.
+
+        Args:
+            config: its model, optimiser and averaging count.
+            num_classes: outputs of the head.
+            picture_size: pixels on each side of its pictures.
+            value_bytes: of an activation: 2 under autocast, otherwise 4.
+            ranks: that train together.
+        """
+        architecture = ARCHITECTURES[config.model]
+        parameters = architecture.num_parameters + num_classes * architecture.num_features
+        # Weights, gradients and the optimiser's state; averaged weights; buckets that other ranks are sent.
+        floats = 2 + _OPTIMIZER_FLOATS[config.optimizer] + (config.ema is not None) + (ranks > 1)
+        pixel = architecture.pixel_bytes * value_bytes // _FLOAT32 + 3 * _SUBPIXEL_BYTES
+        return cls(
+            fixed=_CONTEXT_BYTES + parameters * floats * _FLOAT32,
+            picture=picture_size**2 * pixel + num_classes * _FLOAT32 * _LOGITS,
+        )
+
+
+def largest_batch(need: Need, memory_bytes: int, config: ResolvedConfig, num_images: int, ranks: int) -> int:
+    """Return the batch of all ranks together for devices of this memory: the model's default, doubled or halved.
+
+    Args:
+        need: of the training.
+        memory_bytes: of the smallest device of the ranks.
+        config: whose batch size is the model's default.
+        num_images: of the training split.
+        ranks: that train together.
+    """
+    parts, batch = ranks * config.grad_accum, config.batch_size
+
+    def fits(size: int) -> bool:
+        return need.fixed + need.picture * -(-size // parts) <= _USED * memory_bytes
+
+    while not fits(batch) and batch // 2 >= _SMALLEST * parts:
+        batch //= 2
+    while batch * 2 <= _LARGEST * config.batch_size and batch * 2 * _FEWEST_UPDATES <= num_images and fits(batch * 2):
+        batch *= 2
+    return batch
+
+
+def resolved_for(
+    asked: TrainConfig,
+    dataset: ShardedDataset,
+    world: World,
+    memory_bytes: int | None,
+    announce: Callable[[str], None],
+) -> ResolvedConfig:
+    """Return the configuration with every default filled in, the batch size by the memory of the device.
+
+    Default learning rates follow such a batch size. A run that is resumed keeps the size that was chosen for it.
+
+    Args:
+        asked: the configuration, with defaults still to be filled in.
+        dataset: to train on.
+        world: the ranks that train together; their smallest device decides.
+        memory_bytes: of this rank's device; None keeps the model's default.
+        announce: called with a line if the batch size is not the model's default.
+    """
+    config = asked.resolved()
+    if asked.batch_size is not None:
+        return config
+    if config.resume and (size := _size_chosen_before(asked, config)) is not None:
+        return _with_batch(asked, size)
+    if memory_bytes is None:
+        return config
+    memory, size = world.min(memory_bytes), dataset.recipe.size
+    need = Need.of(config, dataset.num_classes, size, _FLOAT32 if config.amp == "off" else 2, world.size)
+    batch = largest_batch(need, memory, config, dataset.num_samples("train"), world.size)
+    if batch == config.batch_size:
+        return config
+    chosen = _with_batch(asked, batch)
+    announce(
+        f"batches of {batch} pictures, for {memory / 1e9:.0f} GB of memory; learning rates {chosen.lr:.2g} and "
+        f"{chosen.head_lr:.2g} for the head; give --batch-size for another (the model's default is {config.batch_size})"
+    )
+    return chosen
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Return the bytes of a CUDA device; None for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def _with_batch(asked: TrainConfig, size: int) -> ResolvedConfig:
+    """Return the configuration with this batch size, and with default learning rates that suit it.
+
+    They grow with the size for SGD (Goyal et al. 2017) and with its square root for AdamW.
+    """
+    config = asked.resolved()
+    ratio = size / config.batch_size
+    factor = ratio if config.optimizer == "sgd" else math.sqrt(ratio)
+    lr, head_lr = asked.lr or config.lr * factor, asked.head_lr or config.head_lr * factor
+    return replace(asked, batch_size=size, lr=lr, head_lr=head_lr).resolved()
+
+
+def _size_chosen_before(asked: TrainConfig, config: ResolvedConfig) -> int | None:
+    """Return the batch size of the run in `config.out` if its memory decided it, as its learning rates show."""
+    stored = stored_config(config.out) or {}
+    size = stored.get("batch_size")
+    if type(size) is not int or size < 1:
+        return None
+    chosen = _with_batch(asked, size)
+    return size if (chosen.lr, chosen.head_lr) == (stored.get("lr"), stored.get("head_lr")) else None
