@@ -44,7 +44,8 @@ def test_a_failed_check_is_the_exit_code_and_what_time_leaves_out_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = gpu_checks.Check("resume", False, "7 of 9 tensors differ")
-    monkeypatch.setattr(gpu, "checks", lambda *_: iter([failed]))
+    monkeypatch.setattr(gpu, "check_resume", lambda *_: failed)
+    monkeypatch.setattr(gpu, "check_overflow", lambda *_: failed)
     words = ["--device", "cpu", "--classes", "3", "--size", "32", "--images", "30", "--budget", "-1", "--no-tests"]
     assert gpu.main([*words, "--out", str(tmp_path / "gpu.json")]) == 1
     said = capsys.readouterr().out

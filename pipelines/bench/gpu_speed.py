@@ -1,7 +1,6 @@
 """Measure one training on a device: with the reader, on one fixed batch, other people's loops, and its memory."""
 
 import gc
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,9 +15,11 @@ import torchvision
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
 from lmk_data.options import PlanRule, Recipe
 from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.stream import Batch
+from lmk_train.runtime.oom import is_out_of_memory
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import SINGLE
 from lmk_train.training.assembly import make_trainer
@@ -30,7 +31,6 @@ from pipelines.bench.train_step import network_step, synchronize
 
 _WARM_UP = 3  # updates: the first ones choose algorithms and allocate
 _DECODED = 4  # batches that are ready when the reader alone begins
-_OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|unable to find an engine")
 _MANY_EPOCHS = 1000  # so that no measurement reaches the end of its training
 _PEERS = {
     "resnet50": (torchvision.models.resnet50, "resnet50"),
@@ -122,8 +122,10 @@ def measure(case: Case, dataset: Path, device: torch.device, seconds: float) -> 
         for part in (_training, _torchvision, _timm):
             speed = part(case, dataset, device, seconds, speed)
             release(device)
+    except UserError as error:  # bfloat16 on a card that has none
+        speed = replace(speed, note=str(error).split(";")[0])
     except RuntimeError as error:
-        if not _OUT_OF_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         speed = replace(speed, note=str(error).splitlines()[0])
     release(device)
