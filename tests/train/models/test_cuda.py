@@ -1,15 +1,21 @@
 """Models on a CUDA device: the head of every landmark, NCCL. The CPU runs the same tests, with gloo."""
 
 import copy
+from typing import get_args
 
 import numpy as np
+import pytest
 import torch
 from torch import distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lmk_train.config.training import LossName, TrainConfig
 from lmk_train.models.heads import CosineHead
 from lmk_train.models.losses import LDAM, ldam_margins
+from lmk_train.models.registry import ARCHITECTURES, build_model
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.world import World
+from lmk_train.training.assembly import make_criterion
 from tests.ports import free_port
 from tests.train.devices import every_device
 from tests.train.networks import network
@@ -73,3 +79,23 @@ def test_a_group_of_one_computes_what_the_bare_model_does(device: str) -> None:
         )
     for ours, theirs in zip(bare.buffers(), converted.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        *(("resnet32", loss) for loss in get_args(LossName)),
+        *(pytest.param(model, "ldam", marks=pytest.mark.slow) for model in ARCHITECTURES if model != "resnet32"),
+    ],
+)
+def test_every_tensor_of_a_forward_pass_is_on_the_device(model: str, loss: str) -> None:
+    """By tensors without data, which need no device: one that stayed on the host would raise."""
+    config = TrainConfig("none", model=model, loss=loss).resolved()  # type: ignore[arg-type]
+    criterion = make_criterion(config, np.arange(1, 12))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            made = build_model(config, 11, 64)
+        pictures = torch.zeros(4, 3, 64, 64, device="cuda")
+        losses = criterion.to("cuda")(made(pictures), torch.zeros(4, dtype=torch.int64, device="cuda"))
+    assert losses.device.type == "cuda"
+    assert losses.shape == (4,)
