@@ -131,19 +131,23 @@ def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
 def _memory_lines(sizes: "DryRun") -> Iterator[str]:
     memory, measured = sizes.memory, sizes.measured
     parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimiser": memory.optimizer,
-        "gradients on their way to other ranks": memory.buckets,
-        "a second gradient of the largest layer": memory.second_gradient,
-        f"{sizes.micro_batch} pictures at once": memory.activations,
-        "the CUDA context and workspaces (an estimate)": memory.overhead,
+        "for weights": memory.weights,
+        "for gradients": memory.gradients,
+        "for the optimiser": memory.optimizer,
+        "for gradients on their way to other ranks": memory.buckets,
+        "for a second gradient of the largest layer": memory.second_gradient,
+        f"for {sizes.micro_batch} pictures at once": memory.activations,
+        "for the CUDA context and workspaces (an estimate)": memory.overhead,
     }
-    spelled_parts = ", ".join(f"{size / 1e9:.1f} {what}" for what, size in parts.items() if size)
-    yield f"memory            about {memory.total / 1e9:.1f} GB per rank: {spelled_parts}"
+    listed = ", ".join(f"{_size(num_bytes)} {what}" for what, num_bytes in parts.items() if num_bytes)
+    yield f"memory            about {_size(memory.total)} per rank: {listed}"
     if measured is not None:
-        of_card = f"{measured.used / 1e9:.1f} of {measured.there / 1e9:.1f} GB of the device are in use"
-        yield f"measured          {measured.reserved / 1e9:.1f} GB reserved by two updates; {of_card}"
+        of_card = f"{_size(measured.used)} of {_size(measured.there)} of the device are in use"
+        yield f"measured          {_size(measured.reserved)} reserved by two updates; {of_card}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _evaluate(config: EvalConfig) -> None:

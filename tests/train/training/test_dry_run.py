@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from lmk_train.cli import train_main
 from lmk_train.models.registry import num_parameters
+from lmk_train.training import dry_run as module
 from lmk_train.training.dry_run import dry_run
+from lmk_train.training.memory import Measured
 from tests.train.run_files import Config
 
 
@@ -43,3 +46,20 @@ def test_a_dry_run_counts_what_the_largest_step_takes(config: Config) -> None:
     assert frozen[1] == frozen[0]
     for part in ("gradients", "optimizer", "activations", "total"):
         assert getattr(frozen[0], part) > getattr(frozen[2], part)
+
+
+def test_the_summary_has_the_estimate_in_its_parts_and_what_a_card_reserved(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--device", "cpu"]
+    given += ["--batch-size", "10", "--grad-accum", "2", "--quiet", "--dry-run"]
+    assert train_main(given) == 0
+    said = capsys.readouterr().out
+    for part in ("weights", "gradients", "the optimiser", "a second gradient of the largest layer"):
+        assert f"MB for {part}" in said
+    assert "MB for 5 pictures at once" in said
+    for absent in ("other ranks", "CUDA", "measured"):
+        assert absent not in said
+    monkeypatch.setattr(module, "measure", lambda _: Measured(5_000_000_000, 6_000_000_000, 80_000_000_000))
+    assert train_main(given) == 0
+    assert "5.0 GB reserved by two updates; 6.0 GB of 80.0 GB of the device are in use" in capsys.readouterr().out
