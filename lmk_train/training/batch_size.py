@@ -14,10 +14,12 @@ from lmk_train.runtime.world import World
 
 _LARGEST, _SMALLEST = 4, 8  # times the model's default; pictures of one rank at once
 _FEWEST_UPDATES = 200  # of an epoch: a larger batch would leave too few
-_USED = 0.75  # of the memory: what is calculated here has not been compared with a card yet
-_CONTEXT_BYTES = 1 << 30  # the CUDA context, and workspaces of cuDNN and cuBLAS
-_FLOAT32 = 4
-_OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
+# Shares of the memory: a larger batch leaves room, because the calculation has not been compared with a card yet.
+_FITS, _FITS_WITH_ROOM = 0.9, 0.75
+# Estimates: what a CUDA context with the kernels of cuDNN and cuBLAS takes, the workspaces of both, NCCL's channels.
+_CONTEXT_BYTES, _WORKSPACE_BYTES, _NCCL_BYTES = 512 << 20, 256 << 20, 256 << 20
+FLOAT32 = 4  # bytes
+OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
 _LOGITS = 5  # copies of the logits while the loss and its gradient are computed
 _SUBPIXEL_BYTES = 14  # while a batch is augmented: two of uint8, three of float32
 
@@ -34,21 +36,26 @@ class Need:
         """Return the need of a training.
 
         Args:
-            config: its model, optimiser and averaging count.
+            config: its model, optimiser, averaging and micro-batches count.
             num_classes: outputs of the head.
             picture_size: pixels on each side of its pictures.
             value_bytes: of an activation: 2 under autocast, otherwise 4.
             ranks: that train together.
         """
         architecture = ARCHITECTURES[config.model]
-        parameters = architecture.num_parameters + num_classes * architecture.num_features
-        # Weights, gradients and the optimiser's state; averaged weights; buckets that other ranks are sent.
-        floats = 2 + _OPTIMIZER_FLOATS[config.optimizer] + (config.ema is not None) + (ranks > 1)
-        pixel = architecture.pixel_bytes * value_bytes // _FLOAT32 + 3 * _SUBPIXEL_BYTES
+        head = num_classes * architecture.num_features
+        floats = 2 + OPTIMIZER_FLOATS[config.optimizer] + (config.ema is not None)  # of each parameter
+        second_gradient = head if ranks > 1 or config.grad_accum > 1 else 0
+        pixel = architecture.pixel_bytes * value_bytes // FLOAT32 + 3 * _SUBPIXEL_BYTES
         return cls(
-            fixed=_CONTEXT_BYTES + parameters * floats * _FLOAT32,
-            picture=picture_size**2 * pixel + num_classes * _FLOAT32 * _LOGITS,
+            fixed=overhead_bytes(ranks) + ((architecture.num_parameters + head) * floats + second_gradient) * FLOAT32,
+            picture=picture_size**2 * pixel + num_classes * FLOAT32 * _LOGITS,
         )
+
+
+def overhead_bytes(ranks: int) -> int:
+    """Return what a training takes of a CUDA device whatever its size, an estimate."""
+    return _CONTEXT_BYTES + _WORKSPACE_BYTES + _NCCL_BYTES * (ranks > 1)
 
 
 def largest_batch(need: Need, memory_bytes: int, config: ResolvedConfig, num_images: int, ranks: int) -> int:
@@ -63,12 +70,13 @@ def largest_batch(need: Need, memory_bytes: int, config: ResolvedConfig, num_ima
     """
     parts, batch = ranks * config.grad_accum, config.batch_size
 
-    def fits(size: int) -> bool:
-        return need.fixed + need.picture * -(-size // parts) <= _USED * memory_bytes
+    def fits(size: int, share: float) -> bool:
+        return need.fixed + need.picture * -(-size // parts) <= share * memory_bytes
 
-    while not fits(batch) and batch // 2 >= _SMALLEST * parts:
+    while not fits(batch, _FITS) and batch // 2 >= _SMALLEST * parts:
         batch //= 2
-    while batch * 2 <= _LARGEST * config.batch_size and batch * 2 * _FEWEST_UPDATES <= num_images and fits(batch * 2):
+    most = min(_LARGEST * config.batch_size, num_images // _FEWEST_UPDATES)
+    while batch * 2 <= most and fits(batch * 2, _FITS_WITH_ROOM):
         batch *= 2
     return batch
 
@@ -99,7 +107,7 @@ def resolved_for(
     if memory_bytes is None:
         return config
     memory, size = world.min(memory_bytes), dataset.recipe.size
-    need = Need.of(config, dataset.num_classes, size, _FLOAT32 if config.amp == "off" else 2, world.size)
+    need = Need.of(config, dataset.num_classes, size, FLOAT32 if config.amp == "off" else 2, world.size)
     batch = largest_batch(need, memory, config, dataset.num_samples("train"), world.size)
     if batch == config.batch_size:
         return config

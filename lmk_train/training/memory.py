@@ -11,14 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
+from lmk_train.training.batch_size import FLOAT32, OPTIMIZER_FLOATS, overhead_bytes
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
 from lmk_train.training.trainer import Trainer
 
-_FLOAT32 = 4
-_OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
 _UPDATES = 2  # the state of the optimiser is there from the end of the first on
-# Estimates: what a CUDA context with the kernels of cuDNN and cuBLAS takes, the workspaces of both, NCCL's channels.
-_CONTEXT_BYTES, _WORKSPACE_BYTES, _NCCL_BYTES = 512 << 20, 256 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -65,21 +62,18 @@ def estimate(trainer: Trainer, activations: int) -> Memory:
     """Return the memory of a training whose forward pass keeps so many bytes; the model is as the step trains it."""
     config, model, forward = trainer.config, trainer.model, trainer.forward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = _FLOAT32 * sum(parameter.numel() for parameter in trained)
+    gradients = FLOAT32 * sum(parameter.numel() for parameter in trained)
     averaged = isinstance(forward, DistributedDataParallel)
     views = averaged and bool(forward.gradient_as_bucket_view)
     twice = config.grad_accum > 1 or views
-    overhead = 0
-    if trainer.precision.device.type == "cuda":
-        overhead = _CONTEXT_BYTES + _WORKSPACE_BYTES + _NCCL_BYTES * (trainer.world.size > 1)
     return Memory(
         weights=_bytes(model) * (1 if config.ema is None else 2),
         gradients=gradients,
-        optimizer=gradients * _OPTIMIZER_FLOATS[config.optimizer],
+        optimizer=gradients * OPTIMIZER_FLOATS[config.optimizer],
         buckets=gradients if averaged and not views else 0,
         second_gradient=max(parameter.nbytes for parameter in trained) if twice else 0,
         activations=activations,
-        overhead=overhead,
+        overhead=overhead_bytes(trainer.world.size) if trainer.precision.device.type == "cuda" else 0,
     )
 
 
