@@ -46,10 +46,10 @@ def test_a_failed_check_is_the_exit_code_and_what_time_leaves_out_is_named(
     failed = gpu_checks.Check("resume", False, "7 of 9 tensors differ")
     monkeypatch.setattr(gpu, "check_resume", lambda *_: failed)
     monkeypatch.setattr(gpu, "check_overflow", lambda *_: failed)
-    words = ["--device", "cpu", "--classes", "3", "--size", "32", "--images", "30", "--budget", "-1", "--no-tests"]
+    words = ["--device", "cpu", "--classes", "3", "--size", "32", "--images", "30", "--minutes", "0", "--no-tests"]
     assert gpu.main([*words, "--out", str(tmp_path / "gpu.json")]) == 1
     said = capsys.readouterr().out
-    assert said.count("not measured: -1 s were over") == 8
+    assert said.count("not measured: 0 minutes were over") == 8
     assert "FAILED  resume: 7 of 9 tensors differ" in said
 
 
