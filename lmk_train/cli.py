@@ -74,7 +74,6 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
     if "WORLD_SIZE" not in os.environ or find_spec("torch") is None:
         return run_command(program, run)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn in each rank about how world.py uses DDP
     from lmk_train.runtime.world import run_as_rank
 
     return run_as_rank(lambda: run_command(program, run))
