@@ -176,7 +176,7 @@ def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels,
     cache = config.cache.resolved()
     try:
         shards = config.shards or stored_dataset(config.run, trained_on)
-        with ShardedDataset.open(shards) as dataset:
+        with ShardedDataset.open(shards, base=config.base) as dataset:
             if dataset.recipe.size != size:
                 raise UserError(f"{shards}: its pictures have {dataset.recipe.size} pixels, those of the run {size}")
             split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))

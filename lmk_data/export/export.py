@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from lmk_data.dataset.format import Manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.export.croissant import croissant
@@ -48,11 +49,7 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         out: Folder to write.
         quiet: Show no progress bar.
     """
-    if dataset.is_view:
-        raise UserError(
-            f"{dataset.location}: a view, whose tars hold another dataset's labels; "
-            "`lmk-shard subset --copy` makes a dataset of it, which can be exported"
-        )
+    refuse_view(dataset.location, dataset.manifest)
     folder = open_folder(out)
     if not isinstance(folder, LocalFolder):
         raise UserError(f"{out}: an export is made of hard links; choose a local folder, then upload it")
@@ -70,6 +67,15 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
             write(folder, name)
         folder.sweep()
     return Exported(Path(folder.root), sorted(files))
+
+
+def refuse_view(location: str, manifest: Manifest) -> None:
+    """Raise UserError if a manifest is that of a view."""
+    if "view_of" in manifest:
+        raise UserError(
+            f"{location}: a view, whose tars hold another dataset's labels; "
+            "`lmk-shard subset --copy` makes a dataset of it, which can be exported"
+        )
 
 
 _FILES: dict[Dialect, Callable[[ShardedDataset], dict[str, Write]]] = {

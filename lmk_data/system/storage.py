@@ -275,6 +275,13 @@ def _leave_nothing_behind(folder: Path, existed: bool) -> None:
         pass  # somebody removed the folder; nothing is left
 
 
+def local_path(folder: Folder) -> str | None:
+    """Return the path of a folder of this machine, also one that is named by a `file://` URL; None for any other."""
+    if isinstance(folder, LocalFolder):
+        return folder.root
+    return file_system(folder.url)[1] if isinstance(folder, RemoteFolder) and folder.url.startswith("file://") else None
+
+
 def path_within(inner: Folder, outer: Folder) -> str | None:
     """Return the path of `inner` relative to `outer`, links resolved: empty if equal, None if it is not inside."""
     if isinstance(inner, LocalFolder) and isinstance(outer, LocalFolder):
@@ -339,6 +346,23 @@ def stored_location(path: str, base: Folder | None = None) -> str:
     if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
         raise ValueError("a path that leads to another host or bucket")
     return f"{own_scheme}://{joined}"
+
+
+def leads_elsewhere(path: str, base: Folder) -> bool:
+    """Return whether a path that a file in the folder `base` names is a URL of another host, bucket or local root.
+
+    Nobody named that place: only the user may. Relative paths stay in the storage of the folder.
+    """
+    if not is_url(path):
+        return False
+    own = _storage_of(base.url) if isinstance(base, RemoteFolder) else None
+    return _storage_of(path) != own or path.startswith("file:")
+
+
+def _storage_of(url: str) -> tuple[str, str]:
+    """Return the kind of storage that a URL names, and its host or bucket."""
+    scheme, _, rest = url.partition("://")
+    return scheme, rest.split("/", 1)[0].rpartition("@")[2].lower()
 
 
 def expand_glob(pattern: str) -> list[str]:

@@ -50,14 +50,23 @@ class Verification:
     problems: list[Problem]
 
 
-def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet: bool = False) -> Verification:
+def verify(
+    path: str, *, base: str | None = None, quick: bool = False, workers: int | None = None, quiet: bool = False
+) -> Verification:
     """Check every byte of a dataset or a view, and decode a sample of its pictures unless `quick`.
+
+    Args:
+        path: the dataset or view.
+        base: for a view, the dataset that has its shards; by default the one that the view names.
+        quick: decode no picture.
+        workers: worker processes; by default one per core.
+        quiet: show no progress.
 
     Raises DatasetError if there is no readable manifest, or if the base of a view is another dataset.
     """
     folder = open_folder(path)
     manifest = read_manifest(folder)
-    dataset = ShardedDataset(folder, manifest)
+    dataset = ShardedDataset(folder, manifest, base)
     check_base(folder, dataset.shards_folder, manifest)
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:

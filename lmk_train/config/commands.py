@@ -11,6 +11,7 @@ from lmk_train.config.option import Limits, check_limits
 from lmk_train.config.training import (
     Amp,
     CacheOptions,
+    DatasetBase,
     DatasetLocation,
     Device,
     LossName,
@@ -36,6 +37,7 @@ class EvalConfig:
     run: RunLocation
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset to evaluate on; by default the one that the run was trained on."""
+    base: DatasetBase = None
     split: Literal["train", "val", "test"] = "test"
     """Split to evaluate."""
     checkpoint: CheckpointName = "best"
@@ -103,6 +105,7 @@ class ExportConfig:
     """File to write; by default model.onnx or model.pt2 in the run's folder."""
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset whose pictures are compared on; by default the one that the run was trained on."""
+    base: DatasetBase = None
     checkpoint: CheckpointName = "best"
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     quiet: Annotated[bool, tyro.conf.arg(help="Print no summary.")] = False
@@ -119,6 +122,7 @@ class TuneConfig:
     """
 
     shards: DatasetLocation
+    base: DatasetBase = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the search; by default runs/tune-<model>-<loss>."""
     strategy: Literal["bayesian", "grid", "random"] = "bayesian"

@@ -73,6 +73,14 @@ Quiet = Annotated[bool, tyro.conf.arg(help="Print no progress and no summary.")]
 DatasetLocation = Annotated[
     str, tyro.conf.arg(metavar="DATASET", help="Dataset that `lmk-shard build` wrote: a path or a URL.")
 ]
+DatasetBase = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DIR_OR_URL",
+        help="Dataset that has the pictures of a view; by default the one that the view names. Needed if that is on "
+        "another host, because nothing that only a file names is opened there.",
+    ),
+]
 
 _SHARE = Limits(at_least=0, at_most=1)
 _OF_COMMAND = OptionInfo(decides_training=False, may_change_on_resume=True)
@@ -301,6 +309,7 @@ class _Options(Generic[Omitted]):
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
     workers: Annotated[Workers, _OF_COMMAND] = None
+    base: Annotated[DatasetBase, _OF_COMMAND] = None
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     seed: Annotated[int, Limits(at_least=0, at_most=2**63 - 1), OptionInfo(set_by_search=True)] = 0
     """Decides the order of samples, augmentation and the initialisation of new layers."""

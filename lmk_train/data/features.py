@@ -116,7 +116,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         description = _description(dataset, config)
         if (folder / _DESCRIPTION).exists():
             FeatureStore.open(folder, dataset, config)

@@ -170,12 +170,12 @@ def refuse_links(run: Path) -> None:
 def stored_dataset(run: Path, shards: str) -> str:
     """Return the dataset that a run's checkpoint names.
 
-    Raises UserError for a URL of another machine, which nobody named: the run may be a stranger's.
+    Raises UserError for a URL, which nobody named: the run may be a stranger's.
     """
     try:
-        if not is_url(shards) or stored_location(shards).startswith("file:///"):
+        if not is_url(stored_location(shards)):
             return shards
-        reason = "is on another machine"
+        reason = "is behind a URL"
     except ValueError as error:
         reason = f"is {error}"
     raise UserError(f"{run}: its dataset {shards!r} {reason}; name the dataset with --shards to open it")

@@ -14,7 +14,7 @@ from lmk_data.errors import StorageError
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import FolderStore
 from lmk_data.system.remote import RemoteFolder
-from lmk_data.system.storage import Folder, open_folder, stored_location
+from lmk_data.system.storage import Folder, leads_elsewhere, open_folder, stored_location
 
 FOLDER = "memory://storage/folder"
 
@@ -162,6 +162,27 @@ def test_what_a_killed_upload_left_is_swept_by_the_next(tmp_path: Path) -> None:
 def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, opened: str) -> None:
     folder = open_folder(root) if root.startswith("/") or root.startswith("memory") else RemoteFolder(root)
     assert stored_location(stored, folder) == opened
+
+
+@pytest.mark.parametrize(
+    ("root", "stored", "elsewhere"),
+    [
+        ("/data/view", "../dataset", False),
+        ("/data/view", "http://host/dataset", True),
+        ("/data/view", "file:///data/dataset", True),
+        ("file:///data/view", "../dataset", False),
+        ("file:///data/view", "file:///data/dataset", True),
+        ("s3://bucket/view", "s3://bucket/dataset", False),
+        ("s3://bucket/view", "s3://bucket2/dataset", True),
+        ("http://host/view", "https://host/dataset", True),
+        ("http://host/view", "http://user@HOST/dataset", False),
+        ("http://host/view", "http://host@other/dataset", True),
+        ("http://host:80/view", "http://host:81/dataset", True),
+    ],
+)
+def test_a_url_of_another_host_or_local_root_leads_elsewhere(root: str, stored: str, elsewhere: bool) -> None:
+    folder = open_folder(root) if root.startswith("/") else RemoteFolder(root)
+    assert leads_elsewhere(stored, folder) == elsewhere
 
 
 @pytest.mark.parametrize(
