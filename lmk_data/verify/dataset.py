@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.build.plan import plan_fingerprint
+from lmk_data.build.publish import markdown_line
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
@@ -125,8 +126,8 @@ def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
                 yield Problem(location, f"files and splits differ in the size of {shard['name']}")
     if not is_view and folder.exists(CARD):
         card = folder.read(CARD).decode("utf-8", "replace")
-        for words in (" ".join(manifest["title"].split()), manifest["license"]):
-            if words not in card:
+        for words in (manifest["title"], manifest["license"]):
+            if markdown_line(words) not in card and " ".join(words.split()) not in card:  # 0.1.0 did not escape
                 yield Problem(location, f"the card does not say {words!r}")
 
 
