@@ -247,11 +247,9 @@ def _as_os_errors(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.strerror = without_secrets(
-                error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
-            )
-            error.filename = without_secrets(location)
+        reason = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+        error.strerror = without_secrets(reason)
+        error.filename = without_secrets(location if error.filename is None else str(error.filename))
         raise
     except Exception as error:
         kind = PermissionError if "Credential" in type(error).__name__ else OSError
