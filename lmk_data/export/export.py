@@ -20,7 +20,7 @@ from lmk_data.export.rows import Write, linked_files
 from lmk_data.export.timm import timm
 from lmk_data.export.wids import wids
 from lmk_data.options import Dialect
-from lmk_data.system.files import sha256_file
+from lmk_data.system.files import make_folder, sha256_file, sync_folder
 from lmk_data.system.storage import LocalFolder, held, open_folder
 from lmk_data.system.terminal import notice
 
@@ -63,6 +63,8 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         for name in linked:
             if name not in same:
                 _link(dataset.shard_path(name), folder, name)
+        for parent in {os.path.dirname(folder.location(name)) for name in linked}:
+            sync_folder(Path(parent))
         for name, write in tqdm(files.items(), desc=dialect, unit=" files", disable=True if quiet else None):
             write(folder, name)
         folder.sweep()
@@ -138,7 +140,7 @@ def _link(source: Path, folder: LocalFolder, name: str) -> None:
     """
     target = Path(folder.location(name))
     folder.check_writable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         os.link(source, target)
     except OSError as error:

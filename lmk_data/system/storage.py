@@ -15,7 +15,15 @@ from typing import BinaryIO, Protocol, TypeVar, cast
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.leftovers import LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, LeftOut
 from lmk_data.leftovers import left_out as left_out_by_name
-from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, open_regular, remove_durably
+from lmk_data.system.files import (
+    atomic_file,
+    check_no_link,
+    file_lock,
+    is_unfinished,
+    make_folder,
+    open_regular,
+    remove_durably,
+)
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
 from lmk_data.system.retries import repeated
 
@@ -168,8 +176,8 @@ class LocalFolder:
         path, unfinished = Path(self.location(name)), Path(self.location(UNFINISHED_FOLDER))
         self.check_writable(path.parent)
         self.check_writable(unfinished)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        make_folder(unfinished)
         with atomic_file(path, unfinished) as file:
             yield file
 
@@ -253,7 +261,7 @@ def held(folder: Folder, busy: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.check_writable(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             stack.enter_context(file_lock(path, wait_seconds=0, busy=message))
         except OSError as error:
             raise UserError(f"--out {root}: cannot be written: {error.strerror}") from error
