@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
@@ -179,6 +180,12 @@ def file_system(url: str) -> tuple[Any, str]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(without_secrets(f"{url}: {reason}")) from error
     return fs, path.rstrip("/")
+
+
+def path_on_this_machine(url: str) -> str | None:
+    """Return the absolute path that a `file://` URL names, None for any other. Raises UserError as `file_system`."""
+    fs, path = file_system(url)
+    return os.path.abspath(path or "/") if isinstance(fs, LocalFileSystem) else None
 
 
 def glob_urls(pattern: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Folders behind URLs: requests that fail, and what is left on this machine."""
 
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from lmk_data.errors import StorageError
+from lmk_data.errors import StorageError, UserError
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import FolderStore
 from lmk_data.system.remote import RemoteFolder
@@ -164,6 +165,20 @@ def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, op
     assert stored_location(stored, folder) == opened
 
 
+def test_a_file_url_names_a_folder_of_this_machine(tmp_path: Path) -> None:
+    folder = open_folder(f"file://{tmp_path}/data/")
+    assert folder == open_folder(tmp_path / "data") == open_folder(f"local://{tmp_path}/data")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "index").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a symbolic link"), folder.atomic("index/train.parquet"):
+        pass
+    os.mkfifo(tmp_path / "data" / "fifo")
+    with pytest.raises(OSError, match="not a regular file"):
+        folder.read("fifo")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize(
     ("root", "stored", "elsewhere"),
     [
@@ -171,7 +186,6 @@ def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, op
         ("/data/view", "http://host/dataset", True),
         ("/data/view", "file:///data/dataset", True),
         ("file:///data/view", "../dataset", False),
-        ("file:///data/view", "file:///data/dataset", True),
         ("s3://bucket/view", "s3://bucket/dataset", False),
         ("s3://bucket/view", "s3://bucket2/dataset", True),
         ("http://host/view", "https://host/dataset", True),

@@ -1,11 +1,8 @@
 """`lmk-tune`: whole searches, and what is refused."""
 
-import http.server
 import json
 import shlex
 import sys
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import tyro
 from lmk_train.cli import eval_main, tune_main
 from lmk_train.config.training import TrainConfig
 from tests.train.tuning.searches import HEAD, record, searching
+from tests.web import serving
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
@@ -76,24 +74,13 @@ def test_whole_trainings_with_the_default_space_after_a_start_that_died(dataset_
     assert not (search / "features").exists()
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.mark.slow
 def test_a_search_behind_a_url_keeps_no_secret_and_is_resumed_with_the_url(dataset_path: Path, tmp_path: Path) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(dataset_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = Path(f"alice:s3cr3t@127.0.0.1:{server.server_port}")
-    try:
+    with serving(dataset_path) as place:
         for trials, more in (("1", ()), ("2", ("--resume",))):
-            words = searching(url, tmp_path, "--trials", trials, "--cache", str(tmp_path / "cache"), *more)
-            words[1] = f"http://{url}"
+            words = searching(dataset_path, tmp_path, "--trials", trials, "--cache", str(tmp_path / "cache"), *more)
+            words[1] = f"http://alice:s3cr3t@{place}"
             assert tune_main(words) == 0
-    finally:
-        server.shutdown()
-        server.server_close()
     assert len(record(tmp_path)) == 2
     files = [path for path in (tmp_path / "search").rglob("*") if path.is_file()]
     assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
