@@ -20,7 +20,7 @@ from lmk_data.export.rows import Write, linked_files
 from lmk_data.export.timm import timm
 from lmk_data.export.wids import wids
 from lmk_data.options import Dialect
-from lmk_data.system.files import make_folder, sha256_file, sync_folder
+from lmk_data.system.files import make_folder, open_regular, sha256_file, sync_folder
 from lmk_data.system.storage import LocalFolder, held, open_folder
 from lmk_data.system.terminal import notice
 
@@ -146,7 +146,7 @@ def _link(source: Path, folder: LocalFolder, name: str) -> None:
     except OSError as error:
         if error.errno in _NO_LINKS:
             _notice_copies(folder.root, error.strerror)
-            with open(source, "rb") as original, folder.atomic(name) as file:
+            with open_regular(source) as original, folder.atomic(name) as file:
                 shutil.copyfileobj(original, file, _COPY_BYTES)
             return
         hint = "choose an --out on the same file system as the dataset" if error.errno == errno.EXDEV else "is it full?"

@@ -22,6 +22,7 @@ from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runs.metrics_file import read_metrics_file
+from lmk_train.runs.plain_file import read_end
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial, better
 from lmk_train.tuning.history import DONE, FAILED, RUNNING, STOPPED, State
@@ -30,6 +31,7 @@ from lmk_train.tuning.space import Point, SearchSpace
 _FAILURES_THAT_END = 5
 _SECONDS_BETWEEN_LOOKS = 0.1
 _INTERRUPTED = 130
+_LOG_BYTES = 64 << 10  # of a trial's log, in which its reason stands last
 
 
 @dataclass
@@ -232,7 +234,7 @@ def _reason(log: Path, code: int) -> str:
         return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in read_end(log, _LOG_BYTES).decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and printed nothing"
 
 

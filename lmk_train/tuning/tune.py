@@ -10,6 +10,7 @@ from typing import Any
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
+from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import file_lock, make_folder, write_bytes
 from lmk_data.system.terminal import without_secrets
 from lmk_train.config.commands import EvalConfig, TuneConfig
@@ -190,8 +191,8 @@ def _description(folder: SearchFolder) -> dict[str, Any]:
 
 
 def _is_of_a_start(folder: SearchFolder, path: Path) -> bool:
-    """Return whether a search that was killed before it wrote search.json may have left a file."""
-    return path in (folder.lock, folder.experiment) or path.suffix == ".tmp"
+    """Return whether a search that was killed before it wrote search.json may have left a file, or a system did."""
+    return path in (folder.lock, folder.experiment) or path.suffix == ".tmp" or is_leftover(path.name)
 
 
 def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, identity: dict[str, Any]) -> Experiment:

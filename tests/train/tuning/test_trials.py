@@ -21,7 +21,7 @@ from lmk_train.runs.folder import SearchFolder
 from lmk_train.tuning.ax_client import Plan
 from lmk_train.tuning.experiment import Experiment, Trial
 from lmk_train.tuning.history import DONE, FAILED, STOPPED
-from lmk_train.tuning.trials import Search, _check_failures, _Child, _slots, _start, _update, run_trials
+from lmk_train.tuning.trials import Search, _check_failures, _Child, _reason, _slots, _start, _update, run_trials
 from lmk_train.tuning.tune import training_command
 from tests import forked
 from tests.train.tuning.searches import SPACE, searching
@@ -86,6 +86,14 @@ def test_a_search_is_given_up_when_its_first_trials_fail_at_once_and_alike(tmp_p
     _check_failures([failed("no space left", {})] * 4)
     with pytest.raises(TrainingError, match="the first 5 trials all failed with: no space left"):
         _check_failures([failed("no space left", {})] * 5)
+
+
+def test_the_reason_of_a_failure_is_the_end_of_its_log(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as log:
+        log.truncate(1 << 40)  # whatever it printed before
+        log.seek(0, os.SEEK_END)
+        log.write(b"\nnote: slow\ntrial: error: no space left\n\n")
+    assert _reason(tmp_path / "log", 1) == "no space left"
 
 
 def test_the_secrets_of_urls_reach_a_trial_but_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

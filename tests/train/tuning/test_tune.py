@@ -62,7 +62,7 @@ def test_a_grid_with_a_trial_that_diverges(
 def test_whole_trainings_with_the_default_space_after_a_start_that_died(dataset_path: Path, tmp_path: Path) -> None:
     search = tmp_path / "search"
     search.mkdir()
-    for left in (".lock", "experiment.json", "search.json.7-ab.tmp"):
+    for left in (".lock", "experiment.json", "search.json.7-ab.tmp", ".DS_Store"):
         (search / left).touch()
     words = ["--shards", str(dataset_path), "--out", str(search), "--model", "efficientnet-lite0", "--device", "cpu"]
     assert tune_main([*words, "--epochs", "1", "--trials", "2", "--strategy", "random"]) == 0
