@@ -27,14 +27,18 @@ _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RemoteFolder:
     """A `Folder` behind an fsspec URL. Files are written on this machine first and uploaded whole.
 
-    `url` may hold a password or a token. `root` and `location` do not, because messages and files show them.
+    `url` may hold a password or a token. `root`, `location` and `repr` do not, because messages, files and the logs of
+    Dask's workers show them.
     """
 
     url: str
+
+    def __repr__(self) -> str:
+        return f"RemoteFolder({self.root!r})"
 
     @property
     def root(self) -> str:

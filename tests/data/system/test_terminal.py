@@ -58,3 +58,4 @@ def test_secrets_of_urls_are_left_out() -> None:
     folder = RemoteFolder("http://u:pw@127.0.0.1:1/a?token=T")
     assert (folder.root, folder.location("b?c")) == ("http://127.0.0.1:1/a", "http://127.0.0.1:1/a")
     assert folder.url == "http://u:pw@127.0.0.1:1/a?token=T"
+    assert repr(folder) == "RemoteFolder('http://127.0.0.1:1/a')"
