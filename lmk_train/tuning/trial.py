@@ -7,7 +7,6 @@ split is not used. The search holds standard input open: when that closes, the t
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any, TypedDict
 
 from lmk_data.system.terminal import run_command
 from lmk_train.config.training import TrainConfig
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, remove_interrupted_start
 from lmk_train.runs.plain_file import checked, read_json
 from lmk_train.runtime.precision import oom_as_training_error
 from lmk_train.training.loop import train
@@ -46,7 +45,7 @@ def main(spec: Path) -> int:
         run = config.resolved().out
         resume = RunFolder(run).checkpoint("last").exists()
         if run.exists() and not resume:
-            shutil.rmtree(run)  # the trial was interrupted before its first checkpoint
+            remove_interrupted_start(run)  # with the best weights too, since all in it is the search's
         features = None if described["features"] is None else Path(described["features"])
         with oom_as_training_error():
             train(replace(config, resume=resume), print, features=features, evaluate_test=False)
