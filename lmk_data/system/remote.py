@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -17,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lmk_data.errors import UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
+from lmk_data.system.files import check_no_link, open_regular
 from lmk_data.system.retries import repeated
 from lmk_data.system.terminal import without_secrets
 
@@ -48,20 +50,20 @@ class RemoteFolder:
         return without_secrets(f"{self.url}/{name}" if name else self.url)
 
     def read(self, name: str) -> bytes:
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         return _request(lambda: bytes(fs.cat_file(path)), self.location(name))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""  # HTTP has no empty range
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         data = _request(lambda: fs.cat_file(path, start=offset, end=offset + num_bytes), self.location(name))
         if len(data) > num_bytes:  # a web server that does not support ranges sends the whole file
             data = data[offset : offset + num_bytes]
         return bytes(data)
 
     def open(self, name: str) -> BinaryIO:
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         options = {"block_size": _BLOCK_BYTES, "cache_type": "readahead"}
         file = _request(lambda: fs.open(path, "rb", **options), self.location(name))
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name))))
@@ -105,7 +107,7 @@ class RemoteFolder:
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _sweep_uploads()
         with tempfile.TemporaryDirectory(prefix=f"{_upload_prefix()}{os.getpid()}_") as folder:
             local = os.path.join(folder, "file")
@@ -117,11 +119,11 @@ class RemoteFolder:
                 raise storage_failure(error, self.location(name)) from error
 
     def remove(self, name: str) -> None:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _request(lambda: fs.exists(path) and fs.rm_file(path), self.location(name))
 
     def remove_tree(self, name: str) -> None:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _request(lambda: fs.exists(path) and fs.rm(path, recursive=True), self.location(name))
 
     def sweep(self) -> None:
@@ -136,6 +138,20 @@ class RemoteFolder:
         except FileNotFoundError:
             return []
         return [(str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
+
+    def _readable(self, name: str) -> tuple[Any, str]:
+        """Return what `_file` does; raise OSError for a device or a FIFO that a `file://` URL names."""
+        fs, path = self._file(name)
+        if isinstance(fs, LocalFileSystem):
+            open_regular(path).close()
+        return fs, path
+
+    def _writable(self, name: str) -> tuple[Any, str]:
+        """Return what `_file` does; raise UserError if a `file://` URL leads through a link inside this folder."""
+        fs, path = self._file(name)
+        if isinstance(fs, LocalFileSystem):
+            check_no_link(Path(path), root=Path(self._file("")[1]))
+        return fs, path
 
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.url)

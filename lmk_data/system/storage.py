@@ -24,7 +24,7 @@ from lmk_data.system.files import (
     open_regular,
     remove_durably,
 )
-from lmk_data.system.remote import RemoteFolder, glob_urls, join_names, path_on_this_machine
+from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names, path_on_this_machine
 from lmk_data.system.retries import repeated
 
 # A dataset's folder holds everything that is not the dataset below BUILD_FOLDER, under these names.
@@ -229,16 +229,14 @@ def _inode(status: os.stat_result) -> Inode:
 def open_folder(path: str | os.PathLike[str]) -> Folder:
     """Return a local folder (as an absolute path) or one behind an fsspec URL such as `s3://bucket/folder`.
 
-    A `file://` URL names a local folder: locks, and the refusal of links and devices, hold for it too.
-
     Nothing is read or written yet. Raises UserError for a URL whose kind of storage is unknown or not installed.
     """
     text = os.fspath(path)
     if not is_url(text):
         return LocalFolder(os.path.abspath(os.path.expanduser(text)))
     url = text.rstrip("/")
-    local = path_on_this_machine(url)
-    return RemoteFolder(url) if local is None else LocalFolder(local)
+    file_system(url)
+    return RemoteFolder(url)
 
 
 @contextmanager
@@ -283,6 +281,13 @@ def _leave_nothing_behind(folder: Path, existed: bool) -> None:
                 folder.rmdir()
     except FileNotFoundError:
         pass  # somebody removed the folder; nothing is left
+
+
+def local_path(folder: Folder) -> str | None:
+    """Return the path of a folder of this machine, also of one that a `file://` URL names; None for any other."""
+    if isinstance(folder, LocalFolder):
+        return folder.root
+    return path_on_this_machine(folder.url) if isinstance(folder, RemoteFolder) else None
 
 
 def path_within(inner: Folder, outer: Folder) -> str | None:

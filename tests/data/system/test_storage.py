@@ -165,18 +165,28 @@ def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, op
     assert stored_location(stored, folder) == opened
 
 
-def test_a_file_url_names_a_folder_of_this_machine(tmp_path: Path) -> None:
-    folder = open_folder(f"file://{tmp_path}/data/")
-    assert folder == open_folder(tmp_path / "data") == open_folder(f"local://{tmp_path}/data")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "data").mkdir()
+def test_a_file_url_leads_through_no_link_and_to_no_fifo(tmp_path: Path) -> None:
+    folder = open_folder(f"file://{tmp_path}/data")
+    for made in ("data", "elsewhere"):
+        (tmp_path / made).mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("mine")
     (tmp_path / "data" / "index").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a symbolic link"), folder.atomic("index/train.parquet"):
-        pass
+    (tmp_path / "data" / "card").symlink_to(tmp_path / "elsewhere" / "kept")
+    for name in ("index/kept", "card"):
+        with pytest.raises(UserError, match="is a symbolic link"), folder.atomic(name) as file:
+            file.write(b"theirs")
+        for remove in (folder.remove, folder.remove_tree):
+            with pytest.raises(UserError, match="is a symbolic link"):
+                remove(name)
+        assert folder.read(name) == b"mine"
     os.mkfifo(tmp_path / "data" / "fifo")
-    with pytest.raises(OSError, match="not a regular file"):
-        folder.read("fifo")
-    assert not list((tmp_path / "elsewhere").iterdir())
+    for read in (folder.read, folder.open, lambda name: folder.read_range(name, 0, 1)):
+        with pytest.raises(OSError, match="not a regular file"):
+            read("fifo")
+    with folder.atomic("new") as file:
+        file.write(b"new")
+    assert folder.read("new") == b"new"
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,7 @@ def test_a_file_url_names_a_folder_of_this_machine(tmp_path: Path) -> None:
         ("/data/view", "http://host/dataset", True),
         ("/data/view", "file:///data/dataset", True),
         ("file:///data/view", "../dataset", False),
+        ("file:///data/view", "file:///data/dataset", True),
         ("s3://bucket/view", "s3://bucket/dataset", False),
         ("s3://bucket/view", "s3://bucket2/dataset", True),
         ("http://host/view", "https://host/dataset", True),
