@@ -37,6 +37,7 @@ from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, 
 from lmk_data.sources.locate import locate, none_found
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.engine import Engine, local_engine
 from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
 from lmk_data.system.terminal import notice
@@ -215,7 +216,7 @@ def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
 def _has_names_of(out: Folder, plan: Plan) -> bool:
     """Return whether the classes of a published dataset have the names of the plan."""
     for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
-        published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
+        published = pq.read_table(arrow_reader(out.read(name)), columns=["name"])["name"]
         if published.to_pylist() != classes["name"].to_list():
             return False
     return True

@@ -35,17 +35,15 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_
     """
     location = folder.location(name)
     try:
-        # Arrow's threads may hold a file of Python until after the interpreter has ended, which aborts the process:
-        # measured once in 60 programs that end right after a read. A file of Arrow's own is safe.
-        is_local = isinstance(folder, LocalFolder)
+        is_local = isinstance(folder, LocalFolder)  # Arrow's own file may be read by threads, see `arrow_reader`
         with pa.OSFile(location) if is_local else folder.open(name) as file:
-            return _read(file, columns, max_rows)
+            return _read(file, columns, max_rows, use_threads=is_local)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DatasetError(f"{location}: cannot be read ({reason}); {_VERIFY_HINT}") from error
 
 
-def _read(file: object, columns: list[str] | None, max_rows: int) -> pa.Table:
+def _read(file: object, columns: list[str] | None, max_rows: int, *, use_threads: bool) -> pa.Table:
     metadata = pq.read_metadata(file)
     schema = metadata.schema.to_arrow_schema()
     if len(set(schema.names)) != len(schema.names):
@@ -60,7 +58,7 @@ def _read(file: object, columns: list[str] | None, max_rows: int) -> pa.Table:
         raise ValueError(f"{stated:,} bytes for {metadata.num_rows:,} rows")
     # Repeated texts take little space in the file and much as a column, so they are read without being repeated.
     texts = [field.name for field in schema if _is_text(field.type)]
-    table = pq.ParquetFile(file, read_dictionary=texts).read(columns=columns)
+    table = pq.ParquetFile(file, read_dictionary=texts).read(columns=columns, use_threads=use_threads)
     if sum(_text_bytes(column) for column in table.columns if pa.types.is_dictionary(column.type)) > most_bytes:
         raise ValueError(f"texts of more than {most_bytes:,} bytes for {table.num_rows:,} rows")
     fields = [schema.field(name) for name in table.column_names]

@@ -18,6 +18,7 @@ from lmk_data.errors import UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.engine import LocalEngine
 from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
 from lmk_data.system.terminal import notice, progress_bar
@@ -203,7 +204,7 @@ class _ScanCache:
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
-            table = pq.read_table(pa.BufferReader(cache.read(MEMBERS_TABLE)))
+            table = pq.read_table(arrow_reader(cache.read(MEMBERS_TABLE)))
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
             tables = {}

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lmk_data.errors import UserError, storage_failure
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
 
@@ -57,13 +58,13 @@ class Table:
         kinds = dict.fromkeys(names, pa.string())
         convert = pa.csv.ConvertOptions(column_types=kinds, include_columns=names, strings_can_be_null=False)
         parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=self._delimiter)
-        return pa.csv.read_csv(pa.BufferReader(self._data), convert_options=convert, parse_options=parse)
+        return pa.csv.read_csv(arrow_reader(self._data), convert_options=convert, parse_options=parse)
 
     def _read_parquet(self, names: list[str]) -> pa.Table:
-        num_rows = pq.read_metadata(pa.BufferReader(self._data)).num_rows
+        num_rows = pq.read_metadata(arrow_reader(self._data)).num_rows
         if num_rows > _MAX_ROWS:  # a small file may state any number of rows, and fill the memory with them
             raise UserError(f"{self.path}: {num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
-        table = pq.read_table(pa.BufferReader(self._data), columns=names)
+        table = pq.read_table(arrow_reader(self._data), columns=names)
         return pa.table({name: _text_of(table[name], name, self.path) for name in names})
 
 
@@ -74,13 +75,13 @@ def open_table(data: bytes, path: str) -> Table:
     """
     try:
         if data[:4] == b"PAR1":
-            names = pq.read_schema(pa.BufferReader(data)).names
+            names = pq.read_schema(arrow_reader(data)).names
             return Table(path, [normal_text(name) for name in names], names, data, None)
         data = _csv_bytes(data, path)
         delimiter = _delimiter(data)
         _check_quotes(data, delimiter, path)
         parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-        with pa.csv.open_csv(pa.BufferReader(data), parse_options=parse) as reader:
+        with pa.csv.open_csv(arrow_reader(data), parse_options=parse) as reader:
             names = reader.schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
@@ -108,7 +109,7 @@ def listed(columns: list[str]) -> str:
 def _csv_bytes(data: bytes, path: str) -> bytes:
     """Return a CSV as UTF-8 without a byte order mark."""
     if data[:2] == b"\x1f\x8b":
-        with pa.input_stream(pa.BufferReader(data), compression="gzip") as stream:
+        with pa.input_stream(arrow_reader(data), compression="gzip") as stream:
             data = stream.read()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:

@@ -112,7 +112,7 @@ def _read_table(path: Path, columns: dict[str, str], *, nullable: str | None) ->
             for name, kind in columns.items():
                 if schema.get_all_field_indices(name) == [] or not _IS[kind](schema.field(name).type):
                     raise ValueError(f"has no column {name} of the right type")
-            table = file.read()
+            table = file.read(use_threads=False)  # see `arrow_reader`
         for name in columns:
             if name != nullable and table[name].null_count:
                 raise ValueError(f"{name} has empty places")

@@ -86,6 +86,7 @@ def check(run: Path, dataset_path: Path, program: Program) -> None:
         pytest.param("efficientnet-b0", "none", "ldam", marks=pytest.mark.slow),
         pytest.param("resnet50", "none", "ce", marks=pytest.mark.slow),
         ("resnet32", "none", "balanced-softmax"),
+        ("resnet32", "none", "arcface"),
     ],
 )
 def test_both_forms_give_the_checkpoints_probabilities(
@@ -100,6 +101,8 @@ def test_both_forms_give_the_checkpoints_probabilities(
     gently: dict[str, object] = {"lr": 0.01, "head_lr": 0.01, "bn_momentum": 0.5}
     if model != "resnet32":  # which is for small pictures, and is certain of one class after one epoch at its own rates
         dataset_path, gently = full_size, {}
+    if loss == "arcface":
+        gently |= {"pool": "gem", "neck": 16}
     run = trained(dataset_path, tmp_path / "run", model, weights=weights, loss=loss, **gently)
     assert export_main([str(run), "--to", "onnx"]) == 0
     assert export_main([str(run), "--to", "torch"]) == 0
