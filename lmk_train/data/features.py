@@ -15,7 +15,7 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.files import check_no_link, sha256_file, sync_folder, write_bytes
+from lmk_data.system.files import check_no_link, make_folder, sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
@@ -116,7 +116,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         description = _description(dataset, config)
         if (folder / _DESCRIPTION).exists():
             FeatureStore.open(folder, dataset, config)
@@ -127,7 +127,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         announce(f"{config.model}: {source}; computing its features once")
         backbone.to(device).to(memory_format=torch.channels_last).eval()
         check_no_link(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for split in (one for one in SPLITS if dataset.num_samples(one)):
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
         if device.type == "cuda":
