@@ -51,7 +51,10 @@ def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
     Raises what `train` raises before its first step, but does not read a checkpoint to resume from.
     """
     config = asked.resolved()
-    with joined_world(resolve_device(config.device)) as world, ShardedDataset.open(config.shards) as dataset:
+    with (
+        joined_world(resolve_device(config.device)) as world,
+        ShardedDataset.open(config.shards, base=config.base) as dataset,
+    ):
         config = check_run(config.out, config)
         trainer = make_trainer(config, dataset, world, world.first_only(announce))
         trainer.model.freeze(config.freeze_backbone_epochs >= config.epochs)
