@@ -75,7 +75,6 @@ def _main(program: str, config: type, command: Callable[[Any], None], arguments:
 
     if "WORLD_SIZE" not in os.environ or find_spec("torch") is None:
         return run_command(program, run)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn in each rank about how world.py uses DDP
     from lmk_train.runtime.world import run_as_rank
 
     return run_as_rank(lambda: run_command(program, run))
@@ -159,7 +158,7 @@ def _evaluate(config: EvalConfig) -> None:
     asked = evaluations[-1]
     if asked.rank:
         return
-    with ShardedDataset.open(config.shards or asked.source["shards"]) as dataset:
+    with ShardedDataset.open(config.shards or asked.source["shards"], base=config.base) as dataset:
         report = write_run_report(config.run, dataset, asked.split)
     if config.quiet:
         return

@@ -26,6 +26,7 @@ from lmk_data.typed_text import shown
 
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _HASHED_AT_ONCE = 4 << 20
+_CHECKSUM_BYTES = 4096  # of a checksum file that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
     sums = {}
     for store in stores:
         for candidate in (f"md5.{os.path.splitext(store.name)[0]}.txt", f"{store.name}.md5"):
-            if candidate in names and (found := re.search(rb"\b[0-9a-fA-F]{32}\b", files.read(candidate)[:4096])):
+            head = files.read_range(candidate, 0, _CHECKSUM_BYTES) if candidate in names else b""
+            if found := re.search(rb"\b[0-9a-fA-F]{32}\b", head):
                 sums[store.name] = found.group().decode().lower()
     if not sums:
         example = f"md5.{os.path.splitext(stores[0].name)[0]}.txt"

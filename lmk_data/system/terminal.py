@@ -3,7 +3,9 @@
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -50,12 +52,18 @@ def run_command(program: str, command: Callable[[], None]) -> int:
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
+    sys.excepthook = _print_traceback
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with lasting_streams():
             return _code_of(program, command)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug as Python does, without the secrets of URLs: logs keep it."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _code_of(program: str, command: Callable[[], None]) -> int:

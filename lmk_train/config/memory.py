@@ -25,4 +25,5 @@ def _training_advice(config: TrainConfig, ranks: int) -> str:
         return f"resume it with {more}" if config.resume else f"take a smaller --model, {more}"
     if config.resume:
         return f"resume it with --grad-accum {parts}, whose updates are the same"
-    return f"--grad-accum {parts} needs less, with the same updates; so does a smaller --batch-size"
+    same_updates = f"--grad-accum {parts} needs less, with the same updates, also on --resume"
+    return f"{same_updates}; a new run may take a smaller --batch-size"

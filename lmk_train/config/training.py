@@ -20,7 +20,16 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import without_secrets
-from lmk_train.config.arguments import OF_COMMAND, Amp, CacheOptions, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.arguments import (
+    OF_COMMAND,
+    Amp,
+    CacheOptions,
+    DatasetBase,
+    DatasetLocation,
+    Device,
+    Quiet,
+    Workers,
+)
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
@@ -262,6 +271,7 @@ class _Options(Generic[Omitted]):
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
     workers: Annotated[Workers, OF_COMMAND] = None
+    base: Annotated[DatasetBase, OF_COMMAND] = None
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     seed: Annotated[int, Limits(at_least=0, at_most=2**63 - 1), OptionInfo(set_by_search=True)] = 0
     """Decides the order of samples, augmentation and the initialisation of new layers."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.files import check_no_link, sha256_file, sync_folder, write_bytes
+from lmk_data.system.files import check_no_link, make_folder, sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
@@ -115,7 +115,7 @@ def has_features(config: ResolvedConfig, folder: Path) -> bool:
     """Return whether the features of a configuration are in a folder; raise UserError if those of another are."""
     if not (folder / _DESCRIPTION).exists():
         return False
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         FeatureStore.open(folder, dataset, config)
     return True
 
@@ -127,7 +127,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
     """
     if has_features(config, folder):
         return
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         description = _description(dataset, config)
         device = resolve_device(config.device)
         backbone = make_backbone(config, dataset.recipe.size)
@@ -135,7 +135,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         announce(f"{config.model}: {source}; computing its features once")
         backbone.to(device).to(memory_format=torch.channels_last).eval()
         check_no_link(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for split in (one for one in SPLITS if dataset.num_samples(one)):
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
         write_bytes(folder / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")

@@ -34,7 +34,7 @@ class PeerWatch:
         """Start to watch. All ranks have to do so together."""
         self._rank = rank
         self._peers = [] if size == 1 else [0] if rank else list(range(1, size))
-        self._leaving, self._finished = threading.Event(), threading.Event()
+        self._leaving = threading.Event()
         self._threads = [threading.Thread(target=self._watch, args=(peer,), daemon=True) for peer in self._peers]
         if self._peers:
             self._group: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)
@@ -43,7 +43,6 @@ class PeerWatch:
 
     def finish(self) -> None:
         """Tell the other ranks that this one succeeded, and wait until all have; no watch is left then."""
-        self._finished.set()
         self._tell(_FINISHED)
         for thread in self._threads:
             thread.join()
@@ -74,7 +73,9 @@ class PeerWatch:
         if not self._rank and not self._leaving.is_set():
             self._tell(_LOST)
         if not self._leaving.wait(_GRACE_SECONDS):
-            sys.stdout.flush()
-            sys.stderr.write(f"lmk: error: {PEER_LOST}\n")
-            sys.stderr.flush()
-            os._exit(EXIT_ERROR)
+            try:
+                sys.stderr.write(f"lmk: error: {PEER_LOST}\n")
+                sys.stderr.flush()
+                sys.stdout.flush()
+            finally:  # also if nobody reads them
+                os._exit(EXIT_ERROR)

@@ -49,7 +49,7 @@ def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
     """
     config = asked.resolved()
     device = resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+    with joined_world(device) as world, ShardedDataset.open(config.shards, base=config.base) as dataset:
         say = world.first_only(announce)
         config = check_run(config.out, resolved_for(asked, dataset, world, device_memory(device), say))
         trainer = make_trainer(config, dataset, world, say)

@@ -54,7 +54,7 @@ def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputP
     """Measure for about half a minute; write nothing. Raises what `train` raises before its first step."""
     config = asked.resolved()
     device = resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+    with joined_world(device) as world, ShardedDataset.open(config.shards, base=config.base) as dataset:
         say = world.first_only(announce)
         config = resolved_for(asked, dataset, world, device_memory(device), say)
         trainer = make_trainer(config, dataset, world, say)

@@ -10,10 +10,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lmk_data.errors import TrainingError
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import make_folder, write_bytes
 from lmk_train.runs.checkpoint import LAST, earlier_kept, save_checkpoint
 from lmk_train.runs.classes import dataset_state
 from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.metrics_file import MAX_METRICS_BYTES
+from lmk_train.runs.plain_file import read_bounded
 from lmk_train.training.trainer import Trainer
 
 _STEPS_BETWEEN_LINES = 50
@@ -40,13 +42,15 @@ class Record:
         path = folder.metrics
         self._file: TextIO | None = None
         if trainer.world.is_first:
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if _place_of(line) <= (step, 0 if due else 1)]
+            kept: list[str] = []
             if path.exists():
+                lines = read_bounded(path, MAX_METRICS_BYTES).decode(errors="replace").splitlines()
+                kept = [line for line in lines if _place_of(line) <= (step, 0 if due else 1)]
                 write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = open(path, "a", encoding="utf-8")
             # An epoch whose validation is due may have been written already, at the same step as its last updates.
             purge_step = step if due else step + 1
+            make_folder(folder.events)
             self._board = SummaryWriter(str(folder.events), purge_step=purge_step if step else None)
             for line in kept:
                 if due and _place_of(line) == (step, 0):

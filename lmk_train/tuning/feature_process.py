@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lmk_data import errors
 from lmk_data.errors import LmkError, TrainingError, storage_failure
+from lmk_data.system.terminal import EXIT_INTERRUPTED
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.features import compute_features, has_features
 from lmk_train.runtime.oom import oom_as_training_error
@@ -69,7 +70,10 @@ def ensure_features(config: ResolvedConfig, folder: Path, lock: int, announce: C
 
 def main(folder: Path) -> int:
     """Compute the features of the configuration on standard input; return an exit code."""
-    config = ResolvedConfig.from_json(json.loads(sys.stdin.readline()))
+    described = sys.stdin.readline()
+    if not described:  # the search has ended
+        return EXIT_INTERRUPTED
+    config = ResolvedConfig.from_json(json.loads(described))
     threading.Thread(target=_stop_when_search_ends, daemon=True).start()
     try:
         with oom_as_training_error(_MEMORY_ADVICE):

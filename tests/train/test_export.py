@@ -1,6 +1,7 @@
 """`lmk-export`: what other programs load gives the checkpoint's probabilities, for any number of pictures."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -160,6 +161,9 @@ def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pyt
     assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
     assert f"--out {out}: exists and is no export of a run" in capsys.readouterr().err
     assert out.read_text() == "mine"
+    out.unlink()
+    os.mkfifo(out)
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
     out.unlink()
     for _ in range(2):
         assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 0

@@ -24,6 +24,7 @@ def flags_come_back() -> Iterator[None]:
     [
         {"loss": "ldam", "ema": 0.5, "drw_start": 0.0, "clip_grad": 1.0, "random_resized_crop": 0.5},
         {"loss": "ce", "label_smoothing": 0.1, "crop_padding": 4, "random_erasing": 0.5, "grad_accum": 2},
+        {"loss": "arcface", "pool": "gem", "neck": 16, "sampling": "repeat-factor"},
         {"loss": "balanced-softmax", "optimizer": "sgd", "sampling": "class-balanced", "freeze_backbone_epochs": 1},
     ],
     ids=lambda chosen: chosen["loss"],

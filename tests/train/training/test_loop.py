@@ -79,7 +79,9 @@ def test_running_out_of_memory_is_a_line(
     with after_each_update(out_of_memory):
         assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
     reason = str(error).splitlines()[0]
-    advice = "--grad-accum 2 needs less, with the same updates; so does a smaller --batch-size"
+    advice = (
+        "--grad-accum 2 needs less, with the same updates, also on --resume; a new run may take a smaller --batch-size"
+    )
     assert capsys.readouterr().err == f"lmk-train: error: out of memory ({reason}); {advice}\n"
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import distributed, nn
 
 from lmk_data.dataset import ShardedDataset
+from lmk_train.config.training import TrainConfig
+from lmk_train.models.registry import build_model
 from lmk_train.runtime.world import World
 from lmk_train.training.assembly import make_trainer
-from tests.train.networks import network
 from tests.train.run_files import Config
 
 
@@ -82,12 +83,13 @@ def test_gradients_are_summed_in_one_order_from_the_first_update_on(
         *(pytest.param(m, marks=pytest.mark.slow) for m in ("efficientnet-b0", "resnet50")),
     ],
 )
-def test_every_step_uses_every_parameter(model: str) -> None:
+@pytest.mark.parametrize("more", [{"loss": "ldam"}, {"loss": "arcface", "pool": "gem", "neck": 16}], ids=["", "all"])
+def test_every_step_uses_every_parameter(model: str, more: dict[str, object]) -> None:
     """So that nobody has to search for those that it does not use."""
-    net = network(model, 5, 32, "cosine")
-    net(torch.zeros(2, 3, 64, 64)).sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
-    net.freeze(True)
-    net.zero_grad(set_to_none=True)
-    net(torch.zeros(2, 3, 64, 64)).sum().backward()
-    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in net.parameters())
+    net = build_model(TrainConfig("none", model=model, **more).resolved(), 5, 32)  # type: ignore[arg-type]
+    for frozen in (False, True):
+        net.freeze(frozen)
+        net.zero_grad(set_to_none=True)
+        net(torch.zeros(2, 3, 64, 64)).sum().backward()
+        used = [parameter.grad is not None for parameter in net.parameters()]
+        assert used == [parameter.requires_grad for parameter in net.parameters()]
