@@ -119,7 +119,7 @@ def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
     description, quiet = f"training {config.model}", config.quiet or not trainer.world.is_first
     with progress_bar(trainer.num_steps, description, "steps", quiet=quiet, initial=progress.step) as bar:
         if trainer.validation_is_due():
-            _finish_epoch(trainer, log, trainer.epoch)
+            _finish_epoch(trainer, log, stop)
         while progress.step < trainer.num_steps:
             epoch, first = divmod(progress.step, trainer.steps_per_epoch)
             with closing(stream(micro_batches(trainer, epoch, first))) as batches:
@@ -133,9 +133,7 @@ def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
                     if stop.should_save(trainer.world, log.checkpoint_due()):
                         log.save()
                         stop.raise_if_stopping(progress.step)
-            _finish_epoch(trainer, log, epoch + 1)
-            stop.should_save(trainer.world, False)  # has just been saved
-            stop.raise_if_stopping(progress.step)
+            _finish_epoch(trainer, log, stop)
 
 
 def batch_stream(trainer: Trainer) -> BatchStream:
@@ -200,13 +198,14 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     bad.copy_(torch.where(loss.detach().isfinite(), bad, bad.clamp_max(step)))
 
 
-def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
-    """Validate, keep the weights if they are the best so far, and save a checkpoint; `epoch` counts from 1.
+def _finish_epoch(trainer: Trainer, log: Record, stop: StopRequest) -> None:
+    """Validate, keep the weights if they are the best so far, and save a checkpoint; end there if asked to stop.
 
     A checkpoint is saved before the validation as well: if that fails, resuming begins with it.
     """
     config, progress, dataset = trainer.config, trainer.progress, trainer.dataset
     trainer.times.begin(None)
+    epoch = trainer.epoch  # of the next step, counted from 0; of the last one, counted from 1
     line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": progress.step}
     sums = trainer.sums()
     line |= {
@@ -234,6 +233,8 @@ def _finish_epoch(trainer: Trainer, log: Record, epoch: int) -> None:
     trainer.epoch_sums = Sums.zero(trainer.precision.device)
     log.line(line)
     log.save()
+    stop.should_save(trainer.world, False)  # has just been saved
+    stop.raise_if_stopping(progress.step)
 
 
 def _validate(trainer: Trainer) -> dict[str, float | int | None]:
