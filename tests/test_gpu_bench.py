@@ -19,6 +19,7 @@ CASE = Case("resnet50", 12, 64, "bf16")
 
 @pytest.mark.slow
 def test_the_cpu_runs_every_measurement_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm", reason="the extra `interop` is not installed")
     out = tmp_path / "gpu.json"
     words = ["--device", "cpu", "--models", "resnet50", "--batch-sizes", "4", "--classes", "12", "--amp", "bf16"]
     words += ["--size", "32", "--images", "240", "--seconds", "0.05", "--out", str(out)]

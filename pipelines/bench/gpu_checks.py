@@ -54,7 +54,7 @@ def run_tests(device: torch.device) -> Check:
         return Check(name, None, f"not installed: {', '.join(missing)}")
     if device.type != "cuda":
         return Check(name, None, "the CPU runs the same tests in `make test`")
-    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "--timeout=180"]
     tests = Path(__file__).parents[2] / "tests" / "train"
     done = subprocess.run([*words, str(tests)], check=False, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
