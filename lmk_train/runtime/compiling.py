@@ -1,7 +1,15 @@
 """Compiled modules: how they are compiled for a device, and what that asks of those who call them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+
+from lmk_data.errors import TrainingError
+from lmk_train.runtime.oom import is_out_of_memory
+
+_COMPILER = ("torch._dynamo", "torch._inductor")  # importing them for their errors takes seconds
 
 
 def compile_in_place(module: nn.Module, device: torch.device) -> None:
@@ -37,3 +45,18 @@ def clear_gradients(module: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
     if gradients := [parameter.grad for parameter in module.parameters() if parameter.grad is not None]:
         torch._foreach_zero_(gradients)
+
+
+@contextmanager
+def compiler_failures() -> Iterator[None]:
+    """Turn what torch's compiler raises into a TrainingError of one line: most often there is no C compiler."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(_COMPILER) or is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split("\n\n", 1)[0].split())
+        raise TrainingError(
+            f"--compile: torch could not compile the backbone ({reason}); it needs a C compiler, and Triton on CUDA: "
+            "install them, or leave --compile out, with --resume if the run has a checkpoint"
+        ) from error

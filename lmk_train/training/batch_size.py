@@ -36,20 +36,24 @@ class Need:
         """Return the need of a training.
 
         Args:
-            config: its model, optimiser, averaging and micro-batches count.
+            config: its model, neck, centres, optimiser, averaging and micro-batches count.
             num_classes: outputs of the head.
             picture_size: pixels on each side of its pictures.
             value_bytes: of an activation: 2 under autocast, otherwise 4.
             ranks: that train together.
         """
         architecture = ARCHITECTURES[config.model]
-        head = num_classes * architecture.num_features
+        width = config.neck or architecture.num_features
+        neck = 0 if config.neck is None else (architecture.num_features + 2) * width
+        centres = config.subcenters if config.loss == "arcface" else 1
+        head = centres * num_classes * width
         floats = 2 + OPTIMIZER_FLOATS[config.optimizer] + (config.ema is not None)  # of each parameter
         second_gradient = head if ranks > 1 or config.grad_accum > 1 else 0
+        parameters = architecture.num_parameters + neck + head
         pixel = architecture.pixel_bytes * value_bytes // FLOAT32 + 3 * _SUBPIXEL_BYTES
         return cls(
-            fixed=overhead_bytes(ranks) + ((architecture.num_parameters + head) * floats + second_gradient) * FLOAT32,
-            picture=picture_size**2 * pixel + num_classes * FLOAT32 * _LOGITS,
+            fixed=overhead_bytes(ranks) + (parameters * floats + second_gradient) * FLOAT32,
+            picture=picture_size**2 * pixel + centres * num_classes * FLOAT32 * _LOGITS,
         )
 
 

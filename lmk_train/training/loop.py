@@ -26,7 +26,7 @@ from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
-from lmk_train.runtime.compiling import clear_gradients, is_compiled
+from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.seeding import seed_generators
 from lmk_train.runtime.stopping import StopRequest, stop_requests
@@ -78,7 +78,7 @@ def train(
 
     Raises:
         UserError: the configuration or the dataset does not work.
-        TrainingError: the loss or the weights are no longer finite.
+        TrainingError: the loss or the weights are no longer finite, or torch cannot compile the backbone.
         KeyboardInterrupt: interrupted; a checkpoint has been saved.
     """
     config = asked.resolved()
@@ -103,7 +103,7 @@ def train(
                 restore_run(trainer)
             elif world.is_first:
                 start_run(trainer, hold, announce)
-            with Record(trainer) as log, stop_requests(under_torchrun()) as stop:
+            with Record(trainer) as log, stop_requests(under_torchrun()) as stop, compiler_failures():
                 _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
@@ -157,7 +157,8 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     config, forward = trainer.config, trainer.forward()
     set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
     if is_compiled(trainer.model.backbone) and config.grad_accum > 1:
-        trainer.model.head.zero_grad(set_to_none=True)
+        for other in (trainer.model.neck, trainer.model.head):
+            other.zero_grad(set_to_none=True)
         clear_gradients(trainer.model.backbone)
     else:
         trainer.optimizer.zero_grad(set_to_none=True)
