@@ -81,6 +81,7 @@ def test_a_group_of_one_computes_what_the_bare_model_does(device: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="older torch asks CUDA's driver about tensors without data")
 @pytest.mark.parametrize(
     ("model", "loss"),
     [
