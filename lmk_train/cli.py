@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from lmk_train.runs.folder import RunFolder
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
     from lmk_train.predict import Guess, Prediction
+    from lmk_train.training.dry_run import DryRun
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
 _TRAIN_EXTRA = ("torch", "torchvision", "efficientnet_pytorch", "tensorboard")
@@ -119,14 +120,33 @@ def _dry_run(config: TrainConfig, announce: Callable[[str], None]) -> None:
     sizes = dry_run(config, announce)
     if sizes.rank:
         return
-    memory = sizes.weights_bytes + sizes.activations_bytes
     say(f"parameters        {sizes.backbone_parameters:,} in the backbone, {sizes.head_parameters:,} in the head")
     say(f"updates           {sizes.num_steps:,}, {sizes.steps_per_epoch:,} per epoch")
-    say(
-        f"memory            about {memory / 1e9:.1f} GB per rank: {sizes.weights_bytes / 1e9:.1f} for weights, "
-        f"gradients and optimiser, {sizes.activations_bytes / 1e9:.1f} for {sizes.micro_batch} pictures at once"
-    )
+    for line in _memory_lines(sizes):
+        say(line)
     say(f"initial loss      {sizes.expected_loss:.2f} expected, {sizes.first_loss:.2f} on the first batch")
+
+
+def _memory_lines(sizes: "DryRun") -> Iterator[str]:
+    memory, measured = sizes.memory, sizes.measured
+    parts = {
+        "for weights": memory.weights,
+        "for gradients": memory.gradients,
+        "for the optimiser": memory.optimizer,
+        "for gradients on their way to other ranks": memory.buckets,
+        "for a second gradient of the largest layer": memory.second_gradient,
+        f"for {sizes.micro_batch} pictures at once": memory.activations,
+        "for the CUDA context and workspaces (an estimate)": memory.overhead,
+    }
+    listed = ", ".join(f"{_size(num_bytes)} {what}" for what, num_bytes in parts.items() if num_bytes)
+    yield f"memory            about {_size(memory.total)} per rank: {listed}"
+    if measured is not None:
+        of_card = f"{_size(measured.used)} of {_size(measured.there)} of the device are in use"
+        yield f"measured          {_size(measured.reserved)} reserved by two updates; {of_card}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _evaluate(config: EvalConfig) -> None:

@@ -173,7 +173,8 @@ class _Options(Generic[Omitted]):
     batch_size: Annotated[
         int | Omitted, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(search=Search())
     ] = _DERIVED
-    """Samples per update of the weights, over all ranks and micro-batches; by default the model's."""
+    """Samples per update of the weights, over all ranks and micro-batches; by default the model's, on CUDA up to four
+    times as many if they fit its memory, with learning rates to match."""
     grad_accum: Annotated[
         int, tyro.conf.arg(metavar="N"), Limits(at_least=1), OptionInfo(may_change_on_resume=True)
     ] = 1
@@ -261,8 +262,8 @@ class _Options(Generic[Omitted]):
     ] = 0.0
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
     amp: Amp = "auto"
-    compile: bool = False
-    """Compile the backbone: minutes at the start, then faster steps on CUDA."""
+    compile: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
+    """Compile the backbone: minutes at the start, then faster steps on CUDA, where its kernels are launched at once."""
     deterministic: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
     """Compute the same bits each time on CUDA too: without it, a resumed run ends with nearly the same weights.
     Steps are slower, because the fastest algorithms add up in any order."""
@@ -280,7 +281,7 @@ class _Options(Generic[Omitted]):
     """Resume the run in --out from its last checkpoint."""
     dry_run: Annotated[bool, OF_COMMAND] = False
     """Do not train: print the size of the model, the number of steps and the memory that training needs.
-    One batch is run through the model."""
+    One batch is run through the model; on CUDA two updates are made and their memory is measured."""
     profile_input: Annotated[bool, OF_COMMAND] = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
     quiet: Annotated[Quiet, OF_COMMAND] = False

@@ -13,6 +13,7 @@ from lmk_data.errors import UserError
 from lmk_train.data.order import rows_of
 from lmk_train.data.reader import Reader
 from lmk_train.runtime.clock import Activity, TimeShares
+from lmk_train.runtime.transfer import CopyStream
 
 _BATCHES_AHEAD = 3
 
@@ -67,7 +68,8 @@ class BatchStream:
             self._slots = [torch.from_numpy(np.empty(shape, reader.dtype)) for _ in range(count)]
         except (MemoryError, ValueError):  # ValueError: more bytes than an address has
             raise UserError(f"there is no memory for batches of {batch_size:,}; give a smaller --batch-size") from None
-        if device.type == "cuda":
+        self._copy = CopyStream(device) if device.type == "cuda" else None
+        if self._copy is not None:
             self._slots = [slot.pin_memory() for slot in self._slots]
         self._copies: list[torch.cuda.Event | None] = [None] * count
 
@@ -132,10 +134,6 @@ class BatchStream:
     def _hand_over(self, slot: int, picks: NDArray[np.int64]) -> Batch:
         pixels = self._slots[slot][: len(picks)]
         labels = torch.from_numpy(self._reader.labels[rows_of(picks, len(self._reader))])
-        if self._device.type == "cuda":
-            pixels = pixels.to(self._device, non_blocking=True)
-            labels = labels.pin_memory().to(self._device, non_blocking=True)
-            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            copied.record()
-            self._copies[slot] = copied
+        if self._copy is not None:
+            (pixels, labels), self._copies[slot] = self._copy(pixels, labels.pin_memory())
         return Batch(pixels, labels, picks)

@@ -14,7 +14,9 @@ from lmk_train.data.reader import Reader
 from lmk_train.data.stream import BatchStream
 from lmk_train.evaluation.predictions import TOP_K, Predictions
 from lmk_train.models.heads import Classifier
+from lmk_train.runtime.compiling import is_compiled
 from lmk_train.runtime.precision import Precision
+from lmk_train.runtime.transfer import ToHost, to_device
 from lmk_train.runtime.world import SINGLE, World
 
 
@@ -56,52 +58,88 @@ class Evaluator:
             adjustments: added to the logits for T more best labels, float32 [T, K], on the device.
             quiet: no progress bar.
         """
-        rows = np.arange(len(reader), dtype=np.int64)
-        keys, targets = reader.keys(), reader.labels if label_map is None else label_map[reader.labels]
-        batch_size = min(self.batch_size, len(rows))
-        steps = num_batches(len(rows), batch_size, drop_last=False)
-        shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
-        device, largest = self.precision.device, self.world.largest_share(batch_size)
-        seen, parts = [], []
+        targets = reader.labels if label_map is None else label_map[reader.labels]
         self.model.eval()
         with (
             torch.inference_mode(),
-            closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches,
-            progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
+            progress_bar(len(reader), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
         ):
-            for batch in batches:
-                with self.precision.autocast():
-                    logits = self.model(self.preprocess(batch.pixels, None))
-                seen.append(batch.picks)
-                parts.append(_predictions(logits, keys[batch.picks], targets[batch.picks], adjustments))
-                bar.update(len(batch.picks) * self.world.size)
+            own = self._predict_share(reader, targets, adjustments, bar.update)
         self.model.train()
-        gathered = self.world.gather((np.concatenate(seen), Predictions.concatenate(parts)))
+        gathered = self.world.gather(own)
         all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
         order = np.argsort(all_seen)
-        assert np.array_equal(all_seen[order], rows), "every sample is evaluated exactly once"
+        assert np.array_equal(all_seen[order], np.arange(len(reader))), "every sample is evaluated exactly once"
         return Predictions.concatenate([predictions for _, predictions in gathered]).select(order)
 
+    def _predict_share(
+        self,
+        reader: Reader,
+        targets: NDArray[np.int64],
+        adjustments: torch.Tensor | None,
+        progress: Callable[[int], object],
+    ) -> tuple[NDArray[np.int64], Predictions]:
+        """Return this rank's rows and their predictions; `progress` is told how many samples all ranks have done."""
+        rows, keys = np.arange(len(reader), dtype=np.int64), reader.keys()
+        compiled, device = is_compiled(self.model.backbone), self.precision.device
+        batch_size = self.batch_size if compiled else min(self.batch_size, len(rows))
+        steps, largest = num_batches(len(rows), batch_size, drop_last=False), self.world.largest_share(batch_size)
+        shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
+        seen: list[NDArray[np.int64]] = []
+        parts: list[Predictions] = []
+        pending: _Pending | None = None
+        with closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches:
+            for batch in batches:
+                number = len(batch.picks)
+                fixed = compiled or device.type == "cuda"
+                pixels = _lengthened(batch.pixels, largest) if fixed else batch.pixels
+                with self.precision.autocast():
+                    logits = self.model(self.preprocess(pixels, None))[:number]
+                current = _Pending.of(logits, keys[batch.picks], targets[batch.picks], adjustments)
+                if pending is not None:  # the device is at work on this batch while the last one is fetched
+                    parts.append(pending.predictions())
+                pending = current
+                seen.append(batch.picks)
+                progress(number * self.world.size)
+        assert pending is not None, "a split has at least one sample"
+        parts.append(pending.predictions())
+        return np.concatenate(seen), Predictions.concatenate(parts)
 
-def _predictions(
-    logits: torch.Tensor,
-    keys: NDArray[np.object_],
-    targets: NDArray[np.int64],
-    adjustments: torch.Tensor | None,
-) -> Predictions:
-    """Return the predictions of a batch; logits float32 [B, K], keys and targets [B], adjustments [T, K]."""
-    top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
-    adjusted = None
-    if adjustments is not None:
-        adjusted = torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1).cpu().numpy()
-    return Predictions(
-        keys=keys,
-        targets=targets,
-        labels=top.indices.cpu().numpy(),
-        probabilities=top.values.cpu().numpy(),
-        losses=_losses(logits, torch.from_numpy(targets).to(logits.device)).cpu().numpy(),
-        adjusted=adjusted,
-    )
+
+@dataclass(frozen=True)
+class _Pending:
+    """The predictions of a batch while the device computes them; keys and targets int64 [B] are on the host."""
+
+    keys: NDArray[np.object_]
+    targets: NDArray[np.int64]
+    results: ToHost
+
+    @classmethod
+    def of(
+        cls,
+        logits: torch.Tensor,
+        keys: NDArray[np.object_],
+        targets: NDArray[np.int64],
+        adjustments: torch.Tensor | None,
+    ) -> "_Pending":
+        """Queue the predictions of a batch, without waiting; logits float32 [B, K], adjustments [T, K]."""
+        top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
+        losses = _losses(logits, to_device(torch.from_numpy(targets), logits.device))
+        results = [top.indices, top.values, losses]
+        if adjustments is not None:
+            results.append(torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1))
+        return cls(keys, targets, ToHost(results))
+
+    def predictions(self) -> Predictions:
+        """Wait for the batch and return its predictions."""
+        labels, probabilities, losses, *adjusted = self.results.arrays()
+        return Predictions(self.keys, self.targets, labels, probabilities, losses, *adjusted)
+
+
+def _lengthened(pixels: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a batch with zeros after its samples, [number, ...]: a device measures and compiles each shape anew."""
+    missing = number - len(pixels)
+    return torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lmk_train.runtime.compiling import begin_call
+
 _PART_BYTES = 8 << 20  # the cosine head passes five times over a part of the weights, which has to fit the CPU cache
 
 
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
         if pictures.ndim == 2:  # features
             features = pictures
         else:
+            begin_call(self.backbone)
             with torch.no_grad() if self._frozen else nullcontext():
                 features = self.backbone(pictures)
         with torch.autocast(features.device.type, enabled=False):

@@ -38,6 +38,8 @@ class Architecture:
         num_features: the length D of its feature vectors.
         stride: input pixels per position of its last feature map.
         normalization: of its input.
+        num_parameters: of the backbone.
+        pixel_bytes: of float32 that its forward pass keeps for each input pixel until its backward pass.
         pooling: the name of its module that pools the last feature map.
     """
 
@@ -46,6 +48,8 @@ class Architecture:
     num_features: int
     stride: int
     normalization: Normalization
+    num_parameters: int
+    pixel_bytes: int
     pooling: str = "pool"
 
 
@@ -103,8 +107,12 @@ _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 _CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet50": Architecture(make_resnet50, resnet50_weights, 2048, 32, _IMAGENET, "avgpool"),
-    "efficientnet-b0": Architecture(make_efficientnet_b0, efficientnet_b0_weights, 1280, 32, _IMAGENET),
-    "efficientnet-lite0": Architecture(make_efficientnet_lite0, efficientnet_lite0_weights, 1280, 32, _LITE),
-    "resnet32": Architecture(make_resnet32, None, 64, 4, _CIFAR),
+    "resnet50": Architecture(make_resnet50, resnet50_weights, 2048, 32, _IMAGENET, 23_508_032, 1714, "avgpool"),
+    "efficientnet-b0": Architecture(
+        make_efficientnet_b0, efficientnet_b0_weights, 1280, 32, _IMAGENET, 4_007_548, 1771
+    ),
+    "efficientnet-lite0": Architecture(
+        make_efficientnet_lite0, efficientnet_lite0_weights, 1280, 32, _LITE, 3_371_008, 1586
+    ),
+    "resnet32": Architecture(make_resnet32, None, 64, 4, _CIFAR, 463_504, 2384),
 }

@@ -185,10 +185,10 @@ def stored_dataset(run: Path, shards: str) -> str:
 
 def is_run(run: Path) -> bool:
     """Return whether a folder holds the configuration of a training."""
-    return _config_of(run) is not None
+    return stored_config(run) is not None
 
 
-def _config_of(run: Path) -> dict[str, Any] | None:
+def stored_config(run: Path) -> dict[str, Any] | None:
     """Return config.json of a run; None if it is absent or not what a training writes."""
     try:
         config = read_json(RunFolder(run).config, dict[str, Any], "a configuration")
@@ -229,7 +229,7 @@ def _ended_before_checkpoint(run: Path) -> bool:
     The best weights of the first epoch are written before that checkpoint, so they may be there, with metrics that
     show at most this epoch of several. Any other model is finished work, as is every file that no training writes.
     """
-    folder, config = RunFolder(run), _config_of(run)
+    folder, config = RunFolder(run), stored_config(run)
     if config is None or _names(run) - {path.name for path in folder.written_by_training}:
         return False
     if not all(_is_left_by_training(path) for path in _left_by_training(run)):

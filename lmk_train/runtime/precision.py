@@ -95,7 +95,13 @@ def resolve_device(name: str) -> torch.device:
 def _automatic_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if _capability(device) >= _AMPERE else torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
+    return torch.bfloat16 if _cpu_has_bfloat16() else None
+
+
+def _cpu_has_bfloat16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.8 has no get_capabilities
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
@@ -32,6 +34,7 @@ from lmk_train.models.losses import (
 from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters, set_bn_momentum
 from lmk_train.models.weights import load_weights
 from lmk_train.runtime.backend import set_backend_flags
+from lmk_train.runtime.compiling import compile_in_place
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.runtime.world import World
 from lmk_train.training.optim import averaged_model, make_optimizer
@@ -91,7 +94,7 @@ def make_trainer(
         open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
-        averaged=None if config.ema is None else averaged_model(model),
+        averaged=None if config.ema is None else _averaged(model, config, device),
         class_weights=None if config.drw_start is None else drw_weights(train_counts),
         weights_sha256=sha256_file(Path(config.weights)) if starts_from_a_file and not config.resume else None,
     )
@@ -111,8 +114,15 @@ def _make_model(
     set_bn_momentum(model, config.bn_momentum)
     model.to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
-        model.backbone.compile()
+        compile_in_place(model.backbone, device)
     return model
+
+
+def _averaged(model: Classifier, config: ResolvedConfig, device: torch.device) -> AveragedModel:
+    averaged = averaged_model(model)
+    if config.compile:  # a copy of a compiled module is not compiled
+        compile_in_place(cast(Classifier, averaged.module).backbone, device)
+    return averaged
 
 
 def _check(config: ResolvedConfig, dataset: ShardedDataset, device: torch.device, world: World) -> None:

@@ -1,4 +1,4 @@
-"""What a training would be: sizes, steps, memory, the expected initial loss; one batch is run through the model."""
+"""What a training would be: sizes, steps, memory, the expected initial loss."""
 
 import math
 from collections.abc import Callable
@@ -11,26 +11,23 @@ from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import ResolvedConfig, TrainConfig
-from lmk_train.data.augment import augmentation_draws
-from lmk_train.data.stream import Batch
 from lmk_train.models.losses import arcface_margins, ldam_margins, log_prior
 from lmk_train.models.registry import ARCHITECTURES, num_parameters
 from lmk_train.runs.folder import check_run
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.world import joined_world
 from lmk_train.training.assembly import make_trainer
+from lmk_train.training.batch_size import device_memory, resolved_for
 from lmk_train.training.loop import batch_stream, micro_batches
-from lmk_train.training.trainer import Trainer
-
-_FLOAT32 = 4
-_OPTIMIZER_FLOATS = {"sgd": 1, "adamw": 2}
+from lmk_train.training.memory import Measured, Memory, estimate, forward_pass, measure
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """Sizes are numbers of parameters; memory is in bytes of one rank on the training device.
+    """Numbers of parameters and updates, and the memory of one rank.
 
-    `expected_loss` is that of random features under the new head; `first_loss` is the mean of the first micro-batch.
+    `micro_batch` is the number of pictures at once. `measured` is None on the CPU. `expected_loss` is that of random
+    features under the new head; `first_loss` is the mean of the first micro-batch.
     """
 
     rank: int
@@ -39,43 +36,43 @@ class DryRun:
     num_steps: int
     steps_per_epoch: int
     micro_batch: int
-    weights_bytes: int
-    activations_bytes: int
+    memory: Memory
+    measured: Measured | None
     expected_loss: float
     first_loss: float
 
 
 def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
-    """Put a training together and run its first micro-batch through the model; nothing is written.
+    """Put a training together and run its first micro-batch through the model, on CUDA two updates; write nothing.
 
     Raises what `train` raises before its first step, but does not read a checkpoint to resume from.
     """
     config = asked.resolved()
-    with (
-        joined_world(resolve_device(config.device)) as world,
-        ShardedDataset.open(config.shards, base=config.base) as dataset,
-    ):
-        config = check_run(config.out, config)
-        trainer = make_trainer(config, dataset, world, world.first_only(announce))
-        trainer.model.freeze(config.freeze_backbone_epochs >= config.epochs)
-        with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
-            batch = next(batches)
-            activations, first_loss = _one_pass(trainer, batch)
-        backbone = num_parameters(trainer.model.backbone)
-        head = num_parameters(trainer.model) - backbone
-        trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-        floats = backbone + head + trained * (1 + _OPTIMIZER_FLOATS[config.optimizer])
-        floats += (backbone + head) * (config.ema is not None)
+    device = resolve_device(config.device)
+    with joined_world(device) as world, ShardedDataset.open(config.shards, base=config.base) as dataset:
+        say = world.first_only(announce)
+        config = check_run(config.out, resolved_for(asked, dataset, world, device_memory(device), say))
+        trainer = make_trainer(config, dataset, world, say)
+        if config.freeze_backbone_epochs < config.epochs:  # the epoch that takes most: the first with all gradients
+            trainer.progress.step = config.freeze_backbone_epochs * trainer.steps_per_epoch
+        trainer.forward()  # freezes the backbone, or not
+        with closing(trainer.train):
+            with closing(batch_stream(trainer)(micro_batches(trainer, trainer.epoch, 0))) as batches:
+                batch = next(batches)
+                activations, first_loss = forward_pass(trainer, batch)
+            memory = estimate(trainer, activations)
+            measured = measure(trainer)
         counts = dataset.classes["train"].to_numpy(np.int64)
+        backbone = num_parameters(trainer.model.backbone)
         return DryRun(
             rank=world.rank,
             backbone_parameters=backbone,
-            head_parameters=head,
+            head_parameters=num_parameters(trainer.model) - backbone,
             num_steps=trainer.num_steps,
             steps_per_epoch=trainer.steps_per_epoch,
             micro_batch=len(batch.picks),
-            weights_bytes=floats * _FLOAT32,
-            activations_bytes=activations,
+            memory=memory,
+            measured=measured,
             expected_loss=expected_loss(config, counts),
             first_loss=first_loss,
         )
@@ -112,23 +109,3 @@ def _spread_of_largest(deviation: float, number: int) -> float:
     density = torch.exp(-(values**2) / 2) * torch.special.ndtr(values) ** (number - 1)
     density /= density.sum()
     return float((density @ torch.exp(deviation * values)).log() - deviation * (density @ values))
-
-
-def _one_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
-    """Return the bytes that a forward pass keeps for its backward pass, pixels included, and the mean loss."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, trainer.config.seed, 0))
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        with trainer.precision.autocast():
-            logits = trainer.model(pictures)
-        losses = trainer.criterion(logits, batch.labels)
-    gradient_of_logits = logits.numel() * _FLOAT32
-    return sum(kept.values()) + batch.pixels.nbytes + gradient_of_logits, losses.mean().item()

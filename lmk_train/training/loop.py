@@ -26,11 +26,14 @@ from lmk_train.evaluation.report import write_run_report
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
+from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
 from lmk_train.runtime.precision import resolve_device
+from lmk_train.runtime.seeding import seed_generators
 from lmk_train.runtime.stopping import StopRequest, stop_requests
 from lmk_train.runtime.world import joined_world, share, under_torchrun
 from lmk_train.training.assembly import make_trainer
-from lmk_train.training.optim import clip_gradients, set_lr, update_average
+from lmk_train.training.batch_size import device_memory, resolved_for
+from lmk_train.training.optim import clip_gradients, is_skipped, set_lr
 from lmk_train.training.record import Record
 from lmk_train.training.resume import restore_run, start_run
 from lmk_train.training.trainer import Sums, Trainer
@@ -75,7 +78,7 @@ def train(
 
     Raises:
         UserError: the configuration or the dataset does not work.
-        TrainingError: the loss or the weights are no longer finite.
+        TrainingError: the loss or the weights are no longer finite, or torch cannot compile the backbone.
         KeyboardInterrupt: interrupted; a checkpoint has been saved.
     """
     config = asked.resolved()
@@ -89,16 +92,18 @@ def train(
         refuse_links(run)
         if world.is_first and is_run(run):
             hold()
-        config = check_run(run, config)
+        say = world.first_only(announce)
+        memory = device_memory(device) if features is None else None
+        config = check_run(run, resolved_for(asked, dataset, world, memory, say))
         world.barrier()
         store = None if features is None else FeatureStore.open(features, dataset, config)
-        trainer = make_trainer(config, dataset, world, world.first_only(announce), store)
+        trainer = make_trainer(config, dataset, world, say, store)
         with closing(trainer.train):
             if config.resume:
                 restore_run(trainer)
             elif world.is_first:
                 start_run(trainer, hold, announce)
-            with Record(trainer) as log, stop_requests(under_torchrun()) as stop:
+            with Record(trainer) as log, stop_requests(under_torchrun()) as stop, compiler_failures():
                 _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
@@ -151,19 +156,25 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     """Update the weights by the next `grad_accum` micro-batches, without waiting for the device."""
     config, forward = trainer.config, trainer.forward()
     set_lr(trainer.optimizer, trainer.rate_factor(trainer.progress.step))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    if is_compiled(trainer.model.backbone) and config.grad_accum > 1:
+        for other in (trainer.model.neck, trainer.model.head):
+            other.zero_grad(set_to_none=True)
+        clear_gradients(trainer.model.backbone)
+    else:
+        trainer.optimizer.zero_grad(set_to_none=True)
     for part in range(config.grad_accum):
         is_last = part == config.grad_accum - 1
         with nullcontext() if is_last or trainer.world.size == 1 else forward.no_sync():  # type: ignore[operator]
             _accumulate(trainer, forward, next(batches), part)
-    if config.clip_grad is not None or trainer.scaler.is_enabled():
+    if config.clip_grad is not None:
         trainer.scaler.unscale_(trainer.optimizer)
-        norm = clip_gradients(trainer.model, config.clip_grad)
-        trainer.epoch_sums.skipped += ~norm.isfinite() if trainer.scaler.is_enabled() else 0
+        clip_gradients(trainer.parameters, config.clip_grad)
     trainer.scaler.step(trainer.optimizer)
+    if trainer.scaler.is_enabled():
+        trainer.epoch_sums.skipped += is_skipped(trainer.scaler, trainer.optimizer)
     trainer.scaler.update()
-    if trainer.averaged is not None and config.ema is not None:
-        update_average(trainer.averaged, trainer.model, config.ema)
+    if trainer.averaging is not None and config.ema is not None:
+        trainer.averaging.update(config.ema)
     trainer.progress.step += 1
 
 
@@ -171,7 +182,8 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     """Add the gradient of micro-batch number `part`: the sum over its samples, divided by the global batch size."""
     config, world, step = trainer.config, trainer.world, trainer.progress.step
     # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
-    torch.manual_seed(int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1)))
+    seed = int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1))
+    seed_generators(seed, trainer.precision.device)
     pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
     with trainer.precision.autocast():
         logits = forward(pictures)

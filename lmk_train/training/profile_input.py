@@ -14,6 +14,7 @@ from lmk_train.data.stream import Batch
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.world import joined_world
 from lmk_train.training.assembly import make_trainer
+from lmk_train.training.batch_size import device_memory, resolved_for
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
 from lmk_train.training.trainer import Trainer
 
@@ -54,7 +55,9 @@ def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputP
     config = asked.resolved()
     device = resolve_device(config.device)
     with joined_world(device) as world, ShardedDataset.open(config.shards, base=config.base) as dataset:
-        trainer = make_trainer(config, dataset, world, world.first_only(announce))
+        say = world.first_only(announce)
+        config = resolved_for(asked, dataset, world, device_memory(device), say)
+        trainer = make_trainer(config, dataset, world, say)
         images = config.batch_size / world.size
         with closing(trainer.train), closing(endless_batches(trainer)) as batches:
             reader = _rate(trainer, lambda: _read_step(trainer, batches), images)

@@ -25,7 +25,7 @@ from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.clock import TimeShares
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import World
-from lmk_train.training.optim import lr_factor
+from lmk_train.training.optim import Averaging, lr_factor
 
 _NEVER = 2**62
 _KEYS_SHOWN = 8
@@ -109,6 +109,8 @@ class Trainer:
         weights_sha256: hash of the file that the backbone started from; None without one.
         progress: updates done so far, and the best validation.
         epoch_sums: of the epoch so far.
+        parameters: of `model`.
+        averaging: makes `averaged` follow `model`; None without it.
         first_bad_step: the first step whose loss was not finite, int64 [] on the device.
         times: what the time of the device goes into.
     """
@@ -131,6 +133,8 @@ class Trainer:
     weights_sha256: str | None
     progress: Progress = field(default_factory=Progress)
     epoch_sums: Sums = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
+    averaging: Averaging | None = field(init=False)
     first_bad_step: torch.Tensor = field(init=False)
     times: TimeShares = field(init=False)
     _device_class_weights: torch.Tensor | None = field(init=False, default=None)
@@ -141,6 +145,8 @@ class Trainer:
     def __post_init__(self) -> None:
         device = self.precision.device
         self.epoch_sums, self.times = Sums.zero(device), TimeShares.of(device)
+        self.parameters = list(self.model.parameters())
+        self.averaging = None if self.averaged is None else Averaging(self.averaged, self.model)
         self.first_bad_step = torch.full((), _NEVER, dtype=torch.int64, device=device)
         if self.class_weights is not None:
             self._device_class_weights = self.class_weights.to(device)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lmk_data.errors import UserError
 from lmk_train.config.option import Option, options_of
-from lmk_train.config.training import TrainConfig, default_head
+from lmk_train.config.training import DEFAULTS, TrainConfig, default_head
 
 Value = float | int | str
 Point = dict[str, Value]
@@ -74,6 +74,8 @@ class SearchSpace:
     def config(self, point: Point) -> TrainConfig:
         """Return the training of a point, without parameters that its loss or head does not use."""
         chosen = replace(self.base, **self.meaningful({**self.fixed, **point}))  # type: ignore[arg-type]
+        if chosen.batch_size is None:  # else the memory of a device would decide
+            chosen = replace(chosen, batch_size=DEFAULTS[chosen.model]["batch_size"])
         return replace(chosen, freeze_backbone_epochs=min(chosen.freeze_backbone_epochs, self.base.epochs or 1))
 
     def meaningful(self, point: Point) -> Point:

@@ -41,23 +41,25 @@ _PICTURES = 16  # different images in a shard
 _EXACT = 0.01
 
 
-def make_dataset(labels_path: str, out: Path, near: float) -> None:
+def make_dataset(
+    labels_path: str, out: Path, near: float, rule: PlanRule | None = None, recipe: Recipe | None = None
+) -> None:
     """Publish a dataset of the size of the label table, with shards that are mostly holes."""
-    labels = read_labels(labels_path)
-    plan = make_plan(labels.frame, PlanRule())
-    provenance = _provenance(plan, labels.source)
+    labels, recipe = read_labels(labels_path), recipe or Recipe()
+    plan = make_plan(labels.frame, rule or PlanRule())
+    provenance = _provenance(plan, labels.source, recipe)
     publication = Publication(provenance, plan.counts, plan.classes, plan.dropped)
     with writing(open_folder(out), overwrite=True) as output:
         output.begin(provenance)
-        shards = [shard for split in SPLITS for shard in _write_shards(plan, split, out, near)]
+        shards = [shard for split in SPLITS for shard in _write_shards(plan, split, out, near, recipe.size)]
         output.publish(write_tables(output.folder, publication, shards))
 
 
-def _write_shards(plan: Plan, split: str, out: Path, near: float) -> Iterator[BuiltShard]:
+def _write_shards(plan: Plan, split: str, out: Path, near: float, size: int) -> Iterator[BuiltShard]:
     """Write the shards of a split: a few pictures each, then a hole of the right size."""
     rows = plan.samples[plan.samples["split"] == split]
     for number in range(plan.num_shards[split]):
-        pictures = _pictures(SPLITS.index(split), number)
+        pictures = _pictures(SPLITS.index(split), number, size)
         shard = _made_up_shard(rows[rows["shard"] == number], split, number, pictures, near)
         path = out / shard.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,24 +69,24 @@ def _write_shards(plan: Plan, split: str, out: Path, near: float) -> Iterator[Bu
         yield shard
 
 
-def _provenance(plan: Plan, source: dict[str, object]) -> Provenance:
+def _provenance(plan: Plan, source: dict[str, object], recipe: Recipe) -> Provenance:
     return Provenance(
         fingerprint="0" * 64,
         source=cast(SourceEntry, source),
         plan=cast(PlanEntry, plan.json()),
-        recipe=recipe_json(Recipe(), encoder()),
+        recipe=recipe_json(recipe, encoder()),
         title="Made up, at full scale",
         license="",
     )
 
 
-def _pictures(split: int, number: int) -> list[bytes]:
+def _pictures(split: int, number: int, size: int) -> list[bytes]:
     rng = np.random.default_rng([split, number])
     pictures = []
     for _ in range(_PICTURES):
         coarse = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
         sink = io.BytesIO()
-        coarse.resize((224, 224), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90)
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90)
         pictures.append(sink.getvalue())
     return pictures
 

@@ -47,14 +47,15 @@ def median_ratio(first: Step, second: Step, pairs: int, device: torch.device) ->
 
 
 def _milliseconds(step: Step, device: torch.device) -> float:
-    _synchronize(device)
+    synchronize(device)
     started = time.perf_counter()
     step()
-    _synchronize(device)
+    synchronize(device)
     return 1000 * (time.perf_counter() - started)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -90,17 +91,24 @@ def reader_against_fixed_batch(
     return read / _STEPS_WITH_READER, held / _STEPS_WITH_READER, ratio
 
 
-def network_step(network: nn.Module, pictures: torch.Tensor, targets: torch.Tensor, precision: Precision) -> Step:
-    """Return a step: forward, cross entropy, backward and SGD."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
+def network_step(
+    network: nn.Module,
+    pictures: torch.Tensor,
+    targets: torch.Tensor,
+    precision: Precision,
+    optimizer: torch.optim.Optimizer,
+) -> Step:
+    """Return the step that everybody writes: forward, cross entropy, backward, gradient scaling, update."""
+    scaler = precision.grad_scaler()
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
         with precision.autocast():
             logits = network(pictures)
         loss = nn.functional.cross_entropy(logits.float(), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
 
     return run
 
@@ -134,10 +142,11 @@ def main() -> None:
     ours = build_model(TrainConfig("none", model="efficientnet-b0", head="linear", drop_rate=0.2).resolved(), 1000, 224)
     theirs = efficientnet_b0(weights=None, stochastic_depth_prob=0.2)
     set_bn_momentum(ours, 0.1)
-    steps = [
-        network_step(network.to(device).to(memory_format=torch.channels_last).train(), pictures, targets, precision)
-        for network in (ours, theirs)
-    ]
+    steps = []
+    for network in (ours, theirs):
+        network.to(device).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
+        steps.append(network_step(network, pictures, targets, precision, optimizer))
     rows.append(("efficientnet-b0", "torchvision's", median_ratio(steps[0], steps[1], pairs, device)))
 
     counts = np.maximum(1, 6272 / np.arange(1, arguments.classes + 1) ** 0.7).astype(np.int64)

@@ -10,8 +10,6 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import onnx
-import onnxruntime
 import pandas as pd
 import pytest
 import simplejpeg
@@ -27,6 +25,8 @@ from lmk_train.export import DESCRIPTION, Pixels, Program
 from lmk_train.predict import Predictor
 from lmk_train.training.loop import train
 
+onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
 

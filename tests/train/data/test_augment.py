@@ -1,12 +1,16 @@
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as vision
 
-from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws, color_matrices, random_box
+from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws, color_matrices
+from lmk_train.data.geometry import random_boxes
 from lmk_train.models.registry import Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -34,6 +38,19 @@ def draws(**values: float) -> torch.Tensor:
     names.append("erased")
     assert values.keys() <= set(names)
     return torch.tensor([[values.get(name, 0.5) for name in names]], dtype=torch.float64)
+
+
+class Box(NamedTuple):
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def random_box(
+    drawn: NDArray[np.float64], size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float]
+) -> Box:
+    return Box(*(int(side[0]) for side in random_boxes(drawn[None], size, area, aspect)))
 
 
 def test_evaluation_only_normalises() -> None:
@@ -157,3 +174,64 @@ def test_the_compute_type_is_the_rounded_float32(dtype: torch.dtype) -> None:
     half = Preprocess(IMAGENET, Augmentation(0.5, 0.5), CPU, dtype)(batch, chosen)
     assert half.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(half, full.to(dtype))
+
+
+WAYS = [
+    None,
+    Augmentation(),
+    Augmentation(0.5, 0.2),
+    Augmentation(0.5, 0.2, crop_padding=4),
+    Augmentation(0.5, 0.2, random_resized_crop=0.1),
+    Augmentation(0.5, 0.2, random_erasing=0.5),
+    Augmentation(0.5, 0.9, crop_padding=3, random_resized_crop=0.3, random_erasing=0.5),
+]
+
+
+@pytest.mark.parametrize("augmentation", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_batch_at_once_is_picture_by_picture(augmentation: Augmentation | None, dtype: torch.dtype) -> None:
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 56, 40, 3), dtype=np.uint8))
+    chosen = None if augmentation is None else augmentation_draws(np.arange(8), seed=3, epoch=1)
+    one_by_one, at_once = (
+        Preprocess(IMAGENET, augmentation or Augmentation(), CPU, dtype, whole_batch=whole)(batch, chosen)
+        for whole in (False, True)
+    )
+    assert at_once.dtype == dtype
+    assert at_once.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(at_once, one_by_one, atol=tolerance, rtol=tolerance)
+
+
+class Kernels(TorchDispatchMode):
+    """Names the operators that compute on the device `meta`, and counts the copies from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        is_memory_or_view = func is torch.ops.aten.empty.memory_format or func.is_view
+        if isinstance(out, torch.Tensor) and out.device.type == "meta" and not is_memory_or_view:
+            if any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in args):
+                self.copies += 1
+            else:
+                self.names.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "kernels", "copies"), [(None, 3, 0), (WAYS[2], 4, 2), (WAYS[5], 6, 4), (WAYS[-1], 14, 10)]
+)
+def test_the_whole_batch_takes_a_few_kernels_however_many_pictures(
+    augmentation: Augmentation | None, kernels: int, copies: int
+) -> None:
+    """Counted on the device that computes nothing: the normalisation is three kernels, a flip is one more."""
+    for num in (2, 16):
+        preprocess = Preprocess(IMAGENET, augmentation or Augmentation(), torch.device("meta"))
+        chosen = None if augmentation is None else augmentation_draws(np.arange(num), seed=3, epoch=1)
+        batch = pixels(num).to("meta")
+        with Kernels() as counted:
+            preprocess(batch, chosen)
+        assert (len(counted.names), counted.copies) == (kernels, copies), counted.names

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sklearn_metrics
 
 from lmk_train.evaluation.metrics import (
     calibration_error,
@@ -14,6 +13,8 @@ from lmk_train.evaluation.metrics import (
     summarize,
 )
 from lmk_train.evaluation.predictions import Predictions
+
+sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 
 
 def random_predictions(num_samples: int, num_classes: int, seed: int) -> Predictions:

@@ -60,3 +60,13 @@ def test_a_card_that_torch_has_no_code_for_is_a_line(
         card.setattr(torch.cuda, "get_device_capability", lambda _, its=capability: its)
         with pytest.raises(UserError, match=f"has code for {code} only; install a torch that has it, or give --device"):
             resolve_device("auto")
+
+
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_an_older_torch_knows_bfloat16_of_the_cpu_too(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, dtype: torch.dtype | None
+) -> None:
+    """torch 2.8 has no `torch.cpu.get_capabilities`."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
+    assert Precision.resolve("auto", torch.device("cpu")).dtype == dtype

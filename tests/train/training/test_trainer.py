@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
 from lmk_train.training.trainer import Trainer
 from tests.train.networks import network
-from tests.train.run_files import Config, lines, weights
+from tests.train.run_files import Config, weights
 
 
 @contextmanager
@@ -123,17 +122,3 @@ def test_gradients_are_unscaled_before_they_are_clipped(
     rate = 1.9 * trainer.rate_factor(0)  # Nesterov's first step is 1 + 0.9 gradients long
     assert [float(move.norm()) for move in moves] == pytest.approx([0.01 * rate] * 2, rel=1e-3)
     assert torch.nn.functional.cosine_similarity(moves[0].flatten(), moves[1].flatten(), dim=0) > 0.99
-
-
-@pytest.mark.slow
-def test_a_compiled_backbone_computes_the_same_and_its_weights_load_anywhere(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With rates so small that rounding cannot grow. Traced as ever, but not turned into C++, which takes minutes."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    chosen = {"model": "resnet32", "weights": None, "epochs": 1, "lr": 1e-6, "head_lr": 1e-6, "warmup_epochs": 0.0}
-    train(config(compile=True, **chosen))
-    train(config(out=tmp_path / "eager", **chosen))
-    compiled, eager = (lines(tmp_path / name, "epoch")[-1] for name in ("run", "eager"))
-    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-4)
-    assert weights(tmp_path / "run").keys() == weights(tmp_path / "eager").keys()
