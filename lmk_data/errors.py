@@ -5,6 +5,7 @@
     ├── DatasetError   a file of a published dataset is missing, short, or contradicts another
     ├── StorageError   the storage failed; what was complete is kept, run it again to resume
     ├── BuildError     a build could not finish; what was complete is kept
+    │   └── DeadWorkerError    a process that ran a task died
     └── TrainingError  training cannot continue; the last good checkpoint is kept
 
 Every message says what was wrong, where, and what to do. A bad image is none of these: it is a value
@@ -30,6 +31,10 @@ class StorageError(LmkError):
 
 class BuildError(LmkError):
     """A build could not finish; finished shards are kept."""
+
+
+class DeadWorkerError(BuildError):
+    """A process that ran a task died, or ran out of memory."""
 
 
 class TrainingError(LmkError):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.build.cluster import check_workers, connect
+from lmk_data.build.crashes import Crashes, notes_folder
 from lmk_data.build.output import Output, writing
 from lmk_data.build.plan import Plan, make_plan, plan_fingerprint
 from lmk_data.build.publish import Publication, write_tables
@@ -245,22 +246,26 @@ def _planned_shards(plan: Plan) -> list[PlannedShard]:
 def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple[list[Receipt], int]:
     """Build the shards that have no receipt yet; return all receipts in order, and the number of images built now."""
     fingerprint = job.provenance.fingerprint
-    work = Work(
-        out=out,
-        fingerprint=fingerprint,
-        shards=_planned_shards(job.plan),
-        engine=engine,
-        description="building",
-        quiet=options.quiet,
-        retry_rejected=options.retry_rejected,
-    )
+    with notes_folder(out, on_cluster=options.scheduler is not None) as notes:
+        crashes = Crashes(out, fingerprint, notes, job.plan.samples, job.stores, options.recipe)
+        crashes.load(forget=options.retry_rejected)
+        work = Work(
+            out=out,
+            fingerprint=fingerprint,
+            shards=_planned_shards(job.plan),
+            engine=engine,
+            description="building",
+            quiet=options.quiet,
+            retry_rejected=options.retry_rejected,
+            after_death=crashes.after_death,
+        )
 
-    def task_of(shard: PlannedShard) -> ShardTask:
-        place = ShardPlace(out, shard.split, shard.number, fingerprint)
-        return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe)
+        def task_of(shard: PlannedShard) -> ShardTask:
+            place = ShardPlace(out, shard.split, shard.number, fingerprint)
+            return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe, notes, crashes.known)
 
-    rejections = _Rejections(len(job.plan.samples), options.max_rejected)
-    return finish_shards(work, build_shard, task_of, rejections.add)
+        rejections = _Rejections(len(job.plan.samples), options.max_rejected)
+        return finish_shards(work, build_shard, task_of, rejections.add)
 
 
 class _Rejections:

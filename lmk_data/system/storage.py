@@ -26,6 +26,8 @@ UNFINISHED_FOLDER = f"{BUILD_FOLDER}/unfinished"  # files that are being written
 PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"  # what the build is made from
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"  # the planned images, one row group per shard
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"  # one file per finished shard
+NOTES_FOLDER = f"{BUILD_FOLDER}/decoding"  # the picture that each worker is at
+CRASHES = f"{BUILD_FOLDER}/crashes.json"  # pictures that end the process that decodes them
 PROBE_PREFIX = f"{BUILD_FOLDER}/seen-"  # a file that the workers of a cluster must see
 MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned archives
 
