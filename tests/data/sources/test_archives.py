@@ -84,7 +84,7 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
 
 
 def test_links_of_an_archive_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmk_data.sources.links._MOST_FILES", 100)
+    monkeypatch.setattr("lmk_data.sources.links.MAX_FILES", 100)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for one in "abcdefgh":
             tar.addfile(tarfile.TarInfo(f"{one}/1.jpg"))
