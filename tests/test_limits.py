@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmk_data.dataset import manifest
 from lmk_data.dataset import tables as dataset_tables
-from lmk_data.sources import archives, links, tables
+from lmk_data.sources import archives, links, tables, tar_headers
 from lmk_data.system import storage
 
 SHARDING = Path(__file__).resolve().parents[1] / "docs/sharding.md"
@@ -24,6 +24,11 @@ LIMITS = {
     "`dataset.json`": size(manifest.MAX_BYTES),
     "rows of `classes.parquet`, `dropped_classes.parquet` and `rejects.parquet`": f"{dataset_tables.MAX_ROWS:,}",
     "rows of a Parquet label table": f"{tables.MAX_ROWS:,}",
+    "members of an archive": f"{archives.MAX_MEMBERS:,}",
+    "the name of a member": f"{archives.MAX_NAME_LENGTH:,} characters, {archives.MAX_FOLDERS} folders",
+    "an extension header of a tar": size(tar_headers.MAX_HEADER_BYTES),
+    "extension headers before a member of a tar": f"{tar_headers.MAX_HEADERS}",
+    "the directory of a zip": size(archives.MAX_DIRECTORY_BYTES),
     "files that the links of an archive add": f"{links.MAX_FILES:,}",
     "folders that links lead to": f"{storage.MAX_LINKED_FOLDERS:,}",
 }
