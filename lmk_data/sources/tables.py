@@ -15,7 +15,7 @@ from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
 
 _DELIMITERS = ",;\t|"
-_MAX_ROWS = 100_000_000  # of a Parquet table
+MAX_ROWS = 100_000_000  # of a Parquet table
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip (or a workbook of Excel); unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook of Excel; save it as CSV",
@@ -61,8 +61,8 @@ class Table:
 
     def _read_parquet(self, names: list[str]) -> pa.Table:
         num_rows = pq.read_metadata(pa.BufferReader(self._data)).num_rows
-        if num_rows > _MAX_ROWS:  # a small file may state any number of rows, and fill the memory with them
-            raise UserError(f"{self.path}: {num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
+        if num_rows > MAX_ROWS:  # a small file may state any number of rows, and fill the memory with them
+            raise UserError(f"{self.path}: {num_rows:,} rows, more than {MAX_ROWS:,}; split the label table")
         table = pq.read_table(pa.BufferReader(self._data), columns=names)
         return pa.table({name: _text_of(table[name], name, self.path) for name in names})
 

@@ -35,7 +35,7 @@ MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned arch
 # `reference://` evaluates templates.
 STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
-_MOST_LINKED_FOLDERS = 1_000_000
+MAX_LINKED_FOLDERS = 1_000_000
 Inode = tuple[int, int]
 Result = TypeVar("Result")
 
@@ -159,9 +159,9 @@ class LocalFolder:
                         yield name, -1
                     else:
                         left_out.append((name, LINK_TO_NOTHING if entry.is_symlink() else NOT_A_FILE))
-            if num_linked > _MOST_LINKED_FOLDERS:
+            if num_linked > MAX_LINKED_FOLDERS:
                 raise UserError(
-                    f"{self.root}: links lead to more than {_MOST_LINKED_FOLDERS:,} folders, such as {prefix}; remove "
+                    f"{self.root}: links lead to more than {MAX_LINKED_FOLDERS:,} folders, such as {prefix}; remove "
                     "links that lead to one another"
                 )
 

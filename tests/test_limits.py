@@ -1,0 +1,40 @@
+"""The table of limits in docs/sharding.md has the numbers of the code, and no row that the code does not have."""
+
+import re
+from pathlib import Path
+
+from lmk_data.dataset import manifest
+from lmk_data.dataset import tables as dataset_tables
+from lmk_data.sources import archives, links, tables, tar_headers
+from lmk_data.system import storage
+
+SHARDING = Path(__file__).resolve().parents[1] / "docs/sharding.md"
+
+
+def size(num_bytes: int) -> str:
+    """Return a power of two in the unit that leaves the smallest whole number."""
+    units = ["bytes", "KiB", "MiB", "GiB"]
+    while num_bytes % 1024 == 0 and len(units) > 1:
+        num_bytes, units = num_bytes // 1024, units[1:]
+    return f"{num_bytes:,} {units[0]}"
+
+
+LIMITS = {
+    "a picture file, also unpacked from a zip": size(archives.MAX_IMAGE_BYTES),
+    "`dataset.json`": size(manifest.MAX_BYTES),
+    "rows of `classes.parquet`, `dropped_classes.parquet` and `rejects.parquet`": f"{dataset_tables.MAX_ROWS:,}",
+    "rows of a Parquet label table": f"{tables.MAX_ROWS:,}",
+    "members of an archive": f"{archives.MAX_MEMBERS:,}",
+    "the name of a member": f"{archives.MAX_NAME_LENGTH:,} characters, {archives.MAX_FOLDERS} folders",
+    "an extension header of a tar": size(tar_headers.MAX_HEADER_BYTES),
+    "extension headers before a member of a tar": f"{tar_headers.MAX_HEADERS}",
+    "the directory of a zip": size(archives.MAX_DIRECTORY_BYTES),
+    "files that the links of an archive add": f"{links.MAX_FILES:,}",
+    "folders that links lead to": f"{storage.MAX_LINKED_FOLDERS:,}",
+}
+
+
+def test_the_docs_state_the_limits_of_the_code() -> None:
+    section = re.split(r"^#+ ", SHARDING.read_text().partition("\n## Limits\n")[2], flags=re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line[:1] == "|"]
+    assert {row[0]: row[1] for row in rows[2:]} == LIMITS
