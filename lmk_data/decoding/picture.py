@@ -27,6 +27,9 @@ from lmk_data.formats import accepted_formats, missing_library, needs_extra
 
 _MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 _ISO_MEDIA = ("HEIF", "AVIF")
+# What is held of a file's bytes at once, measured: the file, a copy without metadata, copies of the library; of a JPEG
+# two more, to tell whether it is complete.
+_COPIES = {"JPEG": 4, "PNG": 2, "GIF": 2, "BMP": 1, "TIFF": 1, "WEBP": 3, "HEIF": 3, "AVIF": 3}
 _ISO_MEDIA_BYTES_PER_PIXEL = 6  # measured: the planes of the decoder and their copies, beside Pillow's image
 _TURNED_BACK = {6: 8, 8: 6}  # the orientations that undo another one than themselves
 
@@ -83,6 +86,7 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
         raise Refused(reason, f"first bytes {data[:12]!r}" if other is None else f"a picture of the format {other}")
     if kind not in accepted_formats():
         raise Refused("unsupported-format", _missing(kind))
+    check_memory(_COPIES[kind] * len(data), f"a {kind} file of {len(data):,} bytes")
     try:
         return _decode(_look_at(kind, data, wanted), wanted)
     except UnidentifiedImageError as error:
@@ -115,11 +119,12 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
     if kind == "JPEG":
         jpeg = read_jpeg(data)
         _check_size(jpeg.width, jpeg.height, wanted)
-        check_memory(jpeg.held_bytes, (jpeg.width, jpeg.height))
+        check_memory(jpeg.held_bytes + _COPIES[kind] * len(data), _size_text(jpeg.width, jpeg.height))
         return _Source(kind, jpeg.data, orientation_of(jpeg.exif, jpeg.xmp), held_bytes=jpeg.held_bytes)
     if kind == "PNG":
         png = read_png(data)
-        return _Source(kind, png.data, orientation_of(png.exif, png.xmp), transparent=png.transparent)
+        upright, held = orientation_of(png.exif, png.xmp), 2 * png.largest_bytes
+        return _Source(kind, png.data, upright, held_bytes=held, transparent=png.transparent)
     if kind == "GIF":
         return _Source(kind, read_gif(data))
     if kind == "TIFF":
@@ -128,7 +133,7 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
     if kind == "WEBP":
         width, height = webp_size(data)
         _check_size(width, height, wanted)
-        check_memory(width * height * BYTES_PER_PIXEL, (width, height))
+        check_memory(width * height * BYTES_PER_PIXEL + _COPIES[kind] * len(data), _size_text(width, height))
         return _Source(kind, data, held_bytes=width * height * (BYTES_PER_PIXEL - 4))
     if kind == "HEIF":
         _register_heif()
@@ -155,9 +160,10 @@ def _decode(source: _Source, wanted: Wanted) -> Picture:
         data = source.data
         if source.kind != "JPEG" or "truncated" not in str(error).lower() or data.endswith(JPEG_END):
             raise
-        if not has_all_pixels(data + JPEG_END):
+        ended = data + JPEG_END
+        if not has_all_pixels(ended):
             raise
-        return _decode(replace(source, data=data + JPEG_END), wanted)
+        return _decode(replace(source, data=ended), wanted)
 
 
 def _decode_opened(image: Image.Image, source: _Source, wanted: Wanted) -> Picture:
@@ -195,6 +201,7 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     """Raise Refused if decoding and resizing need more memory than `MAX_DECODED_BYTES`, or too much time."""
     width, height = image.size
     num_bytes = num_bytes_as_rgb(image, source.transparent) + source.held_bytes
+    num_bytes += _COPIES[source.kind] * len(source.data)
     if source.kind in _ISO_MEDIA:
         num_bytes += _ISO_MEDIA_BYTES_PER_PIXEL * width * height
     if source.kind == "TIFF" and source.orientation != 1:
@@ -203,7 +210,11 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
         if width * height > _MAX_RLE_PIXELS:
             raise Refused("too-large", f"a run-length encoded BMP of more than {_MAX_RLE_PIXELS:,} pixels")
         num_bytes += 3 * width * height + 512 * width  # a jump of 255 rows is filled before the end is noticed
-    check_memory(num_bytes + wanted.resizing_bytes(width, height), (width, height))
+    check_memory(num_bytes + wanted.resizing_bytes(width, height), _size_text(width, height))
+
+
+def _size_text(width: int, height: int) -> str:
+    return f"{width}x{height} pixels of this kind"
 
 
 def _is_run_length(image: Image.Image) -> bool:
