@@ -2,6 +2,6 @@
 
 from lmk_data.decoding.picture import Picture, Wanted, decode_picture
 from lmk_data.decoding.refusal import Refused
-from lmk_data.decoding.stored import checked_jpeg
+from lmk_data.decoding.stored import check_scans, checked_jpeg
 
-__all__ = ["Picture", "Refused", "Wanted", "checked_jpeg", "decode_picture"]
+__all__ = ["Picture", "Refused", "Wanted", "check_scans", "checked_jpeg", "decode_picture"]
