@@ -16,13 +16,14 @@ EXTENSIONS = {
     "HEIF": ("heic", "heif", "hif"),
     "AVIF": ("avif",),
 }
+# Pillow's names of the libraries that formats need, and the packages of Debian and Ubuntu with their headers.
 _LIBRARIES = {
-    "JPEG": "jpg",
-    "PNG": "zlib",
-    "WEBP": "webp",
-    "TIFF": "libtiff",
-    "AVIF": "avif",
-}  # by Pillow's names of its features
+    "JPEG": ("jpg", "libjpeg-dev"),
+    "PNG": ("zlib", "zlib1g-dev"),
+    "WEBP": ("webp", "libwebp-dev"),
+    "TIFF": ("libtiff", "libtiff-dev"),
+    "AVIF": ("avif", "libavif-dev"),
+}
 _OF_EXTRA = ("HEIF", "AVIF")  # of the extra `heif`: pillow-heif decodes HEIC, Pillow itself AVIF
 
 
@@ -40,13 +41,13 @@ def needs_extra(name: str) -> bool:
     return name in _OF_EXTRA and find_spec("pillow_heif") is None
 
 
-def missing_library(name: str) -> str:
-    """Return the library that Pillow was built without, and that a format needs."""
+def missing_library(name: str) -> tuple[str, str]:
+    """Return the library that a format needs and Pillow was built without, and the package with its headers."""
     return _LIBRARIES[name]
 
 
 def _has_library(name: str) -> bool:
-    return name not in _LIBRARIES or bool(features.check(_LIBRARIES[name]))
+    return name not in _LIBRARIES or bool(features.check(_LIBRARIES[name][0]))
 
 
 def all_extensions() -> tuple[str, ...]:

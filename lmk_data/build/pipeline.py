@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,8 +38,9 @@ from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, 
 from lmk_data.sources.locate import locate, none_found
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
+from lmk_data.sources.unread import first_names, unread_formats
 from lmk_data.system.engine import Engine, local_engine
-from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
+from lmk_data.system.storage import PLAN_TABLE, Folder, is_url, open_folder
 from lmk_data.system.terminal import notice
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
@@ -67,8 +68,11 @@ def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
     """Read the labels and make the plan, without looking for an image unless the labels are class folders."""
     if options.labels == CLASS_FOLDERS:
         labels = _read_labels(options, open_stores(options.images, open_folder(options.out)), None)[0]
+        _name_unread(labels.frame["source"])
     else:
         labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
+        with suppress(UserError, OSError):  # there may be no images yet
+            _name_unread(first_names(open_stores([path for path in options.images if not is_url(path)])))
     return labels, _plan_of(labels.frame, options)
 
 
@@ -94,6 +98,7 @@ def build(options: BuildOptions) -> BuildResult:
         labels, located, ignored = _read_labels(options, stores, out)
         _name_what_may_be_missed(ignored or [])
         plan = _plan_of(located, options)
+        _name_unread(plan.samples.loc[plan.samples["reason"] == "", "source"])
         _check_any_found(plan, stores)
         job = _Job(plan, stores, _provenance(labels, plan, options))
         finished = output.finished(job.provenance)
@@ -171,6 +176,12 @@ def _name_what_may_be_missed(ignored: list[Ignored]) -> None:
     for entry in ignored:
         if entry.may_be_missed:
             notice(f"ignored: {entry}")
+
+
+def _name_unread(names: "pd.Series[str]") -> None:
+    """Name on stderr the pictures that will be rejected because their format is not decoded here."""
+    for sentence in unread_formats(names):
+        notice(sentence)
 
 
 def _plan_of(images: pd.DataFrame, options: BuildOptions) -> Plan:

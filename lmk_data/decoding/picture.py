@@ -16,14 +16,13 @@ from lmk_data.decoding.completeness import DAMAGED, has_all_pixels, looks_trunca
 from lmk_data.decoding.exif import orientation_of
 from lmk_data.decoding.gif import read_gif
 from lmk_data.decoding.jpeg import JPEG_END, read_jpeg
-from lmk_data.decoding.kinds import kind_of, other_kind
+from lmk_data.decoding.kinds import kind_of, other_kind, why_not_decoded
 from lmk_data.decoding.png import read_png
 from lmk_data.decoding.refusal import Refused, check_memory
 from lmk_data.decoding.samples import num_bytes_as_rgb, to_rgb, whiten
 from lmk_data.decoding.tiff import Tiff, read_tiff
 from lmk_data.decoding.webp import BYTES_PER_PIXEL, webp_size
-from lmk_data.errors import missing_extra
-from lmk_data.formats import accepted_formats, missing_library, needs_extra
+from lmk_data.formats import accepted_formats
 
 _MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 _ISO_MEDIA = ("HEIF", "AVIF")
@@ -85,7 +84,7 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
         reason = "not-an-image" if other is None else "unsupported-format"
         raise Refused(reason, f"first bytes {data[:12]!r}" if other is None else f"a picture of the format {other}")
     if kind not in accepted_formats():
-        raise Refused("unsupported-format", _missing(kind))
+        raise Refused("unsupported-format", why_not_decoded(kind))
     check_memory(_COPIES[kind] * len(data), f"a {kind} file of {len(data):,} bytes")
     try:
         return _decode(_look_at(kind, data, wanted), wanted)
@@ -98,14 +97,6 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
     except DAMAGED as error:
         detail = first_line(error)
         raise Refused(_reason(detail), detail) from error
-
-
-def _missing(kind: str) -> str:
-    """Return why a format is not decoded here, and what to do."""
-    if needs_extra(kind):
-        return str(missing_extra(f"the format {kind}", "heif", "pillow-heif is not installed"))
-    library = missing_library(kind)
-    return f"{kind}: Pillow was built without {library} here; install its headers and build Pillow again"
 
 
 def _reason(detail: str) -> str:
