@@ -5,7 +5,7 @@ import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
 from lmk_data.errors import BuildError, DatasetError
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
@@ -83,7 +84,7 @@ def build_shard(task: ShardTask) -> Receipt:
     described: dict[str, dict[str, Any]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about odd metadata; what matters is returned as a rejection
-        images = read_ahead(partial(_read, stores=task.stores), in_source_order)
+        images: Iterator[bytes | Rejection] = read_ahead(partial(_read, task.stores), in_source_order)
         for row, data in zip(in_source_order, images, strict=True):
             key = row["key"]
             outcomes[key] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
@@ -206,12 +207,15 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     return table.replace_schema_metadata(None)
 
 
-def _read(row: dict[str, Any], stores: tuple[Store, ...]) -> bytes | Rejection:
-    """Return the bytes of a planned image, or why there are none."""
+def _read(stores: tuple[Store, ...], row: dict[str, Any], max_bytes: int) -> bytes | Rejection | None:
+    """Return the bytes of a planned image, or why there are none; None if it is not read as it has too many."""
     if row["reason"]:
         return Rejection(row["reason"], _DETAILS[row["reason"]])
     store: Store = stores[row["store"]]
-    return store.read(row["source"], Place(row["offset"], row["num_bytes"], row["method"], row["crc32"]))
+    place = Place(row["offset"], row["num_bytes"], row["method"], row["crc32"])
+    data = store.read(row["source"], place, min(max_bytes, MAX_IMAGE_BYTES))
+    is_over = isinstance(data, Rejection) and data.reason == "too-large"
+    return None if is_over and max_bytes < MAX_IMAGE_BYTES else data
 
 
 def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:
