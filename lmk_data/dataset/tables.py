@@ -16,6 +16,7 @@ from lmk_data.dataset.format import (
     rejects_schema,
 )
 from lmk_data.errors import DatasetError
+from lmk_data.system.files import open_regular
 from lmk_data.system.storage import Folder, LocalFolder
 
 # What a small file can state in any number: rows of tables that no shard backs, and the bytes of a table in memory.
@@ -38,6 +39,8 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_
         # Arrow's threads may hold a file of Python until after the interpreter has ended, which aborts the process:
         # measured once in 60 programs that end right after a read. A file of Arrow's own is safe.
         is_local = isinstance(folder, LocalFolder)
+        if is_local:
+            open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
         with pa.OSFile(location) if is_local else folder.open(name) as file:
             return _read(file, columns, max_rows)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
