@@ -12,6 +12,8 @@ Every message says what was wrong, where, and what to do. A bad image is none of
 (`lmk_data.dataset.format.Rejection`), counted and indexed, and the build continues.
 """
 
+import errno
+
 
 class LmkError(Exception):
     """Base of every error this project raises on purpose."""
@@ -39,6 +41,13 @@ class DeadWorkerError(BuildError):
 
 class TrainingError(LmkError):
     """Training cannot continue; the last good checkpoint is kept."""
+
+
+class TooLargeError(OSError):
+    """A file, or the answer of a server, has more bytes than one of its kind may have; reading it again is no use."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(errno.EFBIG, f"larger than the {max_bytes:,} bytes that it may have")
 
 
 def storage_failure(error: OSError, location: str) -> StorageError:

@@ -1,10 +1,11 @@
-"""The image formats that are accepted: one list for the decoder, for ids with a file extension, and for folders."""
+"""The image formats that are accepted, and the largest file: one list for the decoder, ids and folders."""
 
 from functools import cache
 from importlib.util import find_spec
 
 from PIL import features
 
+MAX_IMAGE_BYTES = 512 << 20  # of a picture's file; no picture within the budget of the decoder needs more
 # Pillow's name of each format and the extensions of its files. The decoder of JPEG also takes MPO.
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),

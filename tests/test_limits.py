@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+from lmk_data import formats
 from lmk_data.dataset import manifest
 from lmk_data.dataset import tables as dataset_tables
 from lmk_data.sources import archives, links, tables, tar_headers
-from lmk_data.system import storage
+from lmk_data.system import files, remote, storage, web
 
 SHARDING = Path(__file__).resolve().parents[1] / "docs/sharding.md"
 
@@ -20,7 +21,7 @@ def size(num_bytes: int) -> str:
 
 
 LIMITS = {
-    "a picture file, also unpacked from a zip": size(archives.MAX_IMAGE_BYTES),
+    "a picture file, also unpacked from a zip": size(formats.MAX_IMAGE_BYTES),
     "`dataset.json`": size(manifest.MAX_BYTES),
     "rows of `classes.parquet`, `dropped_classes.parquet` and `rejects.parquet`": f"{dataset_tables.MAX_ROWS:,}",
     "rows of a Parquet label table": f"{tables.MAX_ROWS:,}",
@@ -30,6 +31,14 @@ LIMITS = {
     "extension headers before a member of a tar": f"{tar_headers.MAX_HEADERS}",
     "the directory of a zip": size(archives.MAX_DIRECTORY_BYTES),
     "files that the links of an archive add": f"{links.MAX_FILES:,}",
+    "a label table or table of categories, also unpacked": size(tables.MAX_BYTES),
+    "any other file that is read in one piece": size(files.MAX_FILE_BYTES),
+    "one listing of a web server": size(web.MAX_LISTING_BYTES),
+    "folders below a URL of a web server": f"{remote.MAX_FOLDERS:,}, {remote.MAX_DEPTH} deep",
+    "files below a URL of a web server": f"{remote.MAX_FILES:,}",
+    "silence of a web server": f"{web.SILENT_SECONDS} s",
+    "one answer of a web server": f"{web.MAX_ANSWER_SECONDS:,} s, at least {size(web.LEAST_BYTES_PER_SECOND)} a second",
+    "time after which a failed request is not repeated": f"{remote.PATIENCE_SECONDS} s",
     "folders that links lead to": f"{storage.MAX_LINKED_FOLDERS:,}",
 }
 

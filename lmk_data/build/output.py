@@ -21,7 +21,7 @@ from lmk_data.dataset.format import (
     write_file,
 )
 from lmk_data.dataset.manifest import MAX_BYTES, Provenance, read_manifest
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import is_leftover
 from lmk_data.system.storage import (
     BUILD_FOLDER,
@@ -150,8 +150,8 @@ def _is_begun(folder: Folder) -> bool:
 def _json_object(folder: Folder, name: str) -> dict[str, Any]:
     """Return the JSON object in a file; empty if there is none."""
     try:
-        value = json.loads(folder.read(name)) if folder.is_file(name) and folder.size(name) <= MAX_BYTES else None
-    except (ValueError, RecursionError):
+        value = json.loads(folder.read(name, MAX_BYTES)) if folder.is_file(name) else None
+    except (ValueError, RecursionError, TooLargeError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -5,7 +5,7 @@ import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from lmk_data.build.crashes import Note
 from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
 from lmk_data.errors import BuildError, DatasetError, DeadWorkerError
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
@@ -106,7 +107,7 @@ def _resize_all(
     note = None if task.notes is None else Note(task.notes)
     with warnings.catch_warnings(), note or nullcontext():
         warnings.simplefilter("ignore")  # of Pillow, about odd metadata; what matters is returned as a rejection
-        images = read_ahead(partial(_read, task=task), in_source_order)
+        images: Iterator[bytes | Rejection] = read_ahead(partial(_read, task), in_source_order)
         for row, data in zip(in_source_order, images, strict=True):
             key = row["key"]
             if note is not None:
@@ -229,14 +230,17 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     return table.replace_schema_metadata(None)
 
 
-def _read(row: dict[str, Any], task: ShardTask) -> bytes | Rejection:
-    """Return the bytes of a planned image, or why there are none."""
+def _read(task: ShardTask, row: dict[str, Any], max_bytes: int) -> bytes | Rejection | None:
+    """Return the bytes of a planned image, or why there are none; None if it is not read as it has too many."""
     if row["reason"]:
         return Rejection(row["reason"], _DETAILS[row["reason"]])
     if row["key"] in task.crashed:
         return Rejection("crash", task.crashed[row["key"]])
     store: Store = task.stores[row["store"]]
-    return store.read(row["source"], Place(row["offset"], row["num_bytes"], row["method"], row["crc32"]))
+    place = Place(row["offset"], row["num_bytes"], row["method"], row["crc32"])
+    data = store.read(row["source"], place, min(max_bytes, MAX_IMAGE_BYTES))
+    is_over = isinstance(data, Rejection) and data.reason == "too-large"
+    return None if is_over and max_bytes < MAX_IMAGE_BYTES else data
 
 
 def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:

@@ -43,7 +43,7 @@ def check_shards(shards_folder: Folder, manifest: Manifest) -> None:
         entries = {shard["name"]: shard["num_bytes"] for shard in split["shards"]}
         sizes: dict[str, int] = {}
         for folder in {os.path.dirname(name) for name in entries}:
-            sizes |= shards_folder.sizes(folder)
+            sizes |= shards_folder.sizes(folder, entries)
         for name, num_bytes in entries.items():
             location = shards_folder.location(name)
             if name not in sizes:

@@ -15,11 +15,11 @@ import numpy as np
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.leftovers import NOT_A_FILE, SPARSE, left_out_of
 from lmk_data.sources.links import Links, target_of
 from lmk_data.sources.tar_headers import TarEntry, TarHeaders
 
-MAX_IMAGE_BYTES = 512 << 20
 MAX_DIRECTORY_BYTES = 1 << 30  # of a zip
 MAX_MEMBERS = 20_000_000
 MAX_NAME_LENGTH, MAX_FOLDERS = 4096, 256  # of a member; Linux opens no longer path
@@ -82,11 +82,11 @@ def bytes_to_read(place: Place) -> int:
     return place.num_bytes + slack
 
 
-def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
+def unpack(data: bytes, place: Place, max_bytes: int) -> bytes | Rejection | int:
     """Return the content of a member from the bytes at its place, or the reason why it has none.
 
-    Returns an int if the headers of a zip are unusually long: the number of bytes that are needed instead.
-    Raises OSError if the archive has changed since the scan.
+    A member that unpacks to more than `max_bytes` is rejected. Returns an int if the headers of a zip are unusually
+    long: the number of bytes that are needed instead. Raises OSError if the archive has changed since the scan.
     """
     start, method, num_bytes = 0, place.method, place.num_bytes
     if method != RAW:
@@ -99,21 +99,21 @@ def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
     payload = data[start : start + num_bytes]
     if len(payload) != num_bytes:
         raise OSError(f"ends within the member at offset {place.offset:,}; the archive has changed")
-    return payload if method == RAW else _inflate(payload, method, place.crc32)
+    return payload if method == RAW else _inflate(payload, place, max_bytes)
 
 
-def _inflate(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
-    if method == _DEFLATED:
+def _inflate(payload: bytes, place: Place, max_bytes: int) -> bytes | Rejection:
+    if place.method == _DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            payload = inflater.decompress(payload, MAX_IMAGE_BYTES + 1)
+            payload = inflater.decompress(payload, max_bytes + 1)
         except zlib.error as error:
             return Rejection("corrupt", f"zip member: {error}")
-        if len(payload) > MAX_IMAGE_BYTES:
-            return Rejection("too-large", f"the file has more than {MAX_IMAGE_BYTES:,} bytes")
-    elif method != _STORED:
-        return Rejection("unsupported-format", f"zip compression method {method}")
-    if zlib.crc32(payload) != crc32:
+        if len(payload) > max_bytes:
+            return Rejection("too-large", f"the file has more than {max_bytes:,} bytes")
+    elif place.method != _STORED:
+        return Rejection("unsupported-format", f"zip compression method {place.method}")
+    if zlib.crc32(payload) != place.crc32:
         return Rejection("corrupt", "zip member: its checksum does not match")
     return payload
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import parquet_bytes
-from lmk_data.errors import UserError
+from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
@@ -25,6 +25,7 @@ from lmk_data.typed_text import shown
 
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _HASHED_AT_ONCE = 4 << 20
+_MAX_BYTES = 2 << 30  # of the cached scans
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _scan(scan: _Scan) -> _Scanned:
 def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
     """Return the md5 of each archive by its name, from `md5.<stem>.txt` (the names of CVDF) or `<name>.md5`."""
     files = open_folder(folder)
-    names = set(files.sizes())
+    names = set(files.files())
     sums = {}
     for store in stores:
         for candidate in (f"md5.{os.path.splitext(store.name)[0]}.txt", f"{store.name}.md5"):
@@ -201,7 +202,7 @@ class _ScanCache:
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
-            table = pq.read_table(pa.BufferReader(cache.read(MEMBERS_TABLE)))
+            table = pq.read_table(pa.BufferReader(cache.read(MEMBERS_TABLE, _MAX_BYTES)))
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
             tables = {}
@@ -210,7 +211,7 @@ class _ScanCache:
                 tables[location] = Members(
                     rows.reset_index(drop=True), [Ignored(*entry) for entry in archive["ignored"]]
                 )
-        except (pa.ArrowException, KeyError, ValueError, TypeError):
+        except (pa.ArrowException, KeyError, ValueError, TypeError, TooLargeError):
             return cls({}, {})  # an unreadable cache is rebuilt
         return cls(archives, tables)
 

@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
 
 _DELIMITERS = ",;\t|"
+MAX_BYTES = 2 << 30  # of a table, also once it is unpacked
 MAX_ROWS = 100_000_000  # of a Parquet table
+_UNPACKED_AT_ONCE = 16 << 20
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip (or a workbook of Excel); unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook of Excel; save it as CSV",
@@ -90,7 +92,9 @@ def open_table(data: bytes, path: str) -> Table:
 def read_bytes(path: str, what: str, option: str) -> bytes:
     """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
     try:
-        return read_file(path)
+        return read_file(path, MAX_BYTES)
+    except TooLargeError:
+        raise UserError(f"{path}: larger than {MAX_BYTES >> 20:,} MB, the most for a {what}; split it") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such {what}; name another with {option}") from None
     except OSError as error:
@@ -108,8 +112,7 @@ def listed(columns: list[str]) -> str:
 def _csv_bytes(data: bytes, path: str) -> bytes:
     """Return a CSV as UTF-8 without a byte order mark."""
     if data[:2] == b"\x1f\x8b":
-        with pa.input_stream(pa.BufferReader(data), compression="gzip") as stream:
-            data = stream.read()
+        data = _unpacked(data, path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()
@@ -127,6 +130,17 @@ def _csv_bytes(data: bytes, path: str) -> bytes:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}: line {line:,} is not in the encoding UTF-8; save it as UTF-8") from None
     return data
+
+
+def _unpacked(data: bytes, path: str) -> bytes:
+    """Return the content of a gzip, a thousand times as large at most. Raises UserError if it is over the limit."""
+    unpacked = bytearray()
+    with pa.input_stream(pa.BufferReader(data), compression="gzip") as stream:
+        while part := stream.read(_UNPACKED_AT_ONCE):
+            unpacked += part
+            if len(unpacked) > MAX_BYTES:
+                raise UserError(f"{path}: unpacks to more than {MAX_BYTES >> 20:,} MB; split it")
+    return bytes(unpacked)
 
 
 def _delimiter(data: bytes) -> str:

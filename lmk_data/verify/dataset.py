@@ -27,7 +27,7 @@ from lmk_data.dataset.format import (
     is_safe_key,
 )
 from lmk_data.dataset.integrity import check_base
-from lmk_data.dataset.manifest import read_manifest
+from lmk_data.dataset.manifest import MAX_BYTES, read_manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
@@ -36,6 +36,7 @@ from lmk_data.verify.shard import Problem, ShardToCheck, check_shard, first_diff
 from lmk_data.views.view import view_fingerprint
 
 _DECODED_PICTURES = 2_000
+_HASHED_AT_ONCE = 4 << 20
 _NO_LABELS = np.empty(0, dtype=np.int32)
 
 
@@ -91,7 +92,7 @@ def _tables_of_samples(manifest: Manifest) -> list[str]:
 
 def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
     """Check that the manifest is canonical, that its hashes follow from its content, and that the card agrees."""
-    location, data = folder.location(MANIFEST), folder.read(MANIFEST)
+    location, data = folder.location(MANIFEST), folder.read(MANIFEST, MAX_BYTES)
     canonical = canonical_json(json.loads(data)) + b"\n"
     if data != canonical:
         start = first_difference(data, canonical)
@@ -134,20 +135,30 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
         if name.endswith(".tar"):
             continue
         try:
-            data = folder.read(name)
+            num_bytes, sha256 = _hashed(folder, name, entry["num_bytes"])
         except OSError as error:
             yield Problem(folder.location(name), f"cannot be read: {error.strerror or error}")
             continue
-        if len(data) != entry["num_bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            what = f"its sha256 is not that of the manifest ({len(data):,} bytes, {entry['num_bytes']:,} expected)"
-            yield Problem(folder.location(name), what, 0, max(1, len(data)))
+        if (num_bytes, sha256) != (entry["num_bytes"], entry["sha256"]):
+            what = f"its sha256 is not that of the manifest ({num_bytes:,} bytes, {entry['num_bytes']:,} expected)"
+            yield Problem(folder.location(name), what, 0, max(1, num_bytes))
+
+
+def _hashed(folder: Folder, name: str, num_bytes: int) -> tuple[int, str]:
+    """Return size and sha256 of a file, which is read no further than a little beyond `num_bytes`."""
+    total, digest = 0, hashlib.sha256()
+    with folder.open(name) as file:
+        while total <= num_bytes and (data := file.read(_HASHED_AT_ONCE)):
+            total += len(data)
+            digest.update(data)
+    return total, digest.hexdigest()
 
 
 def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
     """Check that there is no other file among the tars: tools that read a whole folder would read it."""
     known = set(manifest["files"])
     for split in SPLITS:
-        for name in sorted(set(folder.sizes(f"shards/{split}")) - known):
+        for name in sorted(set(folder.files(f"shards/{split}")) - known):
             yield Problem(folder.location(name), "is not in the manifest; remove it")
 
 

@@ -11,8 +11,6 @@ head on the loss. The type of such a field is `X | Omitted`, where `Omitted` is 
 config.json and checkpoints hold.
 """
 
-import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Never, Self, TypeVar, get_args
@@ -22,6 +20,7 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import without_secrets
+from lmk_train.config.arguments import OF_COMMAND, Amp, CacheOptions, DatasetLocation, Device, Quiet, Workers
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
@@ -48,77 +47,12 @@ Metric = Literal[
     "calibration_error",
 ]
 
-
-# What several commands share.
-Amp = Annotated[
-    Literal["auto", "fp16", "bf16", "off"],
-    tyro.conf.arg(
-        help="Mixed precision: auto takes bfloat16 where the device has it, otherwise float16 on CUDA (training scales "
-        "the gradients), otherwise float32."
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"], tyro.conf.arg(help="Device to compute on; auto takes CUDA if there is one.")
-]
-Workers = Annotated[
-    int | None,
-    tyro.conf.arg(
-        metavar="N",
-        help="Threads that read and decode; by default one per core (under torchrun, per core of the rank's share), "
-        "at most 8.",
-    ),
-    Limits(at_least=1),
-]
-Quiet = Annotated[bool, tyro.conf.arg(help="Print no progress and no summary.")]
-DatasetLocation = Annotated[
-    str, tyro.conf.arg(metavar="DATASET", help="Dataset that `lmk-shard build` wrote: a path or a URL.")
-]
-
 _SHARE = Limits(at_least=0, at_most=1)
-_OF_COMMAND = OptionInfo(decides_training=False, may_change_on_resume=True)
 
 
 def one_of(kind: Any) -> Any:
     """Return the annotation by which --help lists the values of a Literal, without the None of an optional field."""
     return tyro.conf.arg(metavar="{" + ",".join(get_args(kind)) + "}")
-
-
-def default_cache_folder() -> Path | None:
-    """Return `~/.cache/lmk`, or `lmk` below XDG_CACHE_HOME; None for a user without a home folder."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "lmk"
-    try:
-        return Path.home() / ".cache" / "lmk"
-    except RuntimeError:  # no HOME, and a uid that is not in passwd, as in many containers
-        return None
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A folder for fetched shards and how much may lie in it; shared by all datasets, processes and ranks.
-
-    `folder` is None if none was named and there is no home folder for it: nothing can be fetched then.
-    """
-
-    folder: Path | None
-    max_bytes: int
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """Cache for the shards of a dataset behind a URL."""
-
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR"), _OF_COMMAND] = None
-    """Folder for fetched shards; by default ~/.cache/lmk."""
-    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB"), Limits(above=0, below=math.inf), _OF_COMMAND] = 100.0
-    """Largest size of the cache; the least recently used shards are removed first."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    def resolved(self) -> Cache:
-        """Return the folder and its limit in bytes."""
-        return Cache(self.cache or default_cache_folder(), int(self.cache_gb * 1e9))
 
 
 _FINE_TUNING: dict[str, Any] = {
@@ -162,8 +96,8 @@ _DERIVED: Any = None
 
 @dataclass(frozen=True)
 class _Options(Generic[Omitted]):
-    shards: Annotated[DatasetLocation, _OF_COMMAND]
-    out: Annotated[Path | Omitted, tyro.conf.arg(metavar="RUN"), _OF_COMMAND] = _DERIVED
+    shards: Annotated[DatasetLocation, OF_COMMAND]
+    out: Annotated[Path | Omitted, tyro.conf.arg(metavar="RUN"), OF_COMMAND] = _DERIVED
     """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
     model: Annotated[ModelName, OptionInfo(set_by_search=True, acts_on_backbone=True, search=Search())] = (
         "efficientnet-b0"
@@ -297,23 +231,23 @@ class _Options(Generic[Omitted]):
     amp: Amp = "auto"
     compile: bool = False
     """Compile the backbone: minutes at the start, then faster steps on CUDA."""
-    device: Annotated[Device, _OF_COMMAND] = "auto"
+    device: Annotated[Device, OF_COMMAND] = "auto"
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
-    workers: Annotated[Workers, _OF_COMMAND] = None
+    workers: Annotated[Workers, OF_COMMAND] = None
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     seed: Annotated[int, Limits(at_least=0, at_most=2**63 - 1), OptionInfo(set_by_search=True)] = 0
     """Decides the order of samples, augmentation and the initialisation of new layers."""
     checkpoint_minutes: Annotated[float, Limits(above=0), OptionInfo(may_change_on_resume=True)] = 15.0
     """Minutes between checkpoints within an epoch."""
-    resume: Annotated[bool, _OF_COMMAND] = False
+    resume: Annotated[bool, OF_COMMAND] = False
     """Resume the run in --out from its last checkpoint."""
-    dry_run: Annotated[bool, _OF_COMMAND] = False
+    dry_run: Annotated[bool, OF_COMMAND] = False
     """Do not train: print the size of the model, the number of steps and the memory that training needs.
     One batch is run through the model."""
-    profile_input: Annotated[bool, _OF_COMMAND] = False
+    profile_input: Annotated[bool, OF_COMMAND] = False
     """Do not train: measure the reader alone, the model alone and both, and say which one limits."""
-    quiet: Annotated[Quiet, _OF_COMMAND] = False
+    quiet: Annotated[Quiet, OF_COMMAND] = False
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -19,7 +19,7 @@ from lmk_data.system.files import file_lock
 
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
-from lmk_train.config.training import Cache
+from lmk_train.config.arguments import Cache
 
 _OURS = re.compile(r"[0-9a-f]{64}\.tar(\.[0-9]+-[0-9a-f]{8}\.tmp)?")  # the name of a file that this module makes
 _OPEN_FILES = 256

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lmk_data.dataset import ShardedDataset
 from lmk_data.decoding import check_scans
 from lmk_data.errors import DatasetError, StorageError
-from lmk_train.config.training import Cache
+from lmk_train.config.arguments import Cache
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import rows_of, window_shards
 

@@ -29,7 +29,7 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.config.training import Cache
+from lmk_train.config.arguments import Cache
 from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.data.order import batch_picks, epoch_order, num_batches
 from lmk_train.data.reader import SplitReader

@@ -15,7 +15,6 @@ from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
 from lmk_data.leftovers import HIDDEN, LEFT_BY_SYSTEMS, LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, REPLACED
 from lmk_data.sources import archives
-from lmk_data.sources import stores as stores_module
 from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
@@ -250,7 +249,6 @@ def test_a_link_of_a_zip_that_unpacks_to_more_than_it_states(tmp_path: Path) -> 
 def test_members_of_a_zip_that_unpack_to_more_than_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that say so are not unpacked at all, and others no further than the limit."""
     monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 1 << 20)
-    monkeypatch.setattr(stores_module, "MAX_IMAGE_BYTES", 1 << 20)
     write_zip(tmp_path / "a.zip", {"a.jpg": bytes(1 << 24), "b.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     data = bytearray((tmp_path / "a.zip").read_bytes())
     start = data.rindex(b"PK\x01\x02") + 24
@@ -258,7 +256,7 @@ def test_members_of_a_zip_that_unpack_to_more_than_a_picture(tmp_path: Path, mon
     (tmp_path / "a.zip").write_bytes(data)
     stores, located = found(["a", "b"], tmp_path / "a.zip")
     tracemalloc.start()
-    read_all = [read(stores, row) for _, row in located.frame.iterrows()]
+    read_all = [read(stores, row, 1 << 20) for _, row in located.frame.iterrows()]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [one.reason for one in read_all if isinstance(one, Rejection)] == ["too-large", "too-large"]

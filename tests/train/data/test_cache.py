@@ -18,7 +18,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.options import Selection
 from lmk_data.views.view import write_view
-from lmk_train.config.training import Cache, CacheOptions
+from lmk_train.config.arguments import Cache, CacheOptions
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import epoch_order
 from lmk_train.data.reader import SplitReader

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.config.training import Cache
+from lmk_train.config.arguments import Cache
 from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
 from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import DatasetError, LmkError, StorageError
-from lmk_train.config.training import Cache
+from lmk_train.config.arguments import Cache
 from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
 from tests.data.decoding.made import scans
