@@ -5,7 +5,9 @@ from importlib.util import find_spec
 
 from PIL import features
 
-MAX_IMAGE_BYTES = 512 << 20  # of a picture's file; no picture within the budget of the decoder needs more
+# Of a picture's file: its bytes count in the 512 MB of the decoder. In a zip, packed and unpacked are held together.
+MAX_IMAGE_BYTES = 488 << 20
+MAX_ZIPPED_IMAGE_BYTES = MAX_IMAGE_BYTES // 2
 # Pillow's name of each format and the extensions of its files. The decoder of JPEG also takes MPO.
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),

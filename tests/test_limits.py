@@ -6,6 +6,8 @@ from pathlib import Path
 from lmk_data import formats
 from lmk_data.dataset import manifest
 from lmk_data.dataset import tables as dataset_tables
+from lmk_data.decoding import exif, jpeg, picture, png, refusal
+from lmk_data.options import Recipe
 from lmk_data.sources import archives, links, tables, tar_headers
 from lmk_data.system import files, remote, storage, web
 
@@ -21,7 +23,14 @@ def size(num_bytes: int) -> str:
 
 
 LIMITS = {
-    "a picture file, also unpacked from a zip": size(formats.MAX_IMAGE_BYTES),
+    "a picture file": size(formats.MAX_IMAGE_BYTES),
+    "a picture file in a zip, packed and unpacked": size(formats.MAX_ZIPPED_IMAGE_BYTES),
+    "memory for a picture": f"{refusal.MAX_DECODED_BYTES // 10**6} MB",
+    "pixels of a picture": f"{Recipe().max_pixels:,}",
+    "scans of a JPEG": f"{jpeg.MAX_SCANS}",
+    "chunks of a PNG": f"{png.MAX_CHUNKS:,}",
+    "pixels of a run-length encoded BMP": f"{picture.MAX_RLE_PIXELS:,}",
+    "EXIF or XMP of a picture that is searched": size(exif.MAX_METADATA_BYTES),
     "`dataset.json`": size(manifest.MAX_BYTES),
     "rows of `classes.parquet`, `dropped_classes.parquet` and `rejects.parquet`": f"{dataset_tables.MAX_ROWS:,}",
     "rows of a Parquet label table": f"{tables.MAX_ROWS:,}",

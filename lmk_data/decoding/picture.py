@@ -24,7 +24,7 @@ from lmk_data.decoding.tiff import Tiff, read_tiff
 from lmk_data.decoding.webp import BYTES_PER_PIXEL, webp_size
 from lmk_data.formats import accepted_formats
 
-_MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
+MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 _ISO_MEDIA = ("HEIF", "AVIF")
 # What is held of a file's bytes at once, measured: the file, a copy without metadata, copies of the library; of a JPEG
 # two more, to tell whether it is complete.
@@ -198,8 +198,8 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     if source.kind == "TIFF" and source.orientation != 1:
         num_bytes += 4 * width * height  # Pillow turns a copy
     if source.kind == "BMP" and _is_run_length(image):
-        if width * height > _MAX_RLE_PIXELS:
-            raise Refused("too-large", f"a run-length encoded BMP of more than {_MAX_RLE_PIXELS:,} pixels")
+        if width * height > MAX_RLE_PIXELS:
+            raise Refused("too-large", f"a run-length encoded BMP of more than {MAX_RLE_PIXELS:,} pixels")
         num_bytes += 3 * width * height + 512 * width  # a jump of 255 rows is filled before the end is noticed
     check_memory(num_bytes + wanted.resizing_bytes(width, height), _size_text(width, height))
 

@@ -10,7 +10,7 @@ from lmk_data.decoding.exif import MAX_METADATA_BYTES
 from lmk_data.decoding.refusal import Refused
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 1_000_000
+MAX_CHUNKS = 1_000_000
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _XMP, _EXIF_TEXT, _EXIF_PROFILE = b"XML:com.adobe.xmp", b"exif", b"Raw profile type exif"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -93,13 +93,13 @@ def read_png(data: bytes) -> Png:
 def _chunks(data: bytes) -> Iterator[_Chunk]:
     """Yield the chunks up to the end mark or to what is no chunk; the last one may be cut off."""
     position = len(PNG_START)
-    for _ in range(_MAX_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         chunk = _Chunk(data, position, int.from_bytes(data[position : position + 4], "big"))
         if chunk.name == b"IEND" or not _NAME.fullmatch(chunk.name):
             return
         yield chunk
         position += len(chunk.whole)
-    raise Refused("too-large", f"a PNG of more than {_MAX_CHUNKS:,} chunks")
+    raise Refused("too-large", f"a PNG of more than {MAX_CHUNKS:,} chunks")
 
 
 def _check(chunk: _Chunk) -> None:

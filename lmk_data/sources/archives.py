@@ -96,26 +96,29 @@ def unpack(data: bytes, place: Place, max_bytes: int) -> bytes | Rejection | int
         start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + num_bytes > len(data) == bytes_to_read(place):
             return int(start + num_bytes)
-    payload = data[start : start + num_bytes]
+    payload = memoryview(data)[start : start + num_bytes]
     if len(payload) != num_bytes:
         raise OSError(f"ends within the member at offset {place.offset:,}; the archive has changed")
-    return payload if method == RAW else _inflate(payload, place, max_bytes)
+    return data[:num_bytes] if method == RAW else _inflate(payload, place, max_bytes)
 
 
-def _inflate(payload: bytes, place: Place, max_bytes: int) -> bytes | Rejection:
-    if place.method == _DEFLATED:
+def _inflate(payload: memoryview, place: Place, max_bytes: int) -> bytes | Rejection:
+    if place.method == _STORED:
+        content = bytes(payload)
+    elif place.method == _DEFLATED:
+        most = min(max_bytes, (MAX_IMAGE_BYTES - len(payload)) // 2)  # zlib joins what it unpacked piece by piece
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            payload = inflater.decompress(payload, max_bytes + 1)
+            content = inflater.decompress(payload, most + 1)
         except zlib.error as error:
             return Rejection("corrupt", f"zip member: {error}")
-        if len(payload) > max_bytes:
-            return Rejection("too-large", f"the file has more than {max_bytes:,} bytes")
-    elif place.method != _STORED:
+        if len(content) > most:
+            return Rejection("too-large", f"the file has more than {most:,} bytes, unpacked from a zip")
+    else:
         return Rejection("unsupported-format", f"zip compression method {place.method}")
-    if zlib.crc32(payload) != place.crc32:
+    if zlib.crc32(content) != place.crc32:
         return Rejection("corrupt", "zip member: its checksum does not match")
-    return payload
+    return content
 
 
 class _Members:

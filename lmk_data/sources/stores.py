@@ -9,9 +9,9 @@ from typing import Protocol
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import TooLargeError, UserError
-from lmk_data.formats import MAX_IMAGE_BYTES
+from lmk_data.formats import MAX_IMAGE_BYTES, MAX_ZIPPED_IMAGE_BYTES
 from lmk_data.leftovers import LeftOut, is_leftover, left_out
-from lmk_data.sources.archives import ArchiveKind, Place, archive_kind, bytes_to_read, unpack
+from lmk_data.sources.archives import RAW, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
 from lmk_data.system.storage import (
     Folder,
     LocalFolder,
@@ -119,6 +119,8 @@ class ArchiveStore:
 
     def read(self, source: str, place: Place, max_bytes: int = MAX_IMAGE_BYTES) -> bytes | Rejection:
         """Return the bytes of one member, or the reason why there are none. Raises StorageError."""
+        if place.method != RAW:
+            max_bytes = min(max_bytes, MAX_ZIPPED_IMAGE_BYTES)
         if place.num_bytes > max_bytes:
             return _too_large(max_bytes)
         return retrying(lambda: self._read_once(place, max_bytes), f"{self.location}/{source}")

@@ -263,6 +263,17 @@ def test_members_of_a_zip_that_unpack_to_more_than_a_picture(tmp_path: Path, mon
     assert peak < 1 << 22
 
 
+def test_what_a_zip_holds_packed_and_unpacked_counts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 1 << 20)
+    members = {"a.jpg": os.urandom(300_000), "b.jpg": os.urandom(400_000)}
+    write_zip(tmp_path / "a.zip", members, zipfile.ZIP_DEFLATED)
+    stores, located = found(["a", "b"], tmp_path / "a.zip")
+    small, large = (read(stores, row) for _, row in located.frame.iterrows())
+    assert small == members["a.jpg"]
+    assert isinstance(large, Rejection)
+    assert large.reason == "too-large"
+
+
 def test_an_unknown_method_of_a_zip_is_a_value(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", {"a.jpg": content("a")})
     data = bytearray((tmp_path / "a.zip").read_bytes())
