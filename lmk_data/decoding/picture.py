@@ -29,7 +29,9 @@ _ISO_MEDIA = ("HEIF", "AVIF")
 # What is held of a file's bytes at once, measured: the file, a copy without metadata, copies of the library; of a JPEG
 # two more, to tell whether it is complete.
 _COPIES = {"JPEG": 4, "PNG": 2, "GIF": 2, "BMP": 1, "TIFF": 1, "WEBP": 3, "HEIF": 3, "AVIF": 3}
-_ISO_MEDIA_BYTES_PER_PIXEL = 6  # measured: the planes of the decoder and their copies, beside Pillow's image
+# Measured: the planes of the decoder and their copies, beside Pillow's image. libavif takes what the data has, whatever
+# the header says of its bits; libheif decodes it and refuses it then.
+_AVIF_BYTES_PER_PIXEL, _HEIF_BYTES_PER_PIXEL, _DEEP_HEIF_BYTES_PER_PIXEL = 9, 6, 12
 _TURNED_BACK = {6: 8, 8: 6}  # the orientations that undo another one than themselves
 
 
@@ -193,8 +195,11 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     width, height = image.size
     num_bytes = num_bytes_as_rgb(image, source.transparent) + source.held_bytes
     num_bytes += _COPIES[source.kind] * len(source.data)
-    if source.kind in _ISO_MEDIA:
-        num_bytes += _ISO_MEDIA_BYTES_PER_PIXEL * width * height
+    if source.kind == "AVIF":
+        num_bytes += _AVIF_BYTES_PER_PIXEL * width * height
+    if source.kind == "HEIF":
+        is_deep = image.info.get("bit_depth", 8) > 8 and image.info.get("chroma") != 420
+        num_bytes += (_DEEP_HEIF_BYTES_PER_PIXEL if is_deep else _HEIF_BYTES_PER_PIXEL) * width * height
     if source.kind == "TIFF" and source.orientation != 1:
         num_bytes += 4 * width * height  # Pillow turns a copy
     if source.kind == "BMP" and _is_run_length(image):
