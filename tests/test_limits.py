@@ -6,7 +6,7 @@ from pathlib import Path
 from lmk_data import formats
 from lmk_data.dataset import manifest
 from lmk_data.dataset import tables as dataset_tables
-from lmk_data.sources import archives, links, tables, tar_headers
+from lmk_data.sources import archives, links, rows, tables, tar_headers
 from lmk_data.system import files, parquet, remote, storage, web
 from lmk_train.evaluation import evaluation_files
 
@@ -30,7 +30,9 @@ LIMITS = {
     "the footer and the columns of a Parquet file": f"{size(parquet.MAX_FOOTER_BYTES)}, {parquet.MAX_COLUMNS:,}",
     "a table of an evaluation": f"{evaluation_files.LIMITS.max_rows:,} rows, "
     f"{size(evaluation_files.LIMITS.max_bytes)} in memory",
-    "rows of a Parquet label table": f"{tables.MAX_ROWS:,}",
+    "rows of a label table": f"{rows.MAX_ROWS:,}, different ones {rows.MAX_DIFFERENT_ROWS:,}",
+    "text of its two columns, in different rows": size(rows.MAX_TEXT_BYTES),
+    "a line of a CSV": size(tables.MAX_LINE_BYTES),
     "members of an archive": f"{archives.MAX_MEMBERS:,}",
     "the name of a member": f"{archives.MAX_NAME_LENGTH:,} characters, {archives.MAX_FOLDERS} folders",
     "an extension header of a tar": size(tar_headers.MAX_HEADER_BYTES),

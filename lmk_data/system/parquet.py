@@ -10,6 +10,10 @@ import pyarrow.parquet as pq
 
 MAX_FOOTER_BYTES = 16 << 20  # what a file states of itself; decoded it takes ten times as much
 MAX_COLUMNS = 10_000
+_WITH_LENGTH = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+)
 _TAIL_BYTES = 8  # the length of the footer, then the magic bytes
 
 
@@ -32,7 +36,7 @@ def open_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits
     metadata = pq.ParquetFile(source).metadata
     schema = metadata.schema.to_arrow_schema()
     names = list(schema.names if columns is None else columns)
-    if len(set(schema.names)) != len(schema.names):
+    if len({*names}) != len(names) or any(schema.names.count(name) > 1 for name in columns or ()):
         raise ValueError("a column occurs twice")
     if missing := [name for name in names if name not in schema.names]:
         raise ValueError(f"no column {missing[0]!r}")
@@ -56,13 +60,21 @@ def read_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits
         raise ValueError(f"texts of more than {limits.max_bytes:,} bytes for {table.num_rows:,} rows")
     schema = file.metadata.schema.to_arrow_schema()
     fields = [schema.field(name) for name in table.column_names]
-    return table.cast(pa.schema(fields, table.schema.metadata))
+    columns = [_written_out(column, field.type) for column, field in zip(table.columns, fields, strict=True)]
+    return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
 
 
 def stated_rows(source: Any) -> int:
     """Return how many rows a Parquet file states. Raises ValueError or ArrowException for a damaged file."""
     _check_footer(source)
     return int(pq.ParquetFile(source).metadata.num_rows)
+
+
+def stated_columns(source: Any) -> list[str]:
+    """Return the names of the columns of a Parquet file. Raises ValueError or ArrowException for a damaged file."""
+    _check_footer(source)
+    names: list[str] = pq.ParquetFile(source).schema_arrow.names
+    return names
 
 
 def text_bytes(column: pa.ChunkedArray) -> int:
@@ -72,6 +84,13 @@ def text_bytes(column: pa.ChunkedArray) -> int:
         if pa.types.is_dictionary(chunk.type) and _has_length(chunk.type):
             total += pc.sum(pc.binary_length(chunk.dictionary).cast(pa.int64()).take(chunk.indices)).as_py() or 0
     return total
+
+
+def _written_out(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column in the type that its file states."""
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
+        column = column.cast(column.type.value_type)  # dictionaries have no way to views
+    return column.cast(kind)
 
 
 def _check_footer(source: Any) -> None:
@@ -114,5 +133,4 @@ def _width(kind: pa.DataType) -> int:
 def _has_length(kind: pa.DataType) -> bool:
     """Return whether the values of a type have bytes of their own: texts and bytes, also those in a dictionary."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(value) for is_kind in kinds)
+    return any(is_kind(value) for is_kind in _WITH_LENGTH)

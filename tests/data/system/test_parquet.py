@@ -33,6 +33,7 @@ def file_of(column: pa.Array, **options: object) -> io.BytesIO:
     [
         (repeated("x" * 100, pa.string()), "texts of more than"),
         (repeated("x" * 100, pa.large_string()), "texts of more than"),
+        (repeated("x" * 100, pa.string()).cast(pa.string_view()), "texts of more than"),
         (repeated(b"x" * 100, pa.binary()), "texts of more than"),
         (repeated(b"x" * 100, pa.binary(100)), "10,000,000 bytes for 100,000 rows"),
         (repeated("x" * 100, pa.string()).dictionary_encode(), "texts of more than"),
@@ -41,7 +42,18 @@ def file_of(column: pa.Array, **options: object) -> io.BytesIO:
         (pa.nulls(200_001, pa.int8()), "200,001 rows, more than 200,000"),
         (pa.array([b"x" * (9 << 20)]), "bytes for 1 rows"),
     ],
-    ids=["text", "large text", "bytes", "fixed bytes", "dictionary", "lists", "structs", "rows", "one long value"],
+    ids=[
+        "text",
+        "large text",
+        "views",
+        "bytes",
+        "fixed bytes",
+        "dictionary",
+        "lists",
+        "structs",
+        "rows",
+        "one long value",
+    ],
 )
 def test_what_stands_for_more_than_fits(column: pa.Array, said: str) -> None:
     file = file_of(column, compression="zstd")
@@ -62,9 +74,15 @@ def test_a_column_that_is_not_wanted_may_be_anything() -> None:
     assert read_parquet(file, ["a"], LIMITS) == table.select(["a"])
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view()),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+)
 def test_columns_keep_their_types_and_empty_fields(kind: pa.DataType) -> None:
-    column = pa.array(["x", None, "y", "x", ""]).cast(kind)
+    column = pa.array(["x", None, "y", "x", ""], kind)
     table = read_parquet(file_of(column, row_group_size=2), None, LIMITS)
     assert table.schema.field("a").type == kind
     assert table["a"].to_pylist() == column.to_pylist()
