@@ -29,6 +29,7 @@ from lmk_data.dataset.format import (
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance
+from lmk_data.dataset.tables import read_table
 from lmk_data.errors import BuildError, UserError
 from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
@@ -227,7 +228,7 @@ def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
 def _has_names_of(out: Folder, plan: Plan) -> bool:
     """Return whether the classes of a published dataset have the names of the plan."""
     for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
-        published = pq.read_table(pa.BufferReader(out.read(name)), columns=["name"])["name"]
+        published = read_table(out, name, ["name"])["name"]
         if published.to_pylist() != classes["name"].to_list():
             return False
     return True

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from lmk_data.build.crashes import Note
 from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
+from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
 from lmk_data.errors import BuildError, DatasetError, DeadWorkerError
 from lmk_data.formats import MAX_IMAGE_BYTES
@@ -23,9 +24,11 @@ from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
+from lmk_data.system.parquet import TableLimits, open_parquet, read_parquet
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Folder
 
+_RECEIPT = TableLimits(MAX_ROWS, MAX_BYTES)
 _PLANNED = ("key", "label", "landmark_id", "source")
 _DETAILS = {
     "missing": "found in none of the image stores",
@@ -196,7 +199,7 @@ def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: 
         sizes: the size in bytes of each shard that exists, by name.
     """
     try:
-        file = pq.ParquetFile(pa.BufferReader(out.read(receipt_name(split, number))))
+        file = open_parquet(pa.BufferReader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
         if file.schema_arrow.names != receipt_schema(pa.int64()).names:
             return None
         table = file.read(columns=["reason"])
@@ -220,8 +223,8 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
     name = receipt_name(split, number)
     try:
-        table = pq.read_table(pa.BufferReader(out.read(name)))
-    except (pa.ArrowException, OSError) as error:
+        table = read_parquet(pa.BufferReader(out.read(name)), None, _RECEIPT)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(
             f"{out.location(name)}: not a readable receipt; delete it and run the build again"
         ) from error

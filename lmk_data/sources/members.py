@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import parquet_bytes
 from lmk_data.errors import TooLargeError, UserError
@@ -19,6 +18,7 @@ from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
 from lmk_data.system.engine import LocalEngine
+from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
 from lmk_data.system.terminal import notice, progress_bar
 from lmk_data.typed_text import shown
@@ -26,6 +26,7 @@ from lmk_data.typed_text import shown
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _HASHED_AT_ONCE = 4 << 20
 _MAX_BYTES = 2 << 30  # of the cached scans
+_CACHED = TableLimits(max_rows=100_000_000, max_bytes=8 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class _ScanCache:
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
-            table = pq.read_table(pa.BufferReader(cache.read(MEMBERS_TABLE, _MAX_BYTES)))
+            table = read_parquet(pa.BufferReader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
             tables = {}

@@ -48,7 +48,7 @@ def read_class_list(path: str) -> tuple[str, ...]:
         raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
     try:
         if data[:4] == b"PAR1" or _has_ids(data, path):
-            read = open_table(data, path).strings(["landmark_id"])["landmark_id"]
+            read = open_table(data, path).rows(["landmark_id"]).columns["landmark_id"]
         else:
             read = pa.chunked_array([data.decode("utf-8-sig").splitlines()], pa.string())
     except (UnicodeDecodeError, UserError) as error:
