@@ -95,14 +95,16 @@ def _build(command: Build) -> None:
 
 
 def _report(command: Report) -> None:
-    _write_report(command.dataset, command.out, command.workers, command.quiet)
+    _write_report(command.dataset, command.out, command.workers, command.quiet, base=command.base)
 
 
 def _verify(command: Verify) -> None:
     from lmk_data.errors import DatasetError
     from lmk_data.verify.dataset import verify
 
-    result = verify(command.dataset, quick=command.quick, workers=command.workers, quiet=command.quiet)
+    result = verify(
+        command.dataset, base=command.base, quick=command.quick, workers=command.workers, quiet=command.quiet
+    )
     if result.problems:
         for problem in result.problems[:_SHOWN_PROBLEMS]:
             say(str(problem))
@@ -124,13 +126,14 @@ def _verify(command: Verify) -> None:
 
 def _subset(command: Subset) -> None:
     from lmk_data.dataset.reader import ShardedDataset
+    from lmk_data.system.storage import is_url
     from lmk_data.views.copy import write_copy
     from lmk_data.views.selection import read_class_list
     from lmk_data.views.view import write_view
 
     classes = read_class_list(command.classes) if command.classes else None
     selection = replace(command.selection, classes=classes)
-    with ShardedDataset.open(command.dataset) as dataset:
+    with ShardedDataset.open(command.dataset, base=command.base) as dataset:
         write = write_copy if command.copy else write_view
         manifest = write(
             dataset,
@@ -147,15 +150,20 @@ def _subset(command: Subset) -> None:
         for split, entry in manifest["splits"].items():
             say(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
+        base = "" if command.copy else manifest["view_of"]["path"]
         if dropped := origin["removed"].get("duplicates"):
             say(f"  duplicates left out: {', '.join(f'{number:,} of {split}' for split, number in dropped.items())}")
-        say(f"next: lmk-train --shards {command.out}")
+        say(f"next: lmk-train --shards {command.out}{f' --base {base}' if is_url(base) else ''}")
 
 
 def _export(command: Export) -> None:
+    from lmk_data.dataset.manifest import read_manifest
     from lmk_data.dataset.reader import ShardedDataset
-    from lmk_data.export.export import export
+    from lmk_data.export.export import export, refuse_view
+    from lmk_data.system.storage import open_folder
 
+    folder = open_folder(command.dataset)
+    refuse_view(folder.root, read_manifest(folder))  # before its base is opened
     with ShardedDataset.open(command.dataset) as dataset:
         exported = export(dataset, command.to, command.out or f"{dataset.location}-{command.to}", quiet=command.quiet)
     if not command.quiet:
@@ -187,14 +195,14 @@ def _sample(command: Sample) -> None:
         say(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
 
 
-def _write_report(path: str, out: str | None, workers: int | None, quiet: bool) -> None:
+def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, *, base: str | None = None) -> None:
     from lmk_data.dataset.format import REPORT_FOLDER
     from lmk_data.dataset.reader import ShardedDataset
     from lmk_data.report import terminal_summary, write_report
     from lmk_data.system.storage import open_folder
 
     folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
-    with ShardedDataset.open(path) as dataset:
+    with ShardedDataset.open(path, base=base) as dataset:
         report = write_report(dataset, open_folder(folder), workers=workers, quiet=quiet)
     if not quiet:
         say(*terminal_summary(report).split("\n"))

@@ -22,6 +22,14 @@ Dialect = Literal["wids", "timm", "dali", "energon", "croissant"]
 DuplicateKind = Literal["exact", "near"]
 _MIN_SIZE, _MAX_SIZE = 8, 4096  # pixels
 _MAX_SPLIT_ERROR = Decimal("1e-6")
+_Base = Annotated[
+    str | None,
+    arg(
+        metavar="DIR_OR_URL",
+        help="Dataset that has the pictures of a view; by default the one that the view names. Needed if that is on "
+        "another host, because nothing that only a file names is opened there.",
+    ),
+]
 _Workers = Annotated[int | None, arg(metavar="N")]
 _INLINE = arg(name="", prefix_name=False)  # the fields of a nested dataclass are options of the command itself
 
@@ -194,6 +202,7 @@ class Report:
     """The dataset or view: a path or a URL."""
     out: Annotated[str | None, arg(metavar="DIR")] = None
     """Folder for the report; by default `report` inside the dataset."""
+    base: _Base = None
     workers: _Workers = None
     """Threads that compare pictures for near duplicates; by default one per core."""
     quiet: bool = False
@@ -212,6 +221,7 @@ class Verify:
 
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]
     """The dataset or view: a path or a URL."""
+    base: _Base = None
     quick: bool = False
     """Do not decode the sample of pictures."""
     workers: _Workers = None
@@ -237,6 +247,7 @@ class Subset:
     selection: Annotated[Selection, OmitArgPrefixes] = field(default_factory=Selection)
     classes: Annotated[str | None, arg(metavar="FILE")] = None
     """Keep the landmark ids in this file: one per line, or the column landmark_id of a CSV or Parquet file."""
+    base: _Base = None
     copy: bool = False
     """Write shards with new labels instead of a view."""
     workers: _Workers = None

@@ -135,7 +135,7 @@ def _evaluate(config: EvalConfig) -> None:
     asked = evaluations[-1]
     if asked.rank:
         return
-    with ShardedDataset.open(config.shards or asked.source["shards"]) as dataset:
+    with ShardedDataset.open(config.shards or asked.source["shards"], base=config.base) as dataset:
         report = write_run_report(config.run, dataset, asked.split)
     if config.quiet:
         return

@@ -3,9 +3,10 @@
 import io
 import json
 import logging
+import mmap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from lmk_train.models.heads import Classifier
 from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder, stored_dataset
+from lmk_train.runs.plain_file import open_regular
 from lmk_train.runs.tensor_file import restore_weights
 
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
@@ -164,8 +166,19 @@ def _largest_difference(program: Program, module: nn.Module, pixels: Pixels) -> 
 
 def _check_replaceable(path: Path) -> None:
     """Raise UserError for an existing file that is no export of a run."""
-    if path.is_dir() or (path.exists() and _EMBEDDED not in path.read_bytes()):
+    if path.exists() and not _is_export(path):
         raise UserError(f"--out {path}: exists and is no export of a run; name another file")
+
+
+def _is_export(path: Path) -> bool:
+    """Return whether a file is one that this module wrote; it is searched in place, without being read into memory."""
+    with (
+        suppress(UserError, ValueError),  # ValueError: it is empty
+        open_regular(path) as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(_EMBEDDED) >= 0
+    return False
 
 
 def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels, str]:
@@ -176,7 +189,7 @@ def _pictures(config: ExportConfig, trained_on: str, size: int) -> tuple[Pixels,
     cache = config.cache.resolved()
     try:
         shards = config.shards or stored_dataset(config.run, trained_on)
-        with ShardedDataset.open(shards) as dataset:
+        with ShardedDataset.open(shards, base=config.base) as dataset:
             if dataset.recipe.size != size:
                 raise UserError(f"{shards}: its pictures have {dataset.recipe.size} pixels, those of the run {size}")
             split = next(name for name in ("val", "test", "train") if dataset.num_samples(name))

@@ -2,8 +2,8 @@
 
     python -m pipelines.cifar10_lt TRAIN TEST [--out runs/cifar10-lt] [--imbalance 10 100] [--epochs 200] [--seeds 3]
 
-TRAIN and TEST are folders of class folders of PNG or JPEG, as CIFAR-10 is often unpacked. The build re-encodes the
-images as JPEG of quality 95 without chroma subsampling (4:4:4).
+TRAIN and TEST are folders or zips of class folders of PNG or JPEG, as CIFAR-10 is often unpacked. The build re-encodes
+the images as JPEG of quality 95 without chroma subsampling (4:4:4).
 
 Training set: with n images in the largest class, class i of K keeps n * imbalance^(-i / (K - 1)) images. Classes are in
 order of their names; images are drawn once (seed 0). TEST is a dataset of its own and is used whole.
@@ -25,7 +25,8 @@ which is slightly optimistic compared with the last epoch. Balanced softmax was 
 
 import argparse
 import statistics
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
@@ -54,12 +55,16 @@ _BUILD = ("--size", 32, "--subsampling", "4:4:4", "--quality", 95, "--min-sample
 
 
 def class_folders(folder: Path) -> dict[str, list[str]]:
-    """Return the image names of each class folder; folders and images are sorted by name.
+    """Return the image names of each class folder of a folder or a zip; folders and images are sorted by name.
 
     Raises UserError if there are fewer than two classes or a class is empty.
     """
-    classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = {path.name: sorted(p.name for p in path.iterdir() if p.suffix.lower() in _PICTURES) for path in classes}
+    root = zipfile.Path(folder) if zipfile.is_zipfile(folder) else folder
+    classes = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    found = {
+        path.name: sorted(one.name for one in path.iterdir() if PurePath(one.name).suffix.lower() in _PICTURES)
+        for path in sorted(classes, key=lambda path: path.name)
+    }
     if len(found) < 2 or not all(found.values()):
         raise UserError(f"{folder}: needs two or more folders, one a class, with PNG or JPEG pictures in each")
     return found

@@ -46,6 +46,7 @@ LIMITS = {
     "the name of a member": f"{archives.MAX_NAME_LENGTH:,} characters, {archives.MAX_FOLDERS} folders",
     "an extension header of a tar": size(tar_headers.MAX_HEADER_BYTES),
     "extension headers before a member of a tar": f"{tar_headers.MAX_HEADERS}",
+    "zeros after the end of a tar": size(archives.MAX_ZERO_BYTES),
     "the directory of a zip": size(archives.MAX_DIRECTORY_BYTES),
     "files that the links of an archive add": f"{links.MAX_FILES:,}",
     "a label table or table of categories, also unpacked": size(tables.MAX_BYTES),

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import tyro
 from numpy.typing import NDArray
+from PIL import Image
 
 import lmk_data.cli
 from lmk_data.cli import main
@@ -23,8 +24,10 @@ from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import evaluate_run
 from lmk_train.training.loop import train
+from pipelines import landmarks_lt
 from pipelines.cifar10_lt import benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
+from pipelines.landmarks_lt import Scores
 from pipelines.steps import evaluate
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
@@ -147,8 +150,66 @@ def test_the_tail_falls_exponentially(tmp_path: Path) -> None:
     assert tail["class"].value_counts().sort_index().tolist() == [32, *(int(32 * 32 ** (-i / 5)) for i in range(1, 6))]
     assert draw_tail(folder, 32).equals(tail)
     assert all((folder / path).exists() for path in tail["path"])
+    archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", folder, ".")
+    assert draw_tail(Path(archive), 32).equals(tail), "a zip of the same folders"
     with pytest.raises(UserError, match="needs two or more folders"):
         draw_tail(folder / "a", 10)
+
+
+def test_the_tail_of_landmarks_falls_exponentially_to_two() -> None:
+    sizes = pd.Series({f"c{i:02d}": 300 - i for i in range(38)} | {"d": 4, "e": 1})
+    kept = landmarks_lt.draw_tail(sizes)
+    ranked = [*(f"c{i:02d}" for i in range(38)), "d", "e"]
+    assert [kept[name] for name in ranked] == [
+        *(max(2, int(100 * 50 ** (-rank / 39))) for rank in range(38)),
+        2,
+        1,
+    ], "no class keeps more than it has"
+
+
+def test_the_difference_of_methods_weighs_classes_alike() -> None:
+    targets = np.repeat([0, 1], [90, 10])
+    right = np.zeros((2, 3, 100), dtype=bool)
+    right[0, :, :90] = True
+    right[1, :, :90] = True
+    right[1, :, 90:95] = True
+    first, other = (Scores(pd.DataFrame(), correct, targets) for correct in right)
+    middle, low, high = landmarks_lt.difference(first, other)
+    assert middle == pytest.approx(25.0)  # half of one class of two
+    assert 0 < low < 25 < high < 50
+    assert landmarks_lt.difference(first, first) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (name, size) in enumerate({"a": 60, "b": 30, "c": 15}.items()):
+        for i in range(size):
+            coarse = np.random.default_rng([number, i]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            coarse[..., number] = 255
+            path = tmp_path / "images" / name / f"{i:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(coarse).resize((64, 64)).save(path)  # pictures that are no duplicates of each other
+    images = tmp_path / "images"
+    chosen = {"cross entropy": {"loss": "ce"}, "ArcFace, 3 centres": {"loss": "arcface"}}
+    monkeypatch.setattr(landmarks_lt, "METHODS", chosen)
+    monkeypatch.setattr(landmarks_lt, "FINE_TUNED", ("cross entropy",))
+    monkeypatch.setattr(landmarks_lt, "_FINE_TUNING_SEEDS", 1)
+    monkeypatch.setattr(landmarks_lt, "_FINE_TUNING", ("--model", "resnet32", "--epochs", 1, "--batch-size", 16))
+    monkeypatch.setattr(landmarks_lt, "_BUILD", ("--no-report", "--size", 64))
+    monkeypatch.setitem(landmarks_lt._HEAD, "epochs", 2)
+    monkeypatch.setitem(landmarks_lt._HEAD, "freeze_backbone_epochs", 2)
+    monkeypatch.setitem(landmarks_lt._HEAD, "batch_size", 8)
+    text = landmarks_lt.benchmark(images, tmp_path / "out", 2, True)
+    assert (tmp_path / "out" / "table.md").read_text() == text
+    assert text.count("| cross entropy |") == 2
+    assert text.count("| ArcFace, 3 centres |") == 1
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table.groupby("training")["seed"].count().tolist() == [1, 4]
+    assert table["macro_recall"].between(0, 1).all()
+    checkpoints = sorted((tmp_path / "out" / "heads").glob("*/checkpoints/best.pt"))
+    made = [path.stat().st_mtime_ns for path in checkpoints]
+    assert landmarks_lt.benchmark(images, tmp_path / "out", 2, True) == text
+    assert [path.stat().st_mtime_ns for path in checkpoints] == made, "finished trainings are not repeated"
 
 
 def test_what_cannot_make_a_table_is_said_at_once(tmp_path: Path) -> None:

@@ -149,8 +149,10 @@ def _is_begun(folder: Folder) -> bool:
 
 def _json_object(folder: Folder, name: str) -> dict[str, Any]:
     """Return the JSON object in a file; empty if there is none."""
+    if not folder.is_file(name):
+        return {}
     try:
-        value = json.loads(folder.read(name, MAX_BYTES)) if folder.is_file(name) else None
+        value = json.loads(folder.read(name, MAX_BYTES))
     except (ValueError, RecursionError, TooLargeError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -161,12 +163,9 @@ def _earlier_inputs(out: Folder) -> dict[str, Any] | None:
     if out.exists(MANIFEST):
         manifest: dict[str, Any] = {**read_manifest(out)}
         return {name: manifest.get(name) for name in ("source", "plan", "recipe", "view_of", "fingerprint")}
-    try:
-        return dict(json.loads(out.read(PLAN_INPUTS)))
-    except FileNotFoundError:
+    if not out.exists(PLAN_INPUTS):
         return None
-    except ValueError:
-        return {"fingerprint": "damaged"}
+    return _json_object(out, PLAN_INPUTS) or {"fingerprint": "damaged"}
 
 
 def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:

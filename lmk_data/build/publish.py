@@ -1,5 +1,6 @@
 """Write what is published beside the shards: indexes, classes, rejects, the card; and make the manifest."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +40,10 @@ cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr lppl-1.3c mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 osl-3.0 pddl postgresql
 unlicense wtfpl zlib unknown other
 """
+
+
+# What begins HTML, links, pictures, code, tables, formulas, emphasis or a character reference; `_` in a word does not.
+_MARKUP = re.compile(r"[\\`*\[\]<|~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
 
 
 @dataclass(frozen=True)
@@ -169,11 +174,17 @@ def _single_line(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
+def markdown_line(text: str) -> str:
+    """Return a text that came from outside as one line of Markdown that shows it: nothing in it is markup or HTML."""
+    return _MARKUP.sub(r"\\\g<0>", _single_line(text))
+
+
 def card(manifest: Manifest, classes: pd.DataFrame) -> bytes:
     """Return the dataset card: Hugging Face `configs`, how to read the dataset, licence, counts."""
     loader = jinja2.PackageLoader("lmk_data.build")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
     # YAML does not combine escaped surrogates into one character, as JSON does.
+    environment.filters["markdown"] = markdown_line
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     first_split, first = next(iter(manifest["splits"].items()))
     text = environment.get_template("card.md").render(

@@ -24,6 +24,7 @@ from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.parquet import TableLimits, open_parquet, read_parquet
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Folder
@@ -90,7 +91,7 @@ def build_shard(task: ShardTask) -> Receipt:
     picture takes more memory than there is.
     """
     with task.place.out.open(PLAN_TABLE) as file:
-        planned = pq.ParquetFile(file).read_row_group(task.row_group).to_pylist()
+        planned = pq.ParquetFile(file).read_row_group(task.row_group, use_threads=False).to_pylist()
     try:
         outcomes, described = _resize_all(task, planned)
     except MemoryError as error:
@@ -199,7 +200,7 @@ def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: 
         sizes: the size in bytes of each shard that exists, by name.
     """
     try:
-        file = open_parquet(pa.BufferReader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
+        file = open_parquet(arrow_reader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
         if file.schema_arrow.names != receipt_schema(pa.int64()).names:
             return None
         table = file.read(columns=["reason"])
@@ -223,7 +224,7 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
     name = receipt_name(split, number)
     try:
-        table = read_parquet(pa.BufferReader(out.read(name)), None, _RECEIPT)
+        table = read_parquet(arrow_reader(out.read(name)), None, _RECEIPT)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(
             f"{out.location(name)}: not a readable receipt; delete it and run the build again"

@@ -23,7 +23,8 @@ def check_base(folder: Folder, shards_folder: Folder, manifest: Manifest) -> Non
         if actual != stated:
             raise DatasetError(
                 f"{folder.root}: a view of another dataset than {shards_folder.root} is now (content "
-                f"{actual[:12]} instead of {stated[:12]}); make the view again with lmk-shard subset"
+                f"{actual[:12]} instead of {stated[:12]}); name its own with --base, or make the view again with "
+                "lmk-shard subset"
             )
 
 

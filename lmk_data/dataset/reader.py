@@ -31,7 +31,7 @@ from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.dataset.tables import IndexBounds, check_index, read_classes, read_rest, read_table
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import Recipe
-from lmk_data.system.storage import Folder, LocalFolder, open_folder, retrying, stored_location
+from lmk_data.system.storage import Folder, LocalFolder, leads_elsewhere, open_folder, retrying, stored_location
 
 if TYPE_CHECKING:
     import webdataset
@@ -60,22 +60,27 @@ class ShardedDataset:
     >>> for sample in dataset.samples("val"): ...
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, base: str | os.PathLike[str] | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.shards_folder = _base_folder(folder, manifest)
+        self.shards_folder = _base_folder(folder, manifest, base)
         self._descriptors: dict[str, int] = {}
         self._columns: dict[str, dict[str, Any]] = {}
         self._lock = Lock()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None) -> Self:
         """Open a dataset by its path or URL, and check its version, the size of every shard, and that counts agree.
+
+        Args:
+            path: the dataset or view.
+            base: for a view, the path or URL of the dataset that has its shards; by default the one that the view
+                names, unless that is on another host, which only a user may name.
 
         Raises DatasetError that names the file and says what to do.
         """
         folder = open_folder(path)
-        dataset = cls(folder, read_manifest(folder))
+        dataset = cls(folder, read_manifest(folder), base)
         try:
             check_content(folder, dataset.manifest)
             check_base(folder, dataset.shards_folder, dataset.manifest)
@@ -310,16 +315,25 @@ class ShardedDataset:
         return descriptor
 
 
-def _base_folder(folder: Folder, manifest: Manifest) -> Folder:
-    """Return the folder that holds the shards: this one, or for a view the one that `view_of.path` names."""
+def _base_folder(folder: Folder, manifest: Manifest, base: str | os.PathLike[str] | None) -> Folder:
+    """Return the folder that holds the shards: this one, or for a view `base` or else what `view_of.path` names."""
     if "view_of" not in manifest:
+        if base is not None:
+            raise UserError(f"--base {os.fspath(base)}: {folder.root} is no view and has its own shards; leave it out")
         return folder
-    path = manifest["view_of"]["path"]
+    if base is not None:
+        return open_folder(base)
+    path, where = manifest["view_of"]["path"], folder.location(MANIFEST)
     try:
-        return open_folder(stored_location(path, folder))
+        location = stored_location(path, folder)
     except ValueError as error:
-        where = folder.location(MANIFEST)
         raise DatasetError(f"{where}: view_of.path is {error} ({path[:200]!r}); do not trust this dataset") from None
+    if leads_elsewhere(path, folder):
+        raise DatasetError(
+            f"{where}: a view whose pictures are at {location}, which is opened only if you name it; if you trust that "
+            f"place, give --base {location}"
+        )
+    return open_folder(location)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from lmk_data.dataset.format import Manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.export.croissant import croissant
@@ -19,7 +20,7 @@ from lmk_data.export.rows import Write, linked_files
 from lmk_data.export.timm import timm
 from lmk_data.export.wids import wids
 from lmk_data.options import Dialect
-from lmk_data.system.files import sha256_file
+from lmk_data.system.files import make_folder, open_regular, sha256_file, sync_folder
 from lmk_data.system.storage import LocalFolder, held, open_folder
 from lmk_data.system.terminal import notice
 
@@ -48,11 +49,7 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         out: Folder to write.
         quiet: Show no progress bar.
     """
-    if dataset.is_view:
-        raise UserError(
-            f"{dataset.location}: a view, whose tars hold another dataset's labels; "
-            "`lmk-shard subset --copy` makes a dataset of it, which can be exported"
-        )
+    refuse_view(dataset.location, dataset.manifest)
     folder = open_folder(out)
     if not isinstance(folder, LocalFolder):
         raise UserError(f"{out}: an export is made of hard links; choose a local folder, then upload it")
@@ -66,10 +63,21 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
         for name in linked:
             if name not in same:
                 _link(dataset.shard_path(name), folder, name)
+        for parent in {os.path.dirname(folder.location(name)) for name in linked}:
+            sync_folder(Path(parent))
         for name, write in tqdm(files.items(), desc=dialect, unit=" files", disable=True if quiet else None):
             write(folder, name)
         folder.sweep()
     return Exported(Path(folder.root), sorted(files))
+
+
+def refuse_view(location: str, manifest: Manifest) -> None:
+    """Raise UserError if a manifest is that of a view."""
+    if "view_of" in manifest:
+        raise UserError(
+            f"{location}: a view, whose tars hold another dataset's labels; "
+            "`lmk-shard subset --copy` makes a dataset of it, which can be exported"
+        )
 
 
 _FILES: dict[Dialect, Callable[[ShardedDataset], dict[str, Write]]] = {
@@ -132,13 +140,13 @@ def _link(source: Path, folder: LocalFolder, name: str) -> None:
     """
     target = Path(folder.location(name))
     folder.check_writable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno in _NO_LINKS:
             _notice_copies(folder.root, error.strerror)
-            with open(source, "rb") as original, folder.atomic(name) as file:
+            with open_regular(source) as original, folder.atomic(name) as file:
                 shutil.copyfileobj(original, file, _COPY_BYTES)
             return
         hint = "choose an --out on the same file system as the dataset" if error.errno == errno.EXDEV else "is it full?"

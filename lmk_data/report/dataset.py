@@ -12,6 +12,7 @@ from lmk_data.report.sections import dataset_sections
 from lmk_data.system.storage import Folder, LocalFolder, held
 
 _FIGURES, _PAGE = "report.json", "index.html"
+_MAX_FIGURES_BYTES = 256 << 20
 
 
 def write_report(
@@ -40,7 +41,7 @@ def _check_out(dataset: ShardedDataset, out: Folder) -> None:
 def _has_figures(out: Folder) -> bool:
     """Return whether a folder holds the figures of a report; they are written before its page."""
     try:
-        figures = json.loads(out.read(_FIGURES))
+        figures = json.loads(out.read(_FIGURES)) if out.size(_FIGURES) <= _MAX_FIGURES_BYTES else None
     except (FileNotFoundError, ValueError, RecursionError):
         return False
     return isinstance(figures, dict) and {"counts", "classes"} <= figures.keys()

@@ -21,9 +21,11 @@ from lmk_data.leftovers import is_leftover
 from lmk_data.sample.buildings import design_landmark
 from lmk_data.sample.photograph import photograph
 from lmk_data.system.engine import LocalEngine, local_engine
+from lmk_data.system.files import open_regular
 from lmk_data.system.terminal import progress_bar
 
 _RECEIPT = "sample.json"
+_MAX_OWN_BYTES = 256 << 20  # of a file that a sample holds
 _LABELS, _CATEGORIES = "train.csv", "train_label_to_category.csv"
 _NUM_REAL_IDS = 203_094  # the landmark ids of GLR2020 are below
 _SMALL = 6  # a default build leaves out smaller classes
@@ -161,13 +163,19 @@ def _is_finished(out: Path, arguments: dict[str, int], labels: bytes) -> bool:
     receipt, listed = out / _RECEIPT, out / _LABELS
     if receipt.exists():
         with contextlib.suppress(ValueError, AttributeError):
-            if arguments.items() <= json.loads(receipt.read_bytes()).items():
+            if arguments.items() <= json.loads(_content(receipt)).items():
                 return True
         raise UserError(f"{out}: holds a sample drawn with other arguments; give a new folder, or delete this one")
-    begun = listed.is_file() and listed.read_bytes() == labels
+    begun = listed.is_file() and _content(listed) == labels
     if not begun and any(path.suffix != ".tmp" and not is_leftover(path.name) for path in out.iterdir()):
         raise UserError(f"{out}: holds something else than this sample; give a new or an empty folder")
     return False
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a file of a sample."""
+    with open_regular(path) as file:
+        return file.read(_MAX_OWN_BYTES)
 
 
 def _draw(listing: pd.DataFrame, sample: Sample, seed: int, engine: LocalEngine, quiet: bool) -> None:

@@ -22,6 +22,7 @@ from lmk_data.sources.tar_headers import TarEntry, TarHeaders
 
 MAX_DIRECTORY_BYTES = 1 << 30  # of a zip
 MAX_MEMBERS = 20_000_000
+MAX_ZERO_BYTES = 256 << 20  # after the end mark of a tar
 MAX_NAME_LENGTH, MAX_FOLDERS = 4096, 256  # of a member; Linux opens no longer path
 RAW = -1  # `method` of a member that is not compressed (tar, folder); zip's own methods are 0 and above
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -197,6 +198,8 @@ def _next_tar(file: BinaryIO, end: int, location: str) -> int | None:
         raise UserError(f"{location}: damaged at byte {end:,}, or an unfinished download; copy it again")
     start = end + tarfile.BLOCKSIZE
     while chunk := file.read(_READ_AT_ONCE):
+        if start - end > MAX_ZERO_BYTES:
+            raise ValueError(f"more than {MAX_ZERO_BYTES >> 20} MB of zeros after the end mark at byte {end:,}")
         if content := chunk.lstrip(b"\0"):
             start += len(chunk) - len(content)
             return start - (start - end) % tarfile.BLOCKSIZE

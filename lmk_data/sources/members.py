@@ -17,6 +17,7 @@ from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.engine import LocalEngine
 from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
@@ -27,6 +28,7 @@ MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _HASHED_AT_ONCE = 4 << 20
 _MAX_BYTES = 2 << 30  # of the cached scans
 _CACHED = TableLimits(max_rows=100_000_000, max_bytes=8 << 30)
+_CHECKSUM_BYTES = 4096  # of a checksum file that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
     sums = {}
     for store in stores:
         for candidate in (f"md5.{os.path.splitext(store.name)[0]}.txt", f"{store.name}.md5"):
-            if candidate in names and (found := re.search(rb"\b[0-9a-fA-F]{32}\b", files.read(candidate)[:4096])):
+            head = files.read_range(candidate, 0, _CHECKSUM_BYTES) if candidate in names else b""
+            if found := re.search(rb"\b[0-9a-fA-F]{32}\b", head):
                 sums[store.name] = found.group().decode().lower()
     if not sums:
         example = f"md5.{os.path.splitext(stores[0].name)[0]}.txt"
@@ -203,7 +206,7 @@ class _ScanCache:
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
-            table = read_parquet(pa.BufferReader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
+            table = read_parquet(arrow_reader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
             tables = {}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.sources.rows import MAX_ROWS, DifferentRows, Numbers, Rows
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.parquet import MAX_COLUMNS, TableLimits, open_parquet, stated_columns
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
@@ -69,7 +70,7 @@ class Table:
             yield from reader
 
     def _read_parquet(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        source = pa.BufferReader(self._data)
+        source = arrow_reader(self._data)
         schema = pq.read_schema(source)
         for name in names:
             if pa.types.is_nested(kind := schema.field(name).type):
@@ -91,7 +92,7 @@ def open_table(data: bytes, path: str) -> Table:
     """
     try:
         if data[:4] == b"PAR1":
-            names = stated_columns(pa.BufferReader(data))
+            names = stated_columns(arrow_reader(data))
             return Table(path, [normal_text(name) for name in names], names, data, None)
         data = _csv_bytes(data, path)
         delimiter = _delimiter(data)
@@ -108,7 +109,7 @@ def open_table(data: bytes, path: str) -> Table:
 def _csv_reader(data: bytes, delimiter: str, convert: pa.csv.ConvertOptions | None = None) -> pa.csv.CSVStreamingReader:
     """Return a reader of a CSV in parts, each of whole lines: a line is no longer than a part."""
     return pa.csv.open_csv(
-        pa.BufferReader(data),
+        arrow_reader(data),
         read_options=pa.csv.ReadOptions(block_size=MAX_LINE_BYTES),
         parse_options=pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
         convert_options=convert,
@@ -168,7 +169,7 @@ def _csv_bytes(data: bytes, path: str) -> bytes:
 def _unpacked(data: bytes, path: str) -> bytes:
     """Return the content of a gzip, a thousand times as large at most. Raises UserError if it is over the limit."""
     unpacked = bytearray()
-    with pa.input_stream(pa.BufferReader(data), compression="gzip") as stream:
+    with pa.input_stream(arrow_reader(data), compression="gzip") as stream:
         while part := stream.read(_UNPACKED_AT_ONCE):
             unpacked += part
             if len(unpacked) > MAX_BYTES:

@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal
 
 MAX_HEADER_BYTES = 1 << 20  # of one extension header: long names, and attributes that systems keep there
 MAX_HEADERS = 16  # extension headers before one member
+_MAX_SPARSE_MAP_BYTES = 16 << 20  # for 700,000 holes
 _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAME, _LONG_TARGET, _GLOBAL = b"L", b"K", b"g"
 _PAX = (b"x", b"X")
@@ -120,9 +121,11 @@ class TarHeaders:
 
     def _skip_sparse_map(self, header: bytes) -> None:
         """Move to the last header of a sparse file of GNU's old format, which lists more holes in further blocks."""
-        more = header[482]
+        more, end = header[482], self.position + _MAX_SPARSE_MAP_BYTES
         while more:
             self.position += _BLOCK
+            if self.position > end:
+                raise DamagedTarError("a map of holes without end", self.position)
             block = self._read()
             more = block[504] if len(block) == _BLOCK else 0
 

@@ -139,9 +139,27 @@ def remove_durably(path: Path) -> None:
         sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, so that they survive a power cut as their files do."""
+    missing = []
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            break
+        missing.append(path)
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions inside `folder` survive a power cut, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make what is created, renamed and deleted inside `folder` survive a power cut.
+
+    Nothing is done where the file system cannot, or where the user may write the folder but not read it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

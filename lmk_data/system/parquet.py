@@ -55,7 +55,9 @@ def open_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits
 def read_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits) -> pa.Table:
     """Return columns of a Parquet file as they are; `columns` None reads all. Raises as `open_parquet` does."""
     file = open_parquet(source, columns, limits)
-    table = file.read(columns=None if columns is None else list(columns))
+    # Threads may hold a file of Python beyond the interpreter's end, see `arrow_reader`.
+    is_arrows = isinstance(source, pa.NativeFile)
+    table = file.read(columns=None if columns is None else list(columns), use_threads=is_arrows)
     if sum(text_bytes(column) for column in table.columns) > limits.max_bytes:
         raise ValueError(f"texts of more than {limits.max_bytes:,} bytes for {table.num_rows:,} rows")
     schema = file.metadata.schema.to_arrow_schema()

@@ -10,14 +10,16 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
 from lmk_data.system import web
-from lmk_data.system.files import MAX_FILE_BYTES
+from lmk_data.system.files import MAX_FILE_BYTES, check_no_link, open_regular
 from lmk_data.system.retries import repeated
 from lmk_data.system.terminal import without_secrets
 
@@ -30,14 +32,18 @@ _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RemoteFolder:
     """A `Folder` behind an fsspec URL. Files are written on this machine first and uploaded whole.
 
-    `url` may hold a password or a token. `root` and `location` do not, because messages and files show them.
+    `url` may hold a password or a token. `root`, `location` and `repr` do not, because messages, files and the logs of
+    Dask's workers show them.
     """
 
     url: str
+
+    def __repr__(self) -> str:
+        return f"RemoteFolder({self.root!r})"
 
     @property
     def root(self) -> str:
@@ -47,20 +53,20 @@ class RemoteFolder:
         return without_secrets(f"{self.url}/{name}" if name else self.url)
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         return _request(lambda: _read_bounded(fs, path, max_bytes), self.location(name))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""  # HTTP has no empty range
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         data = _request(lambda: fs.cat_file(path, start=offset, end=offset + num_bytes), self.location(name))
         if len(data) > num_bytes:  # a web server that does not support ranges sends the whole file
             data = data[offset : offset + num_bytes]
         return bytes(data)
 
     def open(self, name: str) -> BinaryIO:
-        fs, path = self._file(name)
+        fs, path = self._readable(name)
         options = {"block_size": _BLOCK_BYTES, "cache_type": "readahead"}
         file = _request(lambda: fs.open(path, "rb", **options), self.location(name))
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name))))
@@ -143,7 +149,7 @@ class RemoteFolder:
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _sweep_uploads()
         with tempfile.TemporaryDirectory(prefix=f"{_upload_prefix()}{os.getpid()}_") as folder:
             local = os.path.join(folder, "file")
@@ -155,11 +161,11 @@ class RemoteFolder:
                 raise storage_failure(error, self.location(name)) from error
 
     def remove(self, name: str) -> None:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _request(lambda: fs.exists(path) and fs.rm_file(path), self.location(name))
 
     def remove_tree(self, name: str) -> None:
-        fs, path = self._file(name)
+        fs, path = self._writable(name)
         _request(lambda: fs.exists(path) and fs.rm(path, recursive=True), self.location(name))
 
     def sweep(self) -> None:
@@ -190,6 +196,20 @@ class RemoteFolder:
             links = ((web.link_below(path, url), entry) for url, entry in named)
             return [(f"{path}/{link}", entry) for link, entry in links if link]
         return [(name, entry) for name, entry in named if name.strip("/") != path.strip("/")]
+
+    def _readable(self, name: str) -> tuple[Any, str]:
+        """Return what `_file` does; raise OSError for a device or a FIFO that a `file://` URL names."""
+        fs, path = self._file(name)
+        if isinstance(fs, LocalFileSystem):
+            open_regular(path).close()
+        return fs, path
+
+    def _writable(self, name: str) -> tuple[Any, str]:
+        """Return what `_file` does; raise UserError if a `file://` URL leads through a link inside this folder."""
+        fs, path = self._file(name)
+        if isinstance(fs, LocalFileSystem):
+            check_no_link(Path(path), root=Path(self._file("")[1]))
+        return fs, path
 
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.url)
@@ -245,10 +265,18 @@ def file_system(url: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
+def path_on_this_machine(url: str) -> str | None:
+    """Return the absolute path that a `file://` URL names, None for any other. Raises UserError as `file_system`."""
+    fs, path = file_system(url)
+    return os.path.abspath(path or "/") if isinstance(fs, LocalFileSystem) else None
+
+
 def glob_urls(pattern: str) -> list[str]:
-    """Return the URLs that match a pattern, sorted."""
+    """Return the URLs that match a pattern, sorted. Raises UserError for one that may lead through all of a server."""
     fs, path = file_system(pattern)
-    with _as_os_errors(pattern):
+    if web.is_web(fs) and "**" in path:
+        raise UserError(f"{without_secrets(pattern)}: `**` lists a web server without end; name a folder instead")
+    with _as_os_errors(pattern), web.bounded_answers(web.MAX_LISTING_BYTES):
         return sorted(str(fs.unstrip_protocol(match)) for match in fs.glob(path))
 
 
@@ -332,13 +360,10 @@ def _as_os_errors(location: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and not web.is_absent(error):
             reason = without_secrets(" ".join(str(error.__cause__).split())[:300] or type(error.__cause__).__name__)
             raise OSError(None, f"no answer ({reason})", without_secrets(location)) from error
-        if isinstance(error, TimeoutError):
-            error.strerror = error.strerror or "no answer in time"
-        if error.filename is None:
-            error.strerror = without_secrets(
-                error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
-            )
-            error.filename = without_secrets(location)
+        silent = "no answer in time" if isinstance(error, TimeoutError) else ""
+        reason = error.strerror or silent or " ".join(str(error).split())[:300] or type(error).__name__
+        error.strerror = without_secrets(reason)
+        error.filename = without_secrets(location if error.filename is None else str(error.filename))
         raise
     except Exception as error:
         kind = PermissionError if "Credential" in type(error).__name__ else OSError

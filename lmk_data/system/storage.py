@@ -21,11 +21,12 @@ from lmk_data.system.files import (
     check_no_link,
     file_lock,
     is_unfinished,
+    make_folder,
     open_regular,
     read_bounded,
     remove_durably,
 )
-from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names
+from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names, path_on_this_machine
 from lmk_data.system.retries import repeated
 
 # A dataset's folder holds everything that is not the dataset below BUILD_FOLDER, under these names.
@@ -188,8 +189,8 @@ class LocalFolder:
         path, unfinished = Path(self.location(name)), Path(self.location(UNFINISHED_FOLDER))
         self.check_writable(path.parent)
         self.check_writable(unfinished)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        make_folder(unfinished)
         with atomic_file(path, unfinished) as file:
             yield file
 
@@ -273,7 +274,7 @@ def held(folder: Folder, busy: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.check_writable(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             stack.enter_context(file_lock(path, wait_seconds=0, busy=message))
         except OSError as error:
             raise UserError(f"--out {root}: cannot be written: {error.strerror}") from error
@@ -293,6 +294,13 @@ def _leave_nothing_behind(folder: Path, existed: bool) -> None:
                 folder.rmdir()
     except FileNotFoundError:
         pass  # somebody removed the folder; nothing is left
+
+
+def local_path(folder: Folder) -> str | None:
+    """Return the path of a folder of this machine, also of one that a `file://` URL names; None for any other."""
+    if isinstance(folder, LocalFolder):
+        return folder.root
+    return path_on_this_machine(folder.url) if isinstance(folder, RemoteFolder) else None
 
 
 def path_within(inner: Folder, outer: Folder) -> str | None:
@@ -359,6 +367,23 @@ def stored_location(path: str, base: Folder | None = None) -> str:
     if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
         raise ValueError("a path that leads to another host or bucket")
     return f"{own_scheme}://{joined}"
+
+
+def leads_elsewhere(path: str, base: Folder) -> bool:
+    """Return whether a path that a file in the folder `base` names is a URL of another host, bucket or local root.
+
+    Nobody named that place: only the user may. Relative paths stay in the storage of the folder.
+    """
+    if not is_url(path):
+        return False
+    own = _storage_of(base.url) if isinstance(base, RemoteFolder) else None
+    return _storage_of(path) != own or path.startswith("file:")
+
+
+def _storage_of(url: str) -> tuple[str, str]:
+    """Return the kind of storage that a URL names, and its host or bucket."""
+    scheme, _, rest = url.partition("://")
+    return scheme, rest.split("/", 1)[0].rpartition("@")[2].lower()
 
 
 def expand_glob(pattern: str) -> list[str]:

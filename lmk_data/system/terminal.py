@@ -3,7 +3,9 @@
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -44,18 +46,24 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0 done, 1 after an error, 130 interrupted, 141 if nobody reads stdout.
 
     An error is one line on stderr. It is an `LmkError` or what the operating system refuses: a folder that cannot be
-    written, a full disk. Any other exception is a bug and keeps its traceback. A reader of stdout that stops early,
-    such as `| head`, does not end the command: it does the rest of its work, and the code is then 141, as after
-    SIGPIPE.
+    written, a full disk, too little memory. Any other exception is a bug and keeps its traceback. A reader of stdout
+    that stops early, such as `| head`, does not end the command: it does the rest of its work, and the code is then
+    141, as after SIGPIPE.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
+    sys.excepthook = _print_traceback
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with lasting_streams():
             return _code_of(program, command)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug as Python does, without the secrets of URLs: logs keep it."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _code_of(program: str, command: Callable[[], None]) -> int:
@@ -73,6 +81,9 @@ def _code_of(program: str, command: Callable[[], None]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"{program}: error: {where}{error.strerror or error}"), file=sys.stderr)
+        return EXIT_ERROR
+    except MemoryError:  # what a file states is checked first, but a machine may have less than is allowed
+        print(f"{program}: error: there is not enough memory for this; use a machine that has more", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)

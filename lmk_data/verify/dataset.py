@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.build.plan import plan_fingerprint
+from lmk_data.build.publish import markdown_line
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
@@ -36,7 +37,8 @@ from lmk_data.verify.shard import Problem, ShardToCheck, check_shard, first_diff
 from lmk_data.views.view import view_fingerprint
 
 _DECODED_PICTURES = 2_000
-_HASHED_AT_ONCE = 4 << 20
+_READ_BYTES = 1 << 20  # at once
+_MAX_CARD_BYTES = 16 << 20
 _NO_LABELS = np.empty(0, dtype=np.int32)
 
 
@@ -51,14 +53,23 @@ class Verification:
     problems: list[Problem]
 
 
-def verify(path: str, *, quick: bool = False, workers: int | None = None, quiet: bool = False) -> Verification:
+def verify(
+    path: str, *, base: str | None = None, quick: bool = False, workers: int | None = None, quiet: bool = False
+) -> Verification:
     """Check every byte of a dataset or a view, and decode a sample of its pictures unless `quick`.
+
+    Args:
+        path: the dataset or view.
+        base: for a view, the dataset that has its shards; by default the one that the view names.
+        quick: decode no picture.
+        workers: worker processes; by default one per core.
+        quiet: show no progress.
 
     Raises DatasetError if there is no readable manifest, or if the base of a view is another dataset.
     """
     folder = open_folder(path)
     manifest = read_manifest(folder)
-    dataset = ShardedDataset(folder, manifest)
+    dataset = ShardedDataset(folder, manifest, base)
     check_base(folder, dataset.shards_folder, manifest)
     problems = [*_check_manifest(folder, manifest), *_check_files(folder, manifest)]
     if not dataset.is_view:
@@ -116,9 +127,9 @@ def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
             if stated is not None and stated["num_bytes"] != shard["num_bytes"]:
                 yield Problem(location, f"files and splits differ in the size of {shard['name']}")
     if not is_view and folder.exists(CARD):
-        card = folder.read(CARD).decode("utf-8", "replace")
-        for words in (" ".join(manifest["title"].split()), manifest["license"]):
-            if words not in card:
+        card = folder.read_range(CARD, 0, _MAX_CARD_BYTES).decode("utf-8", "replace")
+        for words in (manifest["title"], manifest["license"]):
+            if markdown_line(words) not in card and " ".join(words.split()) not in card:  # 0.1.0 did not escape
                 yield Problem(location, f"the card does not say {words!r}")
 
 
@@ -148,7 +159,7 @@ def _hashed(folder: Folder, name: str, num_bytes: int) -> tuple[int, str]:
     """Return size and sha256 of a file, which is read no further than a little beyond `num_bytes`."""
     total, digest = 0, hashlib.sha256()
     with folder.open(name) as file:
-        while total <= num_bytes and (data := file.read(_HASHED_AT_ONCE)):
+        while total <= num_bytes and (data := file.read(_READ_BYTES)):
             total += len(data)
             digest.update(data)
     return total, digest.hexdigest()

@@ -102,7 +102,7 @@ def _copy_shard(task: _CopyTask) -> Receipt:
     Raises DatasetError for a picture whose checksum differs from the index.
     """
     with task.place.out.open(PLAN_TABLE) as file:
-        rows = pq.ParquetFile(file).read_row_group(task.row_group).to_pylist()
+        rows = pq.ParquetFile(file).read_row_group(task.row_group, use_threads=False).to_pylist()
 
     def read(row: dict[str, Any], max_bytes: int) -> bytes | None:
         if row["jpg_size"] > max_bytes:

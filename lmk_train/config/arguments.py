@@ -35,6 +35,14 @@ Quiet = Annotated[bool, tyro.conf.arg(help="Print no progress and no summary.")]
 DatasetLocation = Annotated[
     str, tyro.conf.arg(metavar="DATASET", help="Dataset that `lmk-shard build` wrote: a path or a URL.")
 ]
+DatasetBase = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DIR_OR_URL",
+        help="Dataset that has the pictures of a view; by default the one that the view names. Needed if that is on "
+        "another host, because nothing that only a file names is opened there.",
+    ),
+]
 
 
 def default_cache_folder() -> Path | None:

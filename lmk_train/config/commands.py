@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lmk_data.errors import UserError
-from lmk_train.config.arguments import Amp, CacheOptions, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
 from lmk_train.config.option import Limits, check_limits
 from lmk_train.config.training import LossName, Metric, ModelName, one_of
 
@@ -26,6 +26,7 @@ class EvalConfig:
     run: RunLocation
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset to evaluate on; by default the one that the run was trained on."""
+    base: DatasetBase = None
     split: Literal["train", "val", "test"] = "test"
     """Split to evaluate."""
     checkpoint: CheckpointName = "best"
@@ -93,6 +94,7 @@ class ExportConfig:
     """File to write; by default model.onnx or model.pt2 in the run's folder."""
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset whose pictures are compared on; by default the one that the run was trained on."""
+    base: DatasetBase = None
     checkpoint: CheckpointName = "best"
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     quiet: Annotated[bool, tyro.conf.arg(help="Print no summary.")] = False
@@ -109,6 +111,7 @@ class TuneConfig:
     """
 
     shards: DatasetLocation
+    base: DatasetBase = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the search; by default runs/tune-<model>-<loss>."""
     strategy: Literal["bayesian", "grid", "random"] = "bayesian"

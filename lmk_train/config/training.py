@@ -20,12 +20,22 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import without_secrets
-from lmk_train.config.arguments import OF_COMMAND, Amp, CacheOptions, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.arguments import (
+    OF_COMMAND,
+    Amp,
+    CacheOptions,
+    DatasetBase,
+    DatasetLocation,
+    Device,
+    Quiet,
+    Workers,
+)
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
-LossName = Literal["ldam", "ce", "balanced-softmax"]
+LossName = Literal["ldam", "ce", "balanced-softmax", "arcface"]
 Head = Literal["linear", "cosine"]
+Pool = Literal["avg", "gem"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step"]
 Sampling = Literal["uniform", "class-balanced", "repeat-factor"]
@@ -107,13 +117,35 @@ class _Options(Generic[Omitted]):
     """Initial weights of the backbone: ImageNet, random, or a file (a state dict or a checkpoint of lmk-train).
     By default ImageNet weights, and random weights for resnet32, which has no others."""
     loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = "ldam"
-    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits)."""
+    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits).
+    ArcFace has angular margins from the class counts and several centres a class."""
     head: Annotated[Head | Omitted, one_of(Head), OptionInfo(search=Search())] = _DERIVED
-    """Last layer; by default cosine for ldam, linear for the other losses."""
+    """Last layer; by default cosine for ldam and arcface, linear for the other losses. ArcFace has no linear one."""
+    pool: Annotated[Pool, OptionInfo(acts_on_backbone=True, search=Search())] = "avg"
+    """Pool the last feature map by its mean, or by a generalised mean (GeM) whose power is learnt."""
+    neck: Annotated[
+        int | None, tyro.conf.arg(metavar="D"), Limits(at_least=2, at_most=8192), OptionInfo(search=Search())
+    ] = None
+    """Linear layer and batch normalisation to D dimensions before the head (512 is usual); by default none."""
     ldam_max_margin: Annotated[
         float, Limits(above=0, at_most=2), OptionInfo(losses=("ldam",), search=Search(low=0.1, high=1.0))
     ] = 0.5
     """LDAM only: margin of the rarest class."""
+    arcface_margin: Annotated[
+        float, Limits(at_least=0, at_most=1), OptionInfo(losses=("arcface",), search=Search(low=0.1, high=1.0))
+    ] = 0.5
+    """ArcFace only: a class with n training images has a margin of this / n^(1/4) + --arcface-min-margin radians."""
+    arcface_min_margin: Annotated[
+        float, Limits(at_least=0, at_most=0.5), OptionInfo(losses=("arcface",), search=Search(low=0.0, high=0.3))
+    ] = 0.05
+    """ArcFace only: margin of a class with very many training images, in radians."""
+    subcenters: Annotated[
+        int,
+        tyro.conf.arg(metavar="C"),
+        Limits(at_least=1, at_most=16),
+        OptionInfo(losses=("arcface",), search=Search()),
+    ] = 3
+    """ArcFace only: centres a class; the nearest one counts. The head grows by that factor."""
     drw_start: Annotated[
         float | None,
         tyro.conf.arg(metavar="SHARE"),
@@ -235,6 +267,7 @@ class _Options(Generic[Omitted]):
     best_by: Annotated[Metric, OptionInfo(set_by_search=True)] = "macro_f1"
     """Metric of the validation split that decides which epoch is kept as the best."""
     workers: Annotated[Workers, OF_COMMAND] = None
+    base: Annotated[DatasetBase, OF_COMMAND] = None
     cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     seed: Annotated[int, Limits(at_least=0, at_most=2**63 - 1), OptionInfo(set_by_search=True)] = 0
     """Decides the order of samples, augmentation and the initialisation of new layers."""
@@ -254,6 +287,8 @@ class _Options(Generic[Omitted]):
         if self.dry_run and self.profile_input:
             raise UserError("--dry-run and --profile-input: give one of them")
         head = str(self.head or default_head(self.loss))
+        if self.loss == "arcface" and head != "cosine":
+            raise UserError(f"--head {head} goes not with --loss arcface, whose margins are angles; leave it out")
         for name, option in options_of(type(self)).items():
             if option.info.applies_to(self.loss, head) or getattr(self, name) == option.default:
                 continue
@@ -339,4 +374,4 @@ class ResolvedConfig(_Options[Never]):
 
 def default_head(loss: str) -> Head:
     """Return the head that a loss is trained with by default."""
-    return "cosine" if loss == "ldam" else "linear"
+    return "cosine" if loss in ("ldam", "arcface") else "linear"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmk_data.errors import DatasetError, LmkError, UserError
-from lmk_data.system.files import file_lock
+from lmk_data.system.files import file_lock, open_regular
 
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
@@ -134,7 +134,7 @@ class ShardFiles:
 
 def _read_ahead(path: Path) -> None:
     """Ask the kernel to read a file into the page cache."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         for offset in range(0, os.fstat(file.fileno()).st_size, _ADVISED_AT_ONCE):
             os.posix_fadvise(file.fileno(), offset, _ADVISED_AT_ONCE, os.POSIX_FADV_WILLNEED)
 

@@ -15,14 +15,14 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.files import check_no_link, sha256_file, sync_folder, write_bytes
+from lmk_data.system.files import check_no_link, make_folder, sha256_file, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.order import batch_picks, num_batches
 from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
-from lmk_train.models.registry import ARCHITECTURES
+from lmk_train.models.registry import ARCHITECTURES, make_backbone
 from lmk_train.models.weights import load_weights
 from lmk_train.runs.plain_file import one_line, open_regular, read_bounded
 from lmk_train.runtime.precision import Precision, resolve_device
@@ -112,23 +112,23 @@ class FeatureStore:
 
 
 def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[str], None]) -> None:
-    """Run the training and validation splits through the backbone of a resolved configuration, unless this was done.
+    """Run the training and validation split through the backbone of a resolved configuration, unless this was done.
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
     """
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         description = _description(dataset, config)
         if (folder / _DESCRIPTION).exists():
             FeatureStore.open(folder, dataset, config)
             return
         device = resolve_device(config.device)
-        backbone = ARCHITECTURES[config.model].make(dataset.recipe.size)
+        backbone = make_backbone(config, dataset.recipe.size)
         source = load_weights(backbone, config.model, config.weights)
         announce(f"{config.model}: {source}; computing its features once")
         backbone.to(device).to(memory_format=torch.channels_last).eval()
         check_no_link(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
+        make_folder(folder)
+        for split in (one for one in SPLITS if dataset.num_samples(one)):
             _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
         if device.type == "cuda":
             del backbone
@@ -184,4 +184,5 @@ def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, s
         "weights": config.weights,
         "weights_sha256": sha256_file(path) if path.is_file() else None,
         "amp": config.amp,
+        **({} if config.pool == "avg" else {"pool": config.pool}),
     }

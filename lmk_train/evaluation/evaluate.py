@@ -73,7 +73,7 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     state = load_checkpoint(config.run, config.checkpoint)
     trained, classes = ResolvedConfig.from_json(state["config"]), Classes.of_checkpoint(state)
     shards, device = config.shards or stored_dataset(config.run, trained.shards), resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(shards) as dataset:
+    with joined_world(device) as world, ShardedDataset.open(shards, base=config.base) as dataset:
         _check_split(config.split, dataset, classes)
         model = build_model(trained, len(classes.ids), dataset.recipe.size)
         restore_weights(model, weights_to_evaluate(state), RunFolder(config.run).checkpoint(config.checkpoint))

@@ -23,7 +23,8 @@ _IS = {
 }
 _PREDICTIONS = {"key": "text", "target": "whole", "label_1": "whole", "probability_1": "real"}
 _PER_CLASS = {"label": "whole", "landmark_id": "id", "name": "text"}
-_PER_CLASS |= dict.fromkeys(("train", "support", "predicted", "correct"), "whole")
+_COUNTS = ("train", "support", "predicted", "correct")
+_PER_CLASS |= dict.fromkeys(_COUNTS, "whole")
 _PER_CLASS |= dict.fromkeys(("precision", "recall", "f1"), "real")
 _CONFUSION = dict.fromkeys(("target", "prediction", "count"), "whole")
 
@@ -92,6 +93,8 @@ def read_tables(folder: RunFolder, split: str) -> tuple[pd.DataFrame, pd.DataFra
     confusion = _read_table(folder.confusion(split), _CONFUSION, nullable=None)
     if classes["label"].tolist() != list(range(len(classes))):
         raise UserError(f"{folder.per_class(split)}: its labels are not 0, 1, 2 and so on; {_AGAIN}")
+    if not (classes[list(_COUNTS)] >= 0).all(axis=None) or not classes["support"].any():
+        raise UserError(f"{folder.per_class(split)}: its counts are no counts of images; {_AGAIN}")
     labels = [(folder.predictions(split), predictions[name].dropna()) for name in ("target", "label_1")]
     labels += [(folder.confusion(split), confusion[name]) for name in ("target", "prediction")]
     for path, column in labels:

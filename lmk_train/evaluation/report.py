@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.report import page
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import make_folder, write_bytes
 from lmk_train.evaluation.evaluated import read_metrics, read_record
 from lmk_train.evaluation.report_sections import run_sections
 from lmk_train.runs.folder import RunFolder
@@ -34,6 +34,6 @@ def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
     if source["dataset"] != source["trained_on"]:
         subtitle += f" of another dataset than it was trained on: {source['shards']}"
     path = RunFolder(run).report(split)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, page.render_page(run.resolve().name, subtitle, run_sections(record, dataset)).encode())
     return path

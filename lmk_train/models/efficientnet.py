@@ -10,19 +10,22 @@ from torch import nn
 from torch.nn import functional
 
 from lmk_data.errors import missing_extra
+from lmk_train.models.pooling import AveragePool
 from lmk_train.models.state_dicts import StateDict, download_state_dict, read_state_dict
 
 
 class EfficientNetFeatures(nn.Module):
-    """The features of a network of either library, pooled by their mean: float32 [B, 3, H, W] to [B, 1280]."""
+    """The features of a network of either library, pooled: float32 [B, 3, H, W] to [B, 1280]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.pool: nn.Module = AveragePool()
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.network.extract_features(pictures)  # type: ignore[operator]
-        return features.mean(dim=(2, 3))
+        pooled: torch.Tensor = self.pool(features)
+        return pooled
 
 
 def make_efficientnet_b0(picture_size: int) -> nn.Module:

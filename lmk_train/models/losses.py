@@ -1,8 +1,9 @@
 """Losses for long-tailed classification over float32 logits, and what they take from the class counts.
 
-`LDAM` lowers the target's logit by the margins of `ldam_margins`, `BalancedSoftmax` adds `log_prior` to the logits,
-`CrossEntropy` is the plain loss. `drw_weights` are class weights that can be applied to any of them late in training.
-Losses take logits float32 [B, K] and targets int64 [B], and return one loss for each sample, float32 [B].
+`LDAM` lowers the target's logit by the margins of `ldam_margins`, `ArcFace` turns the target's cosine by the angles of
+`arcface_margins`, `BalancedSoftmax` adds `log_prior` to the logits, `CrossEntropy` is the plain loss. `drw_weights` are
+class weights that can be applied to any of them late in training. Losses take logits float32 [B, K] and targets int64
+[B], and return one loss for each sample, float32 [B].
 """
 
 import math
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+
+_SMALLEST_SQUARED_SINE = 1e-6  # a float32 cosine is no closer to 1; it bounds the gradient of the root
 
 
 def ldam_margins(train_counts: NDArray[np.int64], max_margin: float) -> torch.Tensor:
@@ -28,6 +31,17 @@ def ldam_margins(train_counts: NDArray[np.int64], max_margin: float) -> torch.Te
     counts = torch.from_numpy(np.asarray(train_counts, dtype=np.float64))
     roots = torch.where(counts > 0, counts.clamp_min(1) ** -0.25, 0.0)
     return (roots * (max_margin / roots.max())).float()
+
+
+def arcface_margins(train_counts: NDArray[np.int64], factor: float, smallest: float) -> torch.Tensor:
+    """Return the angular margin of each class in radians, float32 [K]: factor * n_j^(-1/4) + smallest.
+
+    n_j, int64 [K], are its training samples; a class without any gets `smallest`. Ha et al., "Google Landmark
+    Recognition 2020 competition third place solution", arXiv 2010.05350, with factor 0.5 and smallest 0.05.
+    """
+    counts = torch.from_numpy(np.asarray(train_counts, dtype=np.float64))
+    roots = torch.where(counts > 0, counts.clamp_min(1) ** -0.25, 0.0)
+    return (roots * factor + smallest).float()
 
 
 def drw_weights(train_counts: NDArray[np.int64], beta: float = 0.9999) -> torch.Tensor:
@@ -81,6 +95,32 @@ class LDAM(nn.Module):
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         lowered = logits.scatter_add(1, targets[:, None], -self.margins[targets][:, None])
+        return functional.cross_entropy(lowered, targets, reduction="none")
+
+
+class ArcFace(nn.Module):
+    """Additive angular margin loss: the target's angle is widened by its class's margin before a cross entropy.
+
+    The logits are scale * cosine. The target's, scale * cos(t), becomes scale * cos(t + margin); where t + margin is
+    beyond pi, which would raise it again, it becomes scale * (cos(t) - margin * sin(margin)) and goes on falling.
+    `margins`, float32 [K] in radians, are those of `arcface_margins`. Deng et al., "ArcFace: additive angular margin
+    loss for deep face recognition", CVPR 2019.
+    """
+
+    margins: torch.Tensor
+
+    def __init__(self, margins: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("margins", margins)
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        margins = self.margins[targets]
+        cosines = (logits.gather(1, targets[:, None]).squeeze(1) / self.scale).clamp(-1, 1)
+        sines = ((1 - cosines) * (1 + cosines)).clamp_min(_SMALLEST_SQUARED_SINE).sqrt()
+        widened = cosines * margins.cos() - sines * margins.sin()
+        moved = torch.where(cosines > -margins.cos(), widened, cosines - margins * margins.sin())
+        lowered = logits.scatter(1, targets[:, None], (moved * self.scale)[:, None])
         return functional.cross_entropy(lowered, targets, reduction="none")
 
 

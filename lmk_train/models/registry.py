@@ -12,7 +12,8 @@ from lmk_train.models.efficientnet import (
     make_efficientnet_b0,
     make_efficientnet_lite0,
 )
-from lmk_train.models.heads import Classifier, CosineHead
+from lmk_train.models.heads import Classifier, CosineHead, SubcenterHead, make_neck
+from lmk_train.models.pooling import GeneralizedMean
 from lmk_train.models.resnet32 import make_resnet32
 from lmk_train.models.resnet50 import make_resnet50, resnet50_weights
 from lmk_train.models.state_dicts import StateDict
@@ -37,6 +38,7 @@ class Architecture:
         num_features: the length D of its feature vectors.
         stride: input pixels per position of its last feature map.
         normalization: of its input.
+        pooling: the name of its module that pools the last feature map.
     """
 
     make: Callable[[int], nn.Module]
@@ -44,24 +46,45 @@ class Architecture:
     num_features: int
     stride: int
     normalization: Normalization
+    pooling: str = "pool"
+
+
+def make_backbone(config: ResolvedConfig, picture_size: int) -> nn.Module:
+    """Return the backbone of a configuration, with random weights: pictures [B, 3, H, W] to features [B, D].
+
+    Its model and pooling count; `picture_size` are the pixels on each side of its pictures.
+    """
+    architecture = ARCHITECTURES[config.model]
+    backbone = architecture.make(picture_size)
+    if config.pool == "gem":
+        setattr(backbone, architecture.pooling, GeneralizedMean())
+    return backbone
 
 
 def build_model(config: ResolvedConfig, num_classes: int, picture_size: int) -> Classifier:
     """Return the classifier that a resolved configuration describes, with random weights.
 
     Args:
-        config: its model, head, cosine scale and dropout rate count.
+        config: its model, pooling, neck, loss, head, cosine scale, centres and dropout rate count.
         num_classes: outputs of the head.
         picture_size: pixels on each side of its pictures.
     """
-    architecture = ARCHITECTURES[config.model]
-    if config.cosine_scale is not None:  # which a resolved configuration has with a cosine head only
-        head: nn.Module = CosineHead(architecture.num_features, num_classes, config.cosine_scale)
-    else:
-        head = nn.Linear(architecture.num_features, num_classes)
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
-    return Classifier(architecture.make(picture_size), head, config.drop_rate)
+    num_features = ARCHITECTURES[config.model].num_features
+    neck = None if config.neck is None else make_neck(num_features, config.neck)
+    head = _make_head(config, config.neck or num_features, num_classes)
+    return Classifier(make_backbone(config, picture_size), head, config.drop_rate, neck)
+
+
+def _make_head(config: ResolvedConfig, num_features: int, num_classes: int) -> nn.Module:
+    scale = config.cosine_scale
+    if scale is None:  # which a resolved configuration has with a cosine head only
+        linear = nn.Linear(num_features, num_classes)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        return linear
+    if config.loss == "arcface" and config.subcenters > 1:
+        return SubcenterHead(num_features, num_classes, scale, config.subcenters)
+    return CosineHead(num_features, num_classes, scale)
 
 
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:
@@ -80,7 +103,7 @@ _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 _CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet50": Architecture(make_resnet50, resnet50_weights, 2048, 32, _IMAGENET),
+    "resnet50": Architecture(make_resnet50, resnet50_weights, 2048, 32, _IMAGENET, "avgpool"),
     "efficientnet-b0": Architecture(make_efficientnet_b0, efficientnet_b0_weights, 1280, 32, _IMAGENET),
     "efficientnet-lite0": Architecture(make_efficientnet_lite0, efficientnet_lite0_weights, 1280, 32, _LITE),
     "resnet32": Architecture(make_resnet32, None, 64, 4, _CIFAR),

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lmk_train.models.pooling import AveragePool
+
 
 class _Block(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters (option A): strided, with zeros for the new channels."""
@@ -39,12 +41,13 @@ class ResNet32(nn.Module):
             _Block(before, after, 1 + (after != before)) for before, after in zip([16, *widths], widths, strict=False)
         ]
         self.blocks = nn.Sequential(*blocks)
+        self.pool: nn.Module = AveragePool()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.blocks(functional.relu(self.bn1(self.conv1(pictures)))).mean(dim=(2, 3))
+        features: torch.Tensor = self.pool(self.blocks(functional.relu(self.bn1(self.conv1(pictures)))))
         return features
 
 

@@ -37,7 +37,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> str:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"--weights {weights}: made for another network than {name}: {reason}") from None
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    missing = [key for key in missing if not key.endswith(("num_batches_tracked", "pool.p"))]
     if missing or unexpected:
         difference = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}"
         raise UserError(f"--weights {weights}: made for another network than {name}: it {difference}")

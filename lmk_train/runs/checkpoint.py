@@ -8,7 +8,7 @@ import torch
 
 from lmk_data.dataset import recipe_of
 from lmk_data.errors import StorageError, UserError
-from lmk_data.system.files import atomic_file
+from lmk_data.system.files import atomic_file, make_folder
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.plain_file import checked, one_line
@@ -66,7 +66,7 @@ def save_checkpoint(run: Path, name: str, state: dict[str, Any]) -> None:
     """
     path = RunFolder(run).checkpoint(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_file(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lmk_data.errors import UserError
+from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import check_no_link, file_lock, is_unfinished
 from lmk_data.system.storage import is_url, stored_location
 from lmk_train.config.training import ResolvedConfig
+from lmk_train.runs.plain_file import read_bounded, read_json
 
 _LOCK = ".lock"
 _REPORT = "report"
@@ -170,12 +172,12 @@ def refuse_links(run: Path) -> None:
 def stored_dataset(run: Path, shards: str) -> str:
     """Return the dataset that a run's checkpoint names.
 
-    Raises UserError for a URL of another machine, which nobody named: the run may be a stranger's.
+    Raises UserError for a URL, which nobody named: the run may be a stranger's.
     """
     try:
-        if not is_url(shards) or stored_location(shards).startswith("file:///"):
+        if not is_url(stored_location(shards)):
             return shards
-        reason = "is on another machine"
+        reason = "is behind a URL"
     except ValueError as error:
         reason = f"is {error}"
     raise UserError(f"{run}: its dataset {shards!r} {reason}; name the dataset with --shards to open it")
@@ -189,10 +191,10 @@ def is_run(run: Path) -> bool:
 def _config_of(run: Path) -> dict[str, Any] | None:
     """Return config.json of a run; None if it is absent or not what a training writes."""
     try:
-        config = json.loads(RunFolder(run).config.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(RunFolder(run).config, dict[str, Any], "a configuration")
+    except (OSError, UserError):
         return None
-    return config if isinstance(config, dict) and {"shards", "model", "loss"} <= config.keys() else None
+    return config if {"shards", "model", "loss"} <= config.keys() else None
 
 
 def check_run(run: Path, config: ResolvedConfig) -> ResolvedConfig:
@@ -240,12 +242,12 @@ def _ended_before_checkpoint(run: Path) -> bool:
 
 
 def _left_by_training(run: Path) -> list[Path]:
-    """Return all files that a training wrote into a run, and whatever else is in the folders that it made."""
+    """Return all files that a training wrote into a run, and whatever others put into the folders that it made."""
     folder = RunFolder(run)
     files = [path for path in (folder.config, folder.metrics, folder.nonfinite) if _exists(path)]
     for inner in (folder.events, folder.checkpoints):
         files += inner.iterdir() if inner.is_dir() and not inner.is_symlink() else [inner] if _exists(inner) else []
-    return files
+    return [path for path in files if not is_leftover(path.name)]
 
 
 def _is_left_by_training(path: Path) -> bool:
@@ -263,10 +265,10 @@ def _num_finished_epochs(metrics: Path) -> int | None:
     A last line that a crash cut short does not count.
     """
     try:
-        *lines, last = metrics.read_text(errors="replace").split("\n")
+        *lines, last = read_bounded(metrics).decode(errors="replace").split("\n")
         kinds = [json.loads(line)["kind"] for line in lines]
         return kinds.count("epoch") + last.startswith('{"kind": "epoch"')
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -275,8 +277,9 @@ def _exists(path: Path) -> bool:
 
 
 def _names(run: Path) -> set[str]:
-    """Return the names in a folder, without the lock and unfinished files of a process that was killed."""
-    return {path.name for path in run.iterdir() if not is_unfinished(path.name)} - {_LOCK}
+    """Return the names in a folder, without the lock, unfinished files of a killed process, and what systems leave."""
+    names = {path.name for path in run.iterdir()} - {_LOCK}
+    return {name for name in names if not is_unfinished(name) and not is_leftover(name)}
 
 
 def remove_interrupted_start(run: Path) -> None:

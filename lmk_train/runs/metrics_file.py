@@ -9,7 +9,7 @@ import msgspec
 from lmk_data.errors import UserError
 from lmk_train.runs.plain_file import checked, one_line, read_bounded
 
-_MAX_BYTES = 1 << 30
+MAX_METRICS_BYTES = 1 << 30
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Line = dict[str, Any]
@@ -44,7 +44,7 @@ def read_metrics_file(path: Path) -> list[Line]:
         UserError: it cannot be read, or a line is not one that a training writes.
     """
     found = []
-    for number, text in enumerate(read_bounded(path, _MAX_BYTES).decode(errors="replace").splitlines(), start=1):
+    for number, text in enumerate(read_bounded(path, MAX_METRICS_BYTES).decode(errors="replace").splitlines(), start=1):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):

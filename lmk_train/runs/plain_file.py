@@ -1,16 +1,17 @@
 """Read a file that a stranger may have written: a bounded, regular file of JSON with a declared shape."""
 
+import io
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
 from lmk_data.errors import UserError
+from lmk_data.system import files
 
 MAX_JSON_BYTES = 64 << 20
 _SHOWN_CHARACTERS = 120
@@ -26,15 +27,20 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         UserError: it is not a regular file, or cannot be opened.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        raw = files.open_regular(path)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path}: not a regular file")
-        yield file
+    with io.BufferedReader(cast(io.RawIOBase, raw)) as file:
+        yield cast(BinaryIO, file)
+
+
+def read_end(path: Path, num_bytes: int) -> bytes:
+    """Return the last bytes of a file, up to `num_bytes`. Raises as `read_bounded`."""
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+        return file.read(num_bytes)
 
 
 def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:

@@ -19,7 +19,16 @@ from lmk_train.data.order import epoch_length, num_batches
 from lmk_train.data.reader import Reader, SplitReader
 from lmk_train.evaluation.evaluate import check_metric
 from lmk_train.models.heads import Classifier
-from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
+from lmk_train.models.losses import (
+    LDAM,
+    ArcFace,
+    BalancedSoftmax,
+    CrossEntropy,
+    arcface_margins,
+    drw_weights,
+    ldam_margins,
+    log_prior,
+)
 from lmk_train.models.registry import ARCHITECTURES, build_model, num_parameters, set_bn_momentum
 from lmk_train.models.weights import load_weights
 from lmk_train.runtime.precision import Precision, resolve_device
@@ -117,14 +126,21 @@ def _check(config: ResolvedConfig, dataset: ShardedDataset, device: torch.device
 
 
 def _check_batch_normalization(config: ResolvedConfig, picture_size: int, world: World) -> None:
-    """Raise UserError for micro-batches of one picture whose last feature map is a single pixel.
+    """Raise UserError for micro-batches of one picture whose last feature map, or whose neck, is a single pixel.
 
     Batch normalisation would have a single value per channel, and nothing to normalise.
     """
     smallest = config.batch_size // (world.size * config.grad_accum)
     trains = config.freeze_backbone_epochs < config.epochs
     together = config.sync_bn and world.size > 1
-    if trains and smallest == 1 and not together and picture_size <= ARCHITECTURES[config.model].stride:
+    if smallest > 1 or together:
+        return
+    if config.neck is not None:
+        raise UserError(
+            f"--batch-size {config.batch_size}: leaves micro-batches of one picture, and the batch normalisation of "
+            "--neck needs two; give a larger batch"
+        )
+    if trains and picture_size <= ARCHITECTURES[config.model].stride:
         raise UserError(
             f"--batch-size {config.batch_size}: leaves micro-batches of one picture, whose {picture_size} pixels "
             f"{config.model} reduces to one: batch normalisation needs two; give a larger batch"
@@ -149,11 +165,15 @@ def make_criterion(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> n
         return CrossEntropy(config.label_smoothing)
     if config.loss == "balanced-softmax":
         return BalancedSoftmax(log_prior(train_counts))
+    if config.loss == "arcface":
+        margins = arcface_margins(train_counts, config.arcface_margin, config.arcface_min_margin)
+        return ArcFace(margins, config.cosine_scale or 1.0)
     return LDAM(ldam_margins(train_counts, config.ldam_max_margin), config.cosine_scale or 1.0)
 
 
 def _headline(config: ResolvedConfig, dataset: ShardedDataset, model: Classifier, weights: str) -> str:
-    backbone, head = num_parameters(model.backbone), num_parameters(model.head)
+    backbone = num_parameters(model.backbone)
+    head = num_parameters(model) - backbone
     return (
         f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head "
         f"of {dataset.num_classes:,} classes; {config.loss} on {dataset.num_samples('train'):,} images"

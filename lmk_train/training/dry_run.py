@@ -13,7 +13,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
-from lmk_train.models.losses import ldam_margins, log_prior
+from lmk_train.models.losses import arcface_margins, ldam_margins, log_prior
 from lmk_train.models.registry import ARCHITECTURES, num_parameters
 from lmk_train.runs.folder import check_run
 from lmk_train.runtime.precision import resolve_device
@@ -51,14 +51,18 @@ def dry_run(asked: TrainConfig, announce: Callable[[str], None]) -> DryRun:
     Raises what `train` raises before its first step, but does not read a checkpoint to resume from.
     """
     config = asked.resolved()
-    with joined_world(resolve_device(config.device)) as world, ShardedDataset.open(config.shards) as dataset:
+    with (
+        joined_world(resolve_device(config.device)) as world,
+        ShardedDataset.open(config.shards, base=config.base) as dataset,
+    ):
         config = check_run(config.out, config)
         trainer = make_trainer(config, dataset, world, world.first_only(announce))
         trainer.model.freeze(config.freeze_backbone_epochs >= config.epochs)
         with closing(trainer.train), closing(batch_stream(trainer)(micro_batches(trainer, 0, 0))) as batches:
             batch = next(batches)
             activations, first_loss = _one_pass(trainer, batch)
-        backbone, head = num_parameters(trainer.model.backbone), num_parameters(trainer.model.head)
+        backbone = num_parameters(trainer.model.backbone)
+        head = num_parameters(trainer.model) - backbone
         trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
         floats = backbone + head + trained * (1 + _OPTIMIZER_FLOATS[config.optimizer])
         floats += (backbone + head) * (config.ema is not None)
@@ -81,7 +85,8 @@ def expected_loss(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> fl
     """Return the mean loss over the training split, int64 [K] images, under a head that has learnt nothing.
 
     A linear head's logits are about 0: log K, or under balanced softmax the entropy of the class prior. Random cosines
-    have a variance of 1 / D: s^2 / 2D more. LDAM adds its margins, s times each under the cosine head.
+    have a variance of 1 / D: s^2 / 2D more, and what the largest of several centres adds. LDAM adds its margins, s
+    times each under the cosine head; ArcFace turns a right angle by its margins.
     """
     share = train_counts / train_counts.sum()
     if config.loss == "balanced-softmax":
@@ -89,11 +94,24 @@ def expected_loss(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> fl
     else:
         base = math.log(len(train_counts))
     if config.cosine_scale is not None:
-        base += config.cosine_scale**2 / (2 * ARCHITECTURES[config.model].num_features)
+        num_features = config.neck or ARCHITECTURES[config.model].num_features
+        num_centers = config.subcenters if config.loss == "arcface" else 1
+        base += _spread_of_largest(config.cosine_scale / math.sqrt(num_features), num_centers)
     if config.loss == "ldam":
         margins = ldam_margins(train_counts, config.ldam_max_margin).double().numpy()
         base += (config.cosine_scale or 1.0) * float(share @ margins)
+    if config.loss == "arcface":
+        angles = arcface_margins(train_counts, config.arcface_margin, config.arcface_min_margin).double().numpy()
+        base += (config.cosine_scale or 1.0) * float(share @ np.sin(angles))
     return base
+
+
+def _spread_of_largest(deviation: float, number: int) -> float:
+    """Return log E exp(m) - E m of the largest m of so many normal values around 0; deviation^2 / 2 for one."""
+    values = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    density = torch.exp(-(values**2) / 2) * torch.special.ndtr(values) ** (number - 1)
+    density /= density.sum()
+    return float((density @ torch.exp(deviation * values)).log() - deviation * (density @ values))
 
 
 def _one_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:

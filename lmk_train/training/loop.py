@@ -84,7 +84,7 @@ def train(
     device = resolve_device(config.device)
     with (
         joined_world(device) as world,
-        ShardedDataset.open(config.shards) as dataset,
+        ShardedDataset.open(config.shards, base=config.base) as dataset,
         training_lock(run) as hold,
     ):
         refuse_links(run)

@@ -32,7 +32,8 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) 
 def make_optimizer(
     model: Classifier, name: str, *, lr: float, head_lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return SGD (Nesterov momentum 0.9) or AdamW, fused, over four groups: backbone and head, with and without decay.
+    """Return SGD (Nesterov momentum 0.9) or AdamW, fused, over four groups: backbone, and neck and head, with and
+    without decay.
 
     Normalisation parameters and biases (parameters of one dimension) do not decay. Each group has its peak learning
     rate under `peak_lr`.
@@ -41,13 +42,14 @@ def make_optimizer(
         model: whose trainable parameters are optimised.
         name: `sgd` or `adamw`.
         lr: peak learning rate of the backbone.
-        head_lr: peak learning rate of the head.
+        head_lr: peak learning rate of neck and head.
         weight_decay: of the groups with decay.
     """
     groups = []
-    for part, rate in ((model.backbone, lr), (model.head, head_lr)):
+    top = [*model.neck.parameters(), *model.head.parameters()]
+    for part, rate in ((list(model.backbone.parameters()), lr), (top, head_lr)):
         for decays in (True, False):
-            parameters = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            parameters = [p for p in part if p.requires_grad and (p.ndim > 1) == decays]
             if parameters:
                 decay = weight_decay if decays else 0.0
                 groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})

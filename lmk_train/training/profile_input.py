@@ -53,7 +53,7 @@ def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputP
     """Measure for about half a minute; write nothing. Raises what `train` raises before its first step."""
     config = asked.resolved()
     device = resolve_device(config.device)
-    with joined_world(device) as world, ShardedDataset.open(config.shards) as dataset:
+    with joined_world(device) as world, ShardedDataset.open(config.shards, base=config.base) as dataset:
         trainer = make_trainer(config, dataset, world, world.first_only(announce))
         images = config.batch_size / world.size
         with closing(trainer.train), closing(endless_batches(trainer)) as batches:

@@ -7,10 +7,12 @@ from typing import Any, TextIO
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lmk_data.system.files import write_bytes
+from lmk_data.system.files import make_folder, write_bytes
 from lmk_train.runs.checkpoint import LAST, save_checkpoint
 from lmk_train.runs.classes import dataset_state
 from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.metrics_file import MAX_METRICS_BYTES
+from lmk_train.runs.plain_file import read_bounded
 from lmk_train.training.trainer import Trainer
 
 _STEPS_BETWEEN_LINES = 50
@@ -37,9 +39,11 @@ class Record:
         self._file: TextIO | None = None
         if self._trainer.world.is_first:
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                lines = read_bounded(path, MAX_METRICS_BYTES).decode(errors="replace").splitlines()
+                kept = [line for line in lines if _step_of(line) <= step]
                 write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = open(path, "a", encoding="utf-8")
+            make_folder(folder.events)
             self._board = SummaryWriter(str(folder.events), purge_step=step + 1 if step else None)
         self._before = self._trainer.sums()
         return self

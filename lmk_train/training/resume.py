@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import sha256_file, write_bytes
+from lmk_data.system.files import make_folder, sha256_file, write_bytes
 from lmk_train.config.option import options_of
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.checkpoint import LAST, load_checkpoint
@@ -27,7 +27,7 @@ def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[st
     """
     run, folder = trainer.run, RunFolder(trainer.run)
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         hold()
         check_run(run, trainer.config)  # another training may have run there since the first check
         remove_unfinished_files(run)

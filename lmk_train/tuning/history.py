@@ -8,6 +8,7 @@ import msgspec
 
 from lmk_data.errors import UserError
 from lmk_data.system.files import write_bytes
+from lmk_train.runs.plain_file import read_bounded
 from lmk_train.tuning.space import Choice, Range, SearchSpace
 
 State = Literal["running", "done", "stopped", "failed", "repeated"]
@@ -70,15 +71,11 @@ def read_history(path: Path, space: SearchSpace, epochs: int) -> History:
         UserError: the file is absent, or is not the history of such a search.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_BYTES >> 20} MB: not the trials of a search")
-        history = msgspec.json.decode(path.read_bytes(), type=History)
+        history = msgspec.json.decode(read_bounded(path, _MAX_BYTES), type=History)
         for number, trial in enumerate(history.trials):
             _check_trial(number, trial, space, epochs)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; leave --resume out to start the search") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         shown = " ".join(str(error).split())[:100]
         raise UserError(f"{path}: not the trials of this search ({shown}); start another with --out") from None

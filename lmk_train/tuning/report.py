@@ -10,7 +10,8 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from lmk_data.report import page
-from lmk_data.system.files import check_no_link, write_bytes
+from lmk_data.system.files import check_no_link, make_folder, write_bytes
+from lmk_data.system.terminal import without_secrets
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, spelled
 from lmk_train.runs.folder import SearchFolder
 from lmk_train.tuning.experiment import Experiment, Trial, better
@@ -77,13 +78,13 @@ def write_search_report(out: Path, search: SearchResult) -> Path:
         page.Section("Importance of the parameters", _importance(search, surrogate)),
         page.Section("All trials", [_trial_table(search)]),
     ]
+    dataset = without_secrets(search.space.base.shards)
     subtitle = (
-        f"{len(search.trials)} trials on {search.space.base.shards}, judged by {spelled(search.objective)} of the "
-        "validation split"
+        f"{len(search.trials)} trials on {dataset}, judged by {spelled(search.objective)} of the validation split"
     )
     path = SearchFolder(out).report
     check_no_link(path.parent)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, page.render_page(out.resolve().name, subtitle, sections).encode())
     return path
 

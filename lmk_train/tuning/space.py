@@ -129,7 +129,7 @@ class SearchSpace:
         shown: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             shown[name] = list(parameter.values) if isinstance(parameter, Choice) else vars(parameter)
-        return {"search": shown, "fixed": dict(self.fixed), "config": self.base.json()}
+        return {"search": shown, "fixed": dict(self.fixed), "config": self.base.public_json()}
 
 
 def default_space(base: TrainConfig, num_images: int, *, features: bool) -> SearchSpace:

@@ -1,36 +1,51 @@
 """One trial of a search, in its own process: `python -m lmk_train.tuning.trial SPEC`; it ends with its search.
 
-SPEC is a JSON file with the training configuration of the trial and the folder of cached features, or null. The test
+SPEC is a JSON file with the training configuration of the trial and the folder of cached features, or null. The first
+line of standard input is JSON too: where the dataset lies, since URLs may hold secrets that no file keeps. The test
 split is not used. The search holds standard input open: when that closes, the trial saves a checkpoint and ends.
 """
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypedDict
 
 from lmk_data.system.terminal import run_command
 from lmk_train.config.training import TrainConfig
-from lmk_train.runs.folder import RunFolder
+from lmk_train.runs.folder import RunFolder, remove_interrupted_start
+from lmk_train.runs.plain_file import checked, read_json
 from lmk_train.runtime.precision import oom_as_training_error
 from lmk_train.training.loop import train
 
 
+class _Spec(TypedDict):
+    config: dict[str, Any]
+    features: str | None
+
+
+class _Place(TypedDict):
+    shards: str
+    base: str | None
+
+
 def main(spec: Path) -> int:
     """Train a trial, or resume it from its last checkpoint; return an exit code as `lmk-train` does."""
+    place = sys.stdin.readline()
     threading.Thread(target=_stop_when_search_ends, daemon=True).start()
 
     def train_trial() -> None:
-        described = json.loads(spec.read_text())
-        config = TrainConfig.from_json(described["config"])
+        if not place:
+            raise KeyboardInterrupt  # the search has ended
+        described = read_json(spec, _Spec, "the settings of a trial")
+        config = replace(TrainConfig.from_json(described["config"]), **checked(json.loads(place), _Place))
         run = config.resolved().out
         resume = RunFolder(run).checkpoint("last").exists()
         if run.exists() and not resume:
-            shutil.rmtree(run)  # the trial was interrupted before its first checkpoint
+            remove_interrupted_start(run)  # with the best weights too, since all in it is the search's
         features = None if described["features"] is None else Path(described["features"])
         with oom_as_training_error():
             train(replace(config, resume=resume), print, features=features, evaluate_test=False)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -15,12 +16,13 @@ from typing import IO
 import torch
 
 from lmk_data.errors import TrainingError, UserError
-from lmk_data.system.files import check_no_link, write_bytes
+from lmk_data.system.files import check_no_link, make_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
 from lmk_train.runs.metrics_file import read_metrics_file
+from lmk_train.runs.plain_file import read_end
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.tuning.experiment import Experiment, Trial, best_trial, better
 from lmk_train.tuning.history import DONE, FAILED, RUNNING, STOPPED, State
@@ -29,6 +31,7 @@ from lmk_train.tuning.space import Point, SearchSpace
 _FAILURES_THAT_END = 5
 _SECONDS_BETWEEN_LOOKS = 0.1
 _INTERRUPTED = 130
+_LOG_BYTES = 64 << 10  # of a trial's log, in which its reason stands last
 
 
 @dataclass
@@ -60,6 +63,12 @@ class _Child:
     process: "subprocess.Popen[bytes]"
     log: IO[bytes]
     stopping: bool = False
+
+    def tell(self, place: dict[str, str | None]) -> None:
+        """Write the line of standard input that says where the dataset lies."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):  # the process has ended already, and its log says why
+                os.write(self.process.stdin.fileno(), json.dumps(place).encode() + b"\n")
 
     def close(self) -> None:
         """Close the files of the process, which has ended."""
@@ -144,10 +153,10 @@ def _start(search: Search, trial: Trial, slot: int, environment: dict[str, str])
     run, spec = folder.trial(trial.number), folder.trial_spec(trial.number)
     for path in (run.parent, run, folder.trial_log(trial.number)):
         check_no_link(path)
-    run.parent.mkdir(exist_ok=True)
+    make_folder(run.parent)
     config = replace(search.space.config(trial.point), out=run, quiet=True)
     features = str(folder.features) if search.config.cached_features else None
-    write_bytes(spec, json.dumps({"config": config.json(), "features": features}, indent=2).encode() + b"\n")
+    write_bytes(spec, json.dumps({"config": config.public_json(), "features": features}, indent=2).encode() + b"\n")
     log = open(folder.trial_log(trial.number), "ab")  # noqa: SIM115 - closed when the trial ends
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "lmk_train.tuning.trial", str(spec)],
@@ -158,7 +167,9 @@ def _start(search: Search, trial: Trial, slot: int, environment: dict[str, str])
         start_new_session=True,  # Ctrl-C reaches the search alone, which then ends its trials
         pass_fds=(search.lock,),
     )
-    return _Child(trial, slot, process, log)
+    child = _Child(trial, slot, process, log)
+    child.tell({"shards": config.shards, "base": config.base})
+    return child
 
 
 def _update(search: Search, child: _Child) -> bool:
@@ -223,7 +234,7 @@ def _reason(log: Path, code: int) -> str:
         return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in read_end(log, _LOG_BYTES).decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("trial: error: ") if lines else f"it ended with exit code {code} and printed nothing"
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
-from lmk_data.system.files import file_lock, write_bytes
+from lmk_data.leftovers import is_leftover
+from lmk_data.system.files import file_lock, make_folder, write_bytes
+from lmk_data.system.terminal import without_secrets
 from lmk_train.config.commands import EvalConfig, TuneConfig
 from lmk_train.config.option import values_of
 from lmk_train.config.training import DEFAULTS, TrainConfig
@@ -52,7 +54,7 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
     TrainingError if all of the first trials fail, KeyboardInterrupt when interrupted; finished trials are kept.
     """
     base = _base(config)
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         if config.search:
             space = read_space(config.search, base)
         else:
@@ -85,6 +87,7 @@ def _base(config: TuneConfig) -> TrainConfig:
     frozen: dict[str, Any] = {"freeze_backbone_epochs": epochs, "hflip": 0.0, "color_jitter": 0.0}
     return TrainConfig(
         config.shards,
+        base=config.base,
         model=model,
         loss=config.loss or "ldam",
         epochs=epochs,
@@ -188,8 +191,8 @@ def _description(folder: SearchFolder) -> dict[str, Any]:
 
 
 def _is_of_a_start(folder: SearchFolder, path: Path) -> bool:
-    """Return whether a search that was killed before it wrote search.json may have left a file."""
-    return path in (folder.lock, folder.experiment) or path.suffix == ".tmp"
+    """Return whether a search that was killed before it wrote search.json may have left a file, or a system did."""
+    return path in (folder.lock, folder.experiment) or path.suffix == ".tmp" or is_leftover(path.name)
 
 
 def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, identity: dict[str, Any]) -> Experiment:
@@ -206,7 +209,7 @@ def _experiment(config: TuneConfig, space: SearchSpace, folder: SearchFolder, id
 @contextmanager
 def _locked(folder: SearchFolder) -> Iterator[int]:
     """Lock a search's folder and yield the descriptor; trials inherit it, so the lock ends with the last of them."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path)
     busy = f"--out {folder.path}: another lmk-tune or a trial of it is at work there; wait for it or stop it"
     with file_lock(folder.lock, wait_seconds=_LOCK_WAIT_SECONDS, busy=busy) as descriptor:
         yield descriptor
@@ -242,7 +245,7 @@ def _finish(search: Search) -> TuneResult:
 def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None] | None:
     """Return the test metrics of a run, evaluated unless they are there; None without a test split."""
     evaluation = RunFolder(run).evaluation("test")
-    with ShardedDataset.open(config.shards) as dataset:
+    with ShardedDataset.open(config.shards, base=config.base) as dataset:
         if not dataset.num_samples("test"):
             return None
         if not evaluation.exists():
@@ -250,6 +253,7 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
                 EvalConfig(
                     run,
                     shards=config.shards,
+                    base=config.base,
                     device=config.device,
                     workers=config.workers,
                     cache=config.cache,
@@ -261,8 +265,13 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
 
 
 def training_command(config: TrainConfig) -> str:
-    """Return the `lmk-train` command of a configuration, ready to paste: the options that differ from the defaults."""
-    words = ["lmk-train", "--shards", config.shards]
+    """Return the `lmk-train` command of a configuration, ready to paste: the options that differ from the defaults.
+
+    Files show it, so the URLs in it are without their secrets.
+    """
+    words = ["lmk-train", "--shards", without_secrets(config.shards)]
+    if config.base is not None:
+        words += ["--base", without_secrets(config.base)]
     values = values_of(config)
     for name, option in OPTIONS.items():
         if option.info.decides_training and (values[name] != option.default or name in ("model", "loss")):

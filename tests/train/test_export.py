@@ -1,6 +1,7 @@
 """`lmk-export`: what other programs load gives the checkpoint's probabilities, for any number of pictures."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -85,6 +86,7 @@ def check(run: Path, dataset_path: Path, program: Program) -> None:
         pytest.param("efficientnet-b0", "none", "ldam", marks=pytest.mark.slow),
         pytest.param("resnet50", "none", "ce", marks=pytest.mark.slow),
         ("resnet32", "none", "balanced-softmax"),
+        ("resnet32", "none", "arcface"),
     ],
 )
 def test_both_forms_give_the_checkpoints_probabilities(
@@ -99,6 +101,8 @@ def test_both_forms_give_the_checkpoints_probabilities(
     gently: dict[str, object] = {"lr": 0.01, "head_lr": 0.01, "bn_momentum": 0.5}
     if model != "resnet32":  # which is for small pictures, and is certain of one class after one epoch at its own rates
         dataset_path, gently = full_size, {}
+    if loss == "arcface":
+        gently |= {"pool": "gem", "neck": 16}
     run = trained(dataset_path, tmp_path / "run", model, weights=weights, loss=loss, **gently)
     assert export_main([str(run), "--to", "onnx"]) == 0
     assert export_main([str(run), "--to", "torch"]) == 0
@@ -157,6 +161,9 @@ def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pyt
     assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
     assert f"--out {out}: exists and is no export of a run" in capsys.readouterr().err
     assert out.read_text() == "mine"
+    out.unlink()
+    os.mkfifo(out)
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
     out.unlink()
     for _ in range(2):
         assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 0

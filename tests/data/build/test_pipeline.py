@@ -17,10 +17,12 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from lmk_data.build import BuildOptions, build, plan_build
+from lmk_data.build.publish import markdown_line
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import UserError
 from lmk_data.sources.locate import NOT_LISTED
+from lmk_data.verify.dataset import verify
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]
@@ -97,6 +99,11 @@ def test_title_and_licence_change_without_building(options: Options, tmp_path: P
     build(options(title="Old \x85 Gate \u2028 🏛 \x9b", license='Ours "🏛"'))
     card = DatasetCard((tmp_path / "shards" / "README.md").read_text()).data.to_dict()
     assert (card["pretty_name"], card["license_name"]) == ("Old Gate 🏛 ", 'Ours "🏛"')
+    build(options(title="<b onload=x> [a](javascript:b) ![c](d) |", license="two\n# lines `&lt;\\<i>"))
+    card = (tmp_path / "shards" / "README.md").read_text()
+    assert "\n# \\<b onload=x> \\[a\\](javascript:b) !\\[c\\](d) \\|\n" in card
+    assert "\nLicence: two # lines \\`\\&lt;\\\\\\<i>.\n" in card
+    assert not verify(str(tmp_path / "shards"), quick=True, workers=1).problems
     build(options(title="New", license="CC-BY-4.0"))
     assert "license: cc-by-4.0\ntask" in (tmp_path / "shards" / "README.md").read_text()
 
@@ -209,3 +216,10 @@ def test_a_table_of_categories_that_names_no_class_is_said(
 def test_the_level_of_classes_is_for_class_folders(options: Options) -> None:
     with pytest.raises(UserError, match="--class-level 2: is for --labels classes"):
         options(class_level=2)
+
+
+@pytest.mark.parametrize(
+    "title", ["Google Landmarks v2 (GLR_2020)", "Tom & Jerry's: 50 %, #3!", "CC-BY-4.0 https://x.org/a_b", "東京 & 🏛 é"]
+)
+def test_the_card_shows_plain_words_as_they_are(title: str) -> None:
+    assert markdown_line(title) == title

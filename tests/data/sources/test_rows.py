@@ -44,7 +44,9 @@ def test_each_row_is_kept_once_where_it_occurs_first(
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.int64()])
 @pytest.mark.parametrize("suffix", ["parquet", "csv.gz"])
-def test_a_small_table_of_many_rows_is_read_as_its_different_ones(tmp_path: Path, kind: pa.DataType, suffix: str) -> None:
+def test_a_small_table_of_many_rows_is_read_as_its_different_ones(
+    tmp_path: Path, kind: pa.DataType, suffix: str
+) -> None:
     num_rows, path = 300_000, tmp_path / f"t.{suffix}"
     column = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(num_rows, np.int32)), pa.array([7], pa.int64()).cast(kind)

@@ -1,9 +1,6 @@
 """Folders, archives and URLs as stores of images."""
 
-import http.server
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -15,6 +12,7 @@ from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
 from lmk_data.system.storage import LocalFolder
 from tests.data.sources.packed import content, found, read, touch, write_tar
+from tests.web import serving
 
 
 def test_what_is_written_to_is_no_source(tmp_path: Path) -> None:
@@ -48,21 +46,10 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         open_stores(["nosuch://bucket/x"])
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def web_server(tmp_path: Path) -> Iterator[str]:
-    """A plain web server over tmp_path, which knows no listings of its own kind and no ranges."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(tmp_path) as place:
+        yield f"http://{place}"
 
 
 def test_a_tree_behind_a_web_server(tmp_path: Path, web_server: str) -> None:

@@ -18,12 +18,13 @@ from lmk_data.sources.tar_headers import MAX_HEADER_BYTES, MAX_HEADERS, DamagedT
 from tests.data.sources.packed import content, read
 
 
-def header(name: str, num_bytes: int = 0, kind: bytes = b"0", size: bytes | None = None) -> bytes:
-    """Return a header; `size` replaces the field of the size."""
+def header(name: str, num_bytes: int = 0, kind: bytes = b"0", size: bytes | None = None, more: bool = False) -> bytes:
+    """Return a header; `size` replaces the field of the size, `more` announces more blocks of a map of holes."""
     member = tarfile.TarInfo(name)
     member.size, member.type = num_bytes, kind
     block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
     block[124:136] = size or block[124:136]
+    block[482] |= more
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -56,6 +57,7 @@ HOSTILE = {
     "a pax record without length": pax(b"0 size=1\n") + GOOD,
     "a pax record of digits": pax(b"1" * 100_000) + GOOD,
     "a pax record longer than its header": pax(b"9999 path=x\n") + GOOD,
+    "a map of holes without end": header("x", kind=b"S", more=True) + (bytes(504) + b"\1" + bytes(7)) * 40_000,
     "a size below 0": header("b.jpg", size=NEGATIVE),
     "a long name of size below 0": header("x", kind=b"L", size=NEGATIVE) + GOOD,
     "a size of 2^62": header("b.jpg", size=b"\x80" + (1 << 62).to_bytes(11, "big")) + bytes(512),
@@ -70,6 +72,18 @@ HOSTILE = {
 def test_headers_that_state_what_is_not_so(tmp_path: Path, what: str) -> None:
     (tmp_path / "a.tar").write_bytes(GOOD + HOSTILE[what] + END)
     with pytest.raises(UserError, match=r"a\.tar: .*copy it again"):
+        read_members(open_stores([str(tmp_path / "a.tar")]), cache=None)
+
+
+def test_zeros_after_the_end_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_ZERO_BYTES", 4 << 20)
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(GOOD + END)
+        file.truncate(3 << 20)
+    assert len(read_members(open_stores([str(tmp_path / "a.tar")]), cache=None).frame) == 1
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"a\.tar: .*4 MB of zeros"):
         read_members(open_stores([str(tmp_path / "a.tar")]), cache=None)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data.errors import UserError
-from lmk_data.system.files import file_lock, is_unfinished, open_regular, write_bytes
+from lmk_data.system.files import file_lock, is_unfinished, make_folder, open_regular, write_bytes
 from lmk_data.system.storage import open_folder
 
 
@@ -162,3 +162,24 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     with folder.open("file") as file:
         assert (file.read(2), file.seek(1), file.read()) == (b"wh", 1, b"hole")
     assert (folder.read("file"), folder.read_range("file", 1, 2)) == (b"whole", b"ho")
+
+
+def test_a_new_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    made = tmp_path / "a" / "b"
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.readlink(f"/proc/self/fd/{fd}"), made.exists())))
+    make_folder(made)
+    assert synced == [(str(tmp_path), False), (str(tmp_path / "a"), True)]
+    make_folder(made)
+    assert len(synced) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_may_be_written_and_not_read_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "drop").mkdir()
+    (tmp_path / "drop").chmod(0o300)
+    make_folder(tmp_path / "drop" / "a")
+    (tmp_path / "drop").chmod(0o700)

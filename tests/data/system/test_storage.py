@@ -1,6 +1,7 @@
 """Folders behind URLs: requests that fail, and what is left on this machine."""
 
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from lmk_data.errors import StorageError
+from lmk_data.errors import StorageError, UserError
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import FolderStore
 from lmk_data.system.remote import RemoteFolder
-from lmk_data.system.storage import Folder, open_folder, stored_location
+from lmk_data.system.storage import Folder, leads_elsewhere, open_folder, stored_location
 
 FOLDER = "memory://storage/folder"
 
@@ -162,6 +163,51 @@ def test_what_a_killed_upload_left_is_swept_by_the_next(tmp_path: Path) -> None:
 def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, opened: str) -> None:
     folder = open_folder(root) if root.startswith("/") or root.startswith("memory") else RemoteFolder(root)
     assert stored_location(stored, folder) == opened
+
+
+def test_a_file_url_leads_through_no_link_and_to_no_fifo(tmp_path: Path) -> None:
+    folder = open_folder(f"file://{tmp_path}/data")
+    for made in ("data", "elsewhere"):
+        (tmp_path / made).mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("mine")
+    (tmp_path / "data" / "index").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "card").symlink_to(tmp_path / "elsewhere" / "kept")
+    for name in ("index/kept", "card"):
+        with pytest.raises(UserError, match="is a symbolic link"), folder.atomic(name) as file:
+            file.write(b"theirs")
+        for remove in (folder.remove, folder.remove_tree):
+            with pytest.raises(UserError, match="is a symbolic link"):
+                remove(name)
+        assert folder.read(name) == b"mine"
+    os.mkfifo(tmp_path / "data" / "fifo")
+    for read in (folder.read, folder.open, lambda name: folder.read_range(name, 0, 1)):
+        with pytest.raises(OSError, match="not a regular file"):
+            read("fifo")
+    with folder.atomic("new") as file:
+        file.write(b"new")
+    assert folder.read("new") == b"new"
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("root", "stored", "elsewhere"),
+    [
+        ("/data/view", "../dataset", False),
+        ("/data/view", "http://host/dataset", True),
+        ("/data/view", "file:///data/dataset", True),
+        ("file:///data/view", "../dataset", False),
+        ("file:///data/view", "file:///data/dataset", True),
+        ("s3://bucket/view", "s3://bucket/dataset", False),
+        ("s3://bucket/view", "s3://bucket2/dataset", True),
+        ("http://host/view", "https://host/dataset", True),
+        ("http://host/view", "http://user@HOST/dataset", False),
+        ("http://host/view", "http://host@other/dataset", True),
+        ("http://host:80/view", "http://host:81/dataset", True),
+    ],
+)
+def test_a_url_of_another_host_or_local_root_leads_elsewhere(root: str, stored: str, elsewhere: bool) -> None:
+    folder = open_folder(root) if root.startswith("/") else RemoteFolder(root)
+    assert leads_elsewhere(stored, folder) == elsewhere
 
 
 @pytest.mark.parametrize(

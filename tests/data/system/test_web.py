@@ -219,6 +219,14 @@ def test_folders_without_end(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(wide.asked.values()) <= 3
 
 
+def test_patterns_of_a_web_server(serve: Any) -> None:
+    server = serve({"/": page("a/", "b.tar", "c.txt")})
+    url = server.folder().url
+    assert remote.glob_urls(f"{url}/*.tar") == [f"{url}/b.tar"]
+    with pytest.raises(UserError, match="without end"):
+        remote.glob_urls(f"{url}/**/*.tar")
+
+
 def test_pages_that_link_to_one_another(serve: Any) -> None:
     links = [
         "?C=N;O=D",

@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.format import canonical_json
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.report.dataset import write_report
 from lmk_data.system.storage import open_folder
-from lmk_data.views.view import write_view
+from lmk_data.views.view import view_fingerprint, write_view
 from tests.data.views.members import members
 from tests.published import hashes
 
@@ -127,3 +129,45 @@ def test_a_view_that_names_what_no_view_may_name_is_refused(dataset_path: Path, 
     (tmp_path / "view" / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DatasetError, match=r"dataset.json: view_of.path is .*; do not trust this dataset"):
         ShardedDataset.open(tmp_path / "view")
+
+
+def test_a_base_elsewhere_is_opened_only_when_it_is_named(
+    dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, place = tmp_path / "view", "http://127.0.0.1:1/shards"
+    assert main(["subset", str(dataset_path), "--out", str(view), "--top", "2", "--quiet"]) == 0
+    manifest = json.loads((view / "dataset.json").read_bytes())
+    manifest["view_of"]["path"] = place
+    manifest["fingerprint"] = view_fingerprint(manifest)
+    (view / "dataset.json").write_bytes(canonical_json(manifest) + b"\n")
+    commands = (
+        ["verify", str(view), "--quick", "--workers", "1"],
+        ["report", str(view), "--workers", "1"],
+        ["subset", str(view), "--top", "1", "--out", str(tmp_path / "smaller")],
+        ["subset", str(view), "--top", "1", "--out", str(tmp_path / "copy"), "--copy", "--workers", "1"],
+    )
+    for words in commands:
+        assert main([*words, "--quiet"]) == 1
+        assert f"opened only if you name it; if you trust that place, give --base {place}" in capsys.readouterr().err
+        assert main([*words, "--quiet", "--base", str(dataset_path)]) == 0
+    assert main(["export", str(view), "--to", "wids"]) == 1
+    assert "a view, whose tars hold another dataset's labels" in capsys.readouterr().err
+
+
+def test_base_is_for_views(dataset_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(dataset_path), "--base", "elsewhere"]) == 1
+    assert "is no view and has its own shards" in capsys.readouterr().err
+
+
+def test_the_hint_after_a_view_of_a_dataset_elsewhere_names_its_base(
+    dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec.filesystem("memory").put(f"{dataset_path}/", "/far/", recursive=True)
+    try:
+        assert main(["subset", "memory://far", "--out", str(tmp_path / "view"), "--top", "2"]) == 0
+    finally:
+        fsspec.filesystem("memory").rm("/far", recursive=True)
+    assert f"lmk-train --shards {tmp_path / 'view'} --base memory://far" in capsys.readouterr().out
+    assert main(["subset", f"file://{dataset_path}", "--out", str(tmp_path / "near"), "--top", "2"]) == 0
+    assert f"lmk-train --shards {tmp_path / 'near'}\n" in capsys.readouterr().out
+    ShardedDataset.open(tmp_path / "near").close()

@@ -88,11 +88,17 @@ def test_every_command_that_reads_a_dataset_has_the_cache(command: type, require
         tyro.cli(command, args=[*required, "--cache-gb", "nan"])
 
 
+def test_angles_need_a_cosine_head() -> None:
+    assert TrainConfig("shards", loss="arcface").resolved().head == "cosine"
+    with pytest.raises(UserError, match=r"^--head linear goes not with --loss arcface"):
+        TrainConfig("shards", loss="arcface", head="linear")
+
+
 def test_an_option_of_another_loss_or_head_is_refused_and_of_the_own_one_is_not() -> None:
     options = options_of(TrainConfig)
-    values = {"ldam_max_margin": 0.3, "label_smoothing": 0.1, "cosine_scale": 20.0}
+    values = {"ldam_max_margin": 0.3, "label_smoothing": 0.1, "cosine_scale": 20.0, "subcenters": 2}
     for loss in get_args(options["loss"].type):
-        for head in get_args(options["head"].type):
+        for head in ("cosine",) if loss == "arcface" else get_args(options["head"].type):
             for name, value in values.items():
                 given_options = {"loss": loss, "head": head, name: value}
                 if options[name].info.applies_to(loss, head):

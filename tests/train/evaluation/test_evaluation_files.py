@@ -52,6 +52,8 @@ def test_tables_that_fit_are_read(tmp_path: Path) -> None:
         {"per_class": {"landmark_id": [[7], [9]]}},
         {"per_class": {"f1": [0.5, None]}},
         {"per_class": {"train": None}},
+        {"per_class": {"train": [-1, 1]}},
+        {"per_class": {"support": [0, 0]}},
         {"confusion": {"prediction": [2]}},
         {"confusion": {"count": [0.5]}},
     ],

@@ -14,7 +14,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
 from lmk_data.views.view import write_view
-from lmk_train.cli import eval_main
+from lmk_train.cli import eval_main, export_main, train_main
 from lmk_train.config.commands import EvalConfig
 from lmk_train.evaluation.evaluate import evaluate_run
 
@@ -32,6 +32,34 @@ def test_a_view_with_other_labels_is_joined_by_landmark(run: Path, dataset: Shar
     assert len(whole) == len(index) == found.metrics["num_samples"]
     assert {key: landmark[target] for key, target in whole["target"].items()} == index["landmark_id"].to_dict()
     assert found.metrics["num_unknown"] == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (eval_main, ["{run}", *EXACT]),
+        pytest.param(
+            train_main, ["--model", "resnet32", "--batch-size", "8", "--dry-run", *EXACT], marks=pytest.mark.slow
+        ),
+        pytest.param(export_main, ["{run}", "--to", "torch", "--out", "{out}/model.pt2"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_base_of_a_view_is_named_to_train_and_evaluate(
+    run: Path,
+    dataset: ShardedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    main: Callable[[list[str]], int],
+    words: list[str],
+) -> None:
+    """The base that the view itself names is not there: no command opens another than the one given."""
+    view = tmp_path / "base" / "view"
+    write_view(dataset, Selection(classes=("83144", "113209", "7")), str(view))
+    view = view.rename(tmp_path / "view")
+    command = [*(word.format(run=run, out=tmp_path) for word in words), "--shards", str(view), "--quiet"]
+    assert main(command) == 1
+    assert "dataset.json: no such file" in capsys.readouterr().err
+    assert main([*command, "--base", dataset.location]) == 0
 
 
 def relabelled(dataset_path: Path, out: Path, change: Callable[["pd.Series[Any]"], "pd.Series[Any]"]) -> Path:

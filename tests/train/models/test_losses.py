@@ -8,10 +8,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lmk_train.models.losses import LDAM, BalancedSoftmax, CrossEntropy, drw_weights, ldam_margins, log_prior
+from lmk_train.models.losses import (
+    LDAM,
+    ArcFace,
+    BalancedSoftmax,
+    CrossEntropy,
+    arcface_margins,
+    drw_weights,
+    ldam_margins,
+    log_prior,
+)
 
 COUNTS = np.array([1000, 300, 16, 1, 0])
-CRITERIA = (LDAM(ldam_margins(COUNTS, 0.5), 30.0), CrossEntropy(0.1), BalancedSoftmax(log_prior(COUNTS)))
+CRITERIA = (
+    LDAM(ldam_margins(COUNTS, 0.5), 30.0),
+    CrossEntropy(0.1),
+    BalancedSoftmax(log_prior(COUNTS)),
+    ArcFace(arcface_margins(COUNTS, 0.5, 0.05), 30.0),
+)
 
 
 def ldam_by_the_paper(logits: NDArray[np.float64], target: int, margin: float) -> float:
@@ -63,6 +77,48 @@ def test_without_margin_ldam_is_cross_entropy() -> None:
     logits, targets = torch.randn(6, 5), torch.randint(0, 5, (6,))
     assert torch.equal(LDAM(torch.zeros(5), 30.0)(logits, targets), CrossEntropy()(logits, targets))
     assert torch.equal(BalancedSoftmax(torch.zeros(5))(logits, targets), CrossEntropy()(logits, targets))
+
+
+def test_angular_margins_are_the_papers() -> None:
+    """a n^(-1/4) + b radians; a class without training samples has the smallest."""
+    expected = [0.5 / n**0.25 + 0.05 if n else 0.05 for n in COUNTS]
+    np.testing.assert_allclose(arcface_margins(COUNTS, 0.5, 0.05).numpy(), expected, rtol=1e-6)
+
+
+def test_arcface_is_the_papers_formula_by_angles() -> None:
+    """-log softmax with s cos(t + m) at the target, angles in float64; beyond pi the line that falls."""
+    random = np.random.default_rng(0)
+    cosines, targets = random.uniform(-1, 1, (400, 5)), random.integers(0, 5, 400)
+    margins = arcface_margins(COUNTS, 1.0, 0.2).double().numpy()
+    logits = 30 * cosines
+    beyond = 0
+    for row, target in enumerate(targets):
+        angle = math.acos(cosines[row, target]) + margins[target]
+        fallen = cosines[row, target] - margins[target] * math.sin(margins[target])
+        logits[row, target] = 30 * (math.cos(angle) if angle < math.pi else fallen)
+        beyond += angle >= math.pi
+    top = logits.max(axis=1)
+    expected = top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(400), targets]
+    given = torch.from_numpy(30 * cosines).float()
+    losses = ArcFace(arcface_margins(COUNTS, 1.0, 0.2), 30.0)(given, torch.from_numpy(targets))
+    assert beyond > 20
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.55, 1.5])
+def test_arcface_asks_more_the_wider_the_angle(margin: float) -> None:
+    """The target's logit falls all the way from angle 0 to pi, and is never above the plain one."""
+    cosines = torch.cos(torch.linspace(0.01, math.pi - 0.01, 500))
+    criterion = ArcFace(torch.tensor([margin, 0.0]), 30.0)
+    logits = torch.stack([30 * cosines, torch.zeros(500)], dim=1)
+    losses = criterion(logits, torch.zeros(500, dtype=torch.int64))
+    assert (losses.diff() >= 0).all()
+    assert (losses >= CrossEntropy()(logits, torch.zeros(500, dtype=torch.int64)) - 1e-5).all()
+
+
+def test_without_margin_arcface_is_cross_entropy() -> None:
+    logits, targets = torch.rand(6, 5) * 60 - 30, torch.randint(0, 5, (6,))
+    torch.testing.assert_close(ArcFace(torch.zeros(5), 30.0)(logits, targets), CrossEntropy()(logits, targets))
 
 
 def test_balanced_softmax_is_the_papers_formula() -> None:

@@ -13,6 +13,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig
 from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.runs.folder import check_run, is_run
 from lmk_train.training.dry_run import dry_run
 from lmk_train.training.loop import train
 from tests.train.run_files import Config, lines
@@ -146,3 +147,32 @@ def test_nothing_is_written_through_a_link_in_a_run(config: Config, tmp_path: Pa
     evaluate_run(EvalConfig(run, split="val", device="cpu", quiet=True))
     assert (elsewhere / "eval").read_text() == "mine"
     assert not (run / "eval-val.json").is_symlink()
+
+
+def test_what_systems_leave_in_a_folder_is_nobodys_file(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in (".DS_Store", "Thumbs.db", "@eaDir/x", "checkpoints/._best.pt", "tensorboard/.nfs0001"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (run / "config.json").write_text(json.dumps(config().resolved().json()))
+    assert check_run(run, config(resume=True).resolved()).resume is False  # it ended before its first checkpoint
+    (run / "checkpoints" / "mine.txt").touch()
+    with pytest.raises(UserError, match="run: is not empty; name another"):
+        check_run(run, config().resolved())
+
+
+def test_a_run_whose_files_never_begin_or_never_end_is_none(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.pt").touch()
+    os.mkfifo(run / "config.json")
+    assert not is_run(run)
+    (run / "config.json").unlink()
+    with open(run / "config.json", "wb") as file:
+        file.truncate(1 << 40)
+    assert not is_run(run)
+    (run / "config.json").write_text(json.dumps(config().resolved().json()))
+    assert is_run(run)
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(UserError, match="holds a model"):
+        check_run(run, config().resolved())

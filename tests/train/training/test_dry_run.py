@@ -12,7 +12,14 @@ from tests.train.run_files import Config
 
 @pytest.mark.parametrize(
     ("loss", "head"),
-    [("ce", "linear"), ("ce", "cosine"), ("ldam", "cosine"), ("ldam", "linear"), ("balanced-softmax", "linear")],
+    [
+        ("ce", "linear"),
+        ("ce", "cosine"),
+        ("ldam", "cosine"),
+        ("ldam", "linear"),
+        ("balanced-softmax", "linear"),
+        ("arcface", "cosine"),
+    ],
 )
 def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
     config: Config, tmp_path: Path, loss: str, head: str
@@ -22,7 +29,7 @@ def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
         lambda _: None,
     )
     assert found.first_loss == pytest.approx(found.expected_loss, rel=0.15)
-    assert found.head_parameters == 1280 * 5 + (5 if head == "linear" else 0)
+    assert found.head_parameters == 1280 * 5 * (3 if loss == "arcface" else 1) + (5 if head == "linear" else 0)
     library = EfficientNet.from_name("efficientnet-lite0")
     assert found.backbone_parameters == num_parameters(library) - num_parameters(library._fc)
     assert found.weights_bytes == 16 * (found.head_parameters + found.backbone_parameters)

@@ -25,7 +25,11 @@ from tests.train.updates import after_each_update
     ("more", "stop"),
     [
         ("--model resnet32 --epochs 2 --amp off --drw-start 0.6", "3 SIGINT"),
-        ("--model resnet32 --epochs 2 --amp bf16 --ema 0.9 --grad-accum 2 --freeze-backbone-epochs 1", "6 SIGKILL"),
+        (
+            "--model resnet32 --loss arcface --pool gem --neck 16 --epochs 2 --amp bf16 --ema 0.9 --grad-accum 2 "
+            "--freeze-backbone-epochs 1",
+            "6 SIGKILL",
+        ),
         # A processor without 16-bit instructions takes seconds for a step of these.
         pytest.param(
             "--model efficientnet-lite0 --weights none --epochs 1 --amp fp16", "2 SIGTERM", marks=pytest.mark.slow

@@ -1,6 +1,7 @@
 """experiment.json: what a stranger may have written is refused in one line, and nothing in it is executed."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,15 @@ def test_what_is_not_json_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(UserError, match="not the trials of this search"):
         read_history(tmp_path / "x.json", SPACE, 4)
+
+
+def test_a_history_that_never_begins_or_never_ends_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.json"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        read_history(path, SPACE, 4)
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="larger than"):
+        read_history(path, SPACE, 4)

@@ -3,21 +3,26 @@
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmk_data.errors import TrainingError
+from lmk_data.system.files import file_lock
 from lmk_train.cli import tune_main
 from lmk_train.config.commands import TuneConfig
 from lmk_train.runs.folder import SearchFolder
 from lmk_train.tuning.ax_client import Plan
 from lmk_train.tuning.experiment import Experiment, Trial
 from lmk_train.tuning.history import DONE, FAILED, STOPPED
-from lmk_train.tuning.trials import Search, _check_failures, _Child, _slots, _update, run_trials
+from lmk_train.tuning.trials import Search, _check_failures, _Child, _reason, _slots, _start, _update, run_trials
+from lmk_train.tuning.tune import training_command
 from tests import forked
 from tests.train.tuning.searches import SPACE, searching
 
@@ -81,6 +86,41 @@ def test_a_search_is_given_up_when_its_first_trials_fail_at_once_and_alike(tmp_p
     _check_failures([failed("no space left", {})] * 4)
     with pytest.raises(TrainingError, match="the first 5 trials all failed with: no space left"):
         _check_failures([failed("no space left", {})] * 5)
+
+
+def test_the_reason_of_a_failure_is_the_end_of_its_log(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as log:
+        log.truncate(1 << 40)  # whatever it printed before
+        log.seek(0, os.SEEK_END)
+        log.write(b"\nnote: slow\ntrial: error: no space left\n\n")
+    assert _reason(tmp_path / "log", 1) == "no space left"
+
+
+def test_the_secrets_of_urls_reach_a_trial_but_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, base = "http://alice:s3cr3t@127.0.0.1:1/view?token=t0ken", "s3://key:s3cr3t@bucket/shards"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/told\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    (tmp_path / "search").mkdir()
+    search, trial = a_search(tmp_path / "search", [])
+    space = replace(SPACE, base=replace(SPACE.base, shards=url, base=base))
+    with file_lock(tmp_path / "lock") as lock:
+        child = _start(replace(search, space=space, lock=lock), trial, 0, {})
+        child.close()
+        assert child.process.wait() == 0
+    assert json.loads((tmp_path / "told").read_text()) == {"shards": url, "base": base}
+    spec = json.loads(search.folder.trial_spec(trial.number).read_text())
+    assert (spec["config"]["shards"], spec["config"]["base"]) == ("http://127.0.0.1:1/view", "s3://bucket/shards")
+    written = [path.read_text() for path in (tmp_path / "search").rglob("*") if path.is_file()]
+    shown = [json.dumps(space.json()), training_command(space.base), *written]
+    assert not [text for text in shown if "s3cr3t" in text or "t0ken" in text]
+    assert shlex.split(training_command(space.base))[1:5] == [
+        "--shards",
+        "http://127.0.0.1:1/view",
+        "--base",
+        "s3://bucket/shards",
+    ]
 
 
 def test_each_trial_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import tyro
 from lmk_train.cli import eval_main, tune_main
 from lmk_train.config.training import TrainConfig
 from tests.train.tuning.searches import HEAD, record, searching
+from tests.web import serving
 
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
@@ -61,7 +62,7 @@ def test_a_grid_with_a_trial_that_diverges(
 def test_whole_trainings_with_the_default_space_after_a_start_that_died(dataset_path: Path, tmp_path: Path) -> None:
     search = tmp_path / "search"
     search.mkdir()
-    for left in (".lock", "experiment.json", "search.json.7-ab.tmp"):
+    for left in (".lock", "experiment.json", "search.json.7-ab.tmp", ".DS_Store"):
         (search / left).touch()
     words = ["--shards", str(dataset_path), "--out", str(search), "--model", "efficientnet-lite0", "--device", "cpu"]
     assert tune_main([*words, "--epochs", "1", "--trials", "2", "--strategy", "random"]) == 0
@@ -71,6 +72,18 @@ def test_whole_trainings_with_the_default_space_after_a_start_that_died(dataset_
     assert best["test"]["accuracy"] >= 0
     assert len(record(tmp_path)) == 2
     assert not (search / "features").exists()
+
+
+@pytest.mark.slow
+def test_a_search_behind_a_url_keeps_no_secret_and_is_resumed_with_the_url(dataset_path: Path, tmp_path: Path) -> None:
+    with serving(dataset_path) as place:
+        for trials, more in (("1", ()), ("2", ("--resume",))):
+            words = searching(dataset_path, tmp_path, "--trials", trials, "--cache", str(tmp_path / "cache"), *more)
+            words[1] = f"http://alice:s3cr3t@{place}"
+            assert tune_main(words) == 0
+    assert len(record(tmp_path)) == 2
+    files = [path for path in (tmp_path / "search").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
 
 
 @pytest.mark.slow
