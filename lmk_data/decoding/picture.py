@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from lmk_data.decoding.completeness import DAMAGED, has_all_pixels, looks_truncated
 from lmk_data.decoding.exif import orientation_of
@@ -128,16 +128,17 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
         _check_size(width, height, wanted)
         check_memory(width * height * BYTES_PER_PIXEL + _COPIES[kind] * len(data), _size_text(width, height))
         return _Source(kind, data, held_bytes=width * height * (BYTES_PER_PIXEL - 4))
-    if kind == "HEIF":
-        _register_heif()
+    if kind in _ISO_MEDIA:
+        _register_iso_media()
     return _Source(kind, data)
 
 
 @cache
-def _register_heif() -> None:
-    """Let Pillow decode HEIC, with one thread: a build has a process per core."""
+def _register_iso_media() -> None:
+    """Let Pillow decode HEIC, and both HEIC and AVIF with one thread: a build has a process per core."""
     import pillow_heif
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
