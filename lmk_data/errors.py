@@ -52,8 +52,10 @@ class TooLargeError(OSError):
 
 def storage_failure(error: OSError, location: str) -> StorageError:
     """Return the StorageError for a failure of the storage at `location`, a path or URL."""
-    reason = error.strerror or error
-    return StorageError(f"{error.filename or location}: {reason}; is the storage there? run it again to resume")
+    hint = "is the storage there? run it again to resume"
+    if isinstance(error, TooLargeError):
+        hint = "is this the right file?"
+    return StorageError(f"{error.filename or location}: {error.strerror or error}; {hint}")
 
 
 def missing_extra(what: str, extra: str, reason: str) -> UserError:

@@ -50,6 +50,7 @@ ONLY_PARSED = {
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
+    "python -m pipelines.landmarks_lt": "minutes; tests/test_pipelines.py has it on drawn pictures",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
     "--scheduler ": "a cluster; tests/test_cluster.py has one of its own",

@@ -133,7 +133,10 @@ def test_from_a_folder_to_the_store_and_everything_on_urls(
     assert main(["subset", url, "--out", "s3://bucket/one/view", "--top", "3", "--quiet"]) == 0
     assert main(["verify", "s3://bucket/one/view", "--workers", "1", "--quiet"]) == 0
     assert main(["subset", url, "--out", str(tmp_path / "local-view"), "--top", "3", "--quiet"]) == 0
-    with ShardedDataset.open(tmp_path / "local-view") as view, ShardedDataset.open("s3://bucket/one/view") as other:
+    with (
+        ShardedDataset.open(tmp_path / "local-view", base=url) as view,
+        ShardedDataset.open("s3://bucket/one/view") as other,
+    ):
         assert [s.jpeg for s in view.samples("val")] == [s.jpeg for s in other.samples("val")]
     assert main(["subset", "s3://bucket/one/view", "--out", str(tmp_path / "mine"), "--copy", "--quiet"]) == 0
     assert main(["verify", str(tmp_path / "mine"), "--quiet"]) == 0

@@ -180,6 +180,19 @@ def test_the_difference_of_methods_weighs_classes_alike() -> None:
     assert landmarks_lt.difference(first, first) == (0.0, 0.0, 0.0)
 
 
+def test_the_table_in_the_docs_is_that_of_its_results() -> None:
+    results = pd.read_csv(ROOT / "docs" / "results" / "landmarks_lt.csv").groupby("method")
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("## Long-tailed landmarks")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.partition("\n## ")[0].splitlines() if " to " in line]
+    shown = {cells[0]: cells[1:7] for cells in rows if len(cells) >= 7}
+    assert shown.keys() == set(results.groups)
+    for name, runs in results:
+        means = [f"{100 * runs[column].mean():.1f}" for column in landmarks_lt._METRICS]
+        recalls = 100 * runs["macro_recall"]
+        assert len(runs) == 10
+        assert shown[name] == [*means, f"{recalls.min():.1f} to {recalls.max():.1f}"], name
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (name, size) in enumerate({"a": 60, "b": 30, "c": 15}.items()):

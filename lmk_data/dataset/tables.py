@@ -43,7 +43,7 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_
         if is_local:
             open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
         with pa.OSFile(location) if is_local else folder.open(name) as file:
-            return read_parquet(file, columns, _limits(max_rows))
+            return read_parquet(file, columns, _limits(max_rows), is_near=is_local)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DatasetError(f"{location}: cannot be read ({reason}); {_VERIFY_HINT}") from error

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lmk_data.system.parquet_pages import unpacked_bytes
+
 MAX_FOOTER_BYTES = 16 << 20  # what a file states of itself; decoded it takes ten times as much
 MAX_COLUMNS = 10_000
 _WITH_LENGTH = (
@@ -25,9 +27,12 @@ class TableLimits:
     max_bytes: int
 
 
-def open_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits) -> pq.ParquetFile:
+def open_parquet(
+    source: Any, columns: Sequence[str] | None, limits: TableLimits, *, is_near: bool = True
+) -> pq.ParquetFile:
     """Return a Parquet file, whose columns of text or bytes are read as dictionaries; `columns` None reads all.
 
+    The headers of the pages are checked too, except where `is_near` is False: far away, that is to read the file twice.
     A few bytes of a dictionary can stand for any number of long texts, so `text_bytes` is to be compared with the
     limits before such columns are written out. Raises ValueError or ArrowException for a file that is damaged, lacks
     one of the columns, or states that it is over the limits.
@@ -45,16 +50,19 @@ def open_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits
     if nested := [name for name in names if pa.types.is_nested(schema.field(name).type)]:
         raise ValueError(f"the column {nested[0]!r} has the type {str(schema.field(nested[0]).type)[:80]}")
     width = sum(_width(schema.field(name).type) for name in names)
-    stated = _stated_bytes(metadata, set(names))
-    if max(stated, width * metadata.num_rows) > limits.max_bytes:
-        raise ValueError(f"{max(stated, width * metadata.num_rows):,} bytes for {metadata.num_rows:,} rows")
+    chunks = _chunks(metadata, set(names))
+    num_bytes = max(sum(chunk.total_uncompressed_size for chunk in chunks), width * metadata.num_rows)
+    if is_near and num_bytes <= limits.max_bytes:
+        num_bytes = sum(unpacked_bytes(source, chunk, limits.max_bytes) for chunk in chunks)
+    if num_bytes > limits.max_bytes:
+        raise ValueError(f"{num_bytes:,} bytes or more for {metadata.num_rows:,} rows")
     texts = [field.name for field in schema if _has_length(field.type)]
     return pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
 
 
-def read_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits) -> pa.Table:
+def read_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits, *, is_near: bool = True) -> pa.Table:
     """Return columns of a Parquet file as they are; `columns` None reads all. Raises as `open_parquet` does."""
-    file = open_parquet(source, columns, limits)
+    file = open_parquet(source, columns, limits, is_near=is_near)
     # Threads may hold a file of Python beyond the interpreter's end, see `arrow_reader`.
     is_arrows = isinstance(source, pa.NativeFile)
     table = file.read(columns=None if columns is None else list(columns), use_threads=is_arrows)
@@ -106,11 +114,12 @@ def _check_footer(source: Any) -> None:
         raise ValueError(f"its footer has {num_bytes:,} bytes")
 
 
-def _stated_bytes(metadata: pq.FileMetaData, names: set[str]) -> int:
-    """Return the unpacked bytes that a file states of some flat columns. Raises ValueError for numbers that differ."""
+def _chunks(metadata: pq.FileMetaData, names: set[str]) -> list[pq.ColumnChunkMetaData]:
+    """Return the parts of some flat columns. Raises ValueError for numbers that contradict each other."""
     if metadata.num_columns > MAX_COLUMNS:
         raise ValueError(f"{metadata.num_columns:,} columns, more than {MAX_COLUMNS:,}")
-    total = num_rows = 0
+    chunks: list[pq.ColumnChunkMetaData] = []
+    num_rows = 0
     wanted = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in names]
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -119,10 +128,10 @@ def _stated_bytes(metadata: pq.FileMetaData, names: set[str]) -> int:
             chunk = group.column(i)
             if group.num_rows < 0 or chunk.num_values != group.num_rows or chunk.total_uncompressed_size < 0:
                 raise ValueError(f"its row group {number} contradicts itself")
-            total += chunk.total_uncompressed_size
+            chunks.append(chunk)
     if num_rows != metadata.num_rows:
         raise ValueError(f"{metadata.num_rows:,} rows, its row groups have {num_rows:,}")
-    return total
+    return chunks
 
 
 def _width(kind: pa.DataType) -> int:

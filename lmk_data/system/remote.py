@@ -60,10 +60,17 @@ class RemoteFolder:
         if not num_bytes:
             return b""  # HTTP has no empty range
         fs, path = self._readable(name)
-        data = _request(lambda: fs.cat_file(path, start=offset, end=offset + num_bytes), self.location(name))
-        if len(data) > num_bytes:  # a web server that does not support ranges sends the whole file
-            data = data[offset : offset + num_bytes]
-        return bytes(data)
+
+        def request() -> bytes:
+            with web.bounded_answers(max(num_bytes, web.MAX_WHOLE_BYTES)):
+                return bytes(fs.cat_file(path, start=offset, end=offset + num_bytes))
+
+        try:
+            data = _request(request, self.location(name))
+        except TooLargeError as error:
+            reason = "its server sends whole files where a part is asked for; copy it to this machine"
+            raise OSError(error.errno, reason, self.location(name)) from error
+        return data if len(data) <= num_bytes else data[offset : offset + num_bytes]  # the whole of a small file
 
     def open(self, name: str) -> BinaryIO:
         fs, path = self._readable(name)

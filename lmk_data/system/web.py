@@ -11,6 +11,7 @@ from lmk_data.errors import TooLargeError
 from lmk_data.system.files import MAX_FILE_BYTES
 
 MAX_LISTING_BYTES = 64 << 20
+MAX_WHOLE_BYTES = 64 << 20  # of a file that is sent whole where a part of it is asked for
 SILENT_SECONDS = 20  # without a byte of an answer, or before a connection is there
 MAX_ANSWER_SECONDS = 3600
 LEAST_BYTES_PER_SECOND = 1024  # of an answer, once it takes longer than `_SLOW_SECONDS`

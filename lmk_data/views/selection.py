@@ -14,11 +14,12 @@ from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.dataset.tables import read_classes
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
-from lmk_data.sources.tables import MAX_BYTES, open_table
+from lmk_data.sources.tables import open_table
 from lmk_data.system.storage import read_file
 from lmk_data.typed_text import normal_form, normal_series, normal_text
 from lmk_data.views.duplicates import find_duplicates
 
+MAX_LIST_BYTES = 64 << 20
 _SHOWN_UNKNOWN = 5
 
 
@@ -43,7 +44,7 @@ def read_class_list(path: str) -> tuple[str, ...]:
     Raises UserError if the file cannot be read or is none of these.
     """
     try:
-        data = read_file(path, MAX_BYTES)
+        data = read_file(path, MAX_LIST_BYTES)
     except OSError as error:
         raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
     try:

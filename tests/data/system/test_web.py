@@ -188,6 +188,17 @@ def test_more_than_was_asked_for_is_not_read(serve: Any, monkeypatch: pytest.Mon
         file.read(10)
 
 
+def test_whole_files_where_parts_are_asked_for(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file is cut here; a large one would come whole for each picture in it."""
+    monkeypatch.setattr(web, "MAX_WHOLE_BYTES", 1000)
+    server = serve({"/a": lambda h: h.say(b"0123456789" * 100), "/b": lambda h: h.say(bytes(1001))})
+    assert server.folder().read_range("a", 12, 3) == b"234"
+    assert server.folder().read_range("a", 0, 1000) == b"0123456789" * 100
+    with pytest.raises(OSError, match="sends whole files"):
+        server.folder().read_range("b", 0, 10)
+    assert server.asked["/b"] == 1
+
+
 def test_redirects_end(serve: Any) -> None:
     server = serve({"/a": lambda h: h.say(b"", status=302, Location=f"/a{sum(h.server.asked.values())}")})
     with pytest.raises(OSError, match="TooManyRedirects"):

@@ -56,6 +56,19 @@ def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: P
     assert losses[-1] < losses[0]
 
 
+def test_a_retrained_head_stands_on_the_same_backbone(config: Config, tmp_path: Path) -> None:
+    """Classifier retraining, as docs/training.md has it: weights and running statistics below the head stay."""
+    small = {"model": "resnet32", "epochs": 1, "warmup_epochs": 0.0}
+    train(config(out=tmp_path / "first", weights=None, **small))
+    best = str(tmp_path / "first" / "checkpoints" / "best.pt")
+    again = {"freeze_backbone_epochs": 1, "sampling": "class-balanced", "loss": "ce"}
+    train(config(out=tmp_path / "again", weights=best, **small, **again))
+    first, retrained = weights(tmp_path / "first"), weights(tmp_path / "again")
+    backbone = [name for name in first if name.startswith("backbone.")]
+    assert all(torch.equal(first[name], retrained[name]) for name in backbone)
+    assert not torch.equal(first["head.weight"], retrained["head.weight"])
+
+
 def test_running_out_of_memory_is_a_line(
     capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
 ) -> None:
