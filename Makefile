@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,lite,dask,s3,export,tune,interop,dev
+EXTRAS := train,lite,dask,s3,export,tune,heif,interop,dev
 # One test on each core, of which each computes with one thread, and starts no other processes where none are asked for.
 PYTEST := OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
@@ -13,7 +13,10 @@ PYTEST := OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest --numpr
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
+HAD_STAMP := $(wildcard $(STAMP))
+
 setup: $(STAMP) ## Make .venv, install everything with pinned versions, then pillow-simd over Pillow.
+	@$(if $(HAD_STAMP),bash .ci/pillow_simd.sh $(VENV))
 
 $(STAMP): pyproject.toml constraints.txt .ci/pillow_simd.sh
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}; make PYTHON=..."'
@@ -22,26 +25,26 @@ $(STAMP): pyproject.toml constraints.txt .ci/pillow_simd.sh
 	@bash .ci/pillow_simd.sh $(VENV)
 	@touch $@
 
-demo: setup ## Sample -> build -> report -> train -> evaluate, offline, in minutes.
+demo: $(STAMP) ## Sample -> build -> report -> train -> evaluate, offline, in minutes.
 	$(BIN)/python -m pipelines.demo
 
-test: setup ## The tests that run in minutes.
+test: $(STAMP) ## The tests that run in minutes.
 	$(PYTEST) -m 'not slow'
 
-test-all: setup ## Every test, also the slow ones: browser, training to an accuracy, faults.
+test-all: $(STAMP) ## Every test, also the slow ones: browser, training to an accuracy, faults.
 	$(PYTEST) --durations=30
 
 # With GPU_PYTHON=python3 nothing is installed: that Python's own torch is measured.
-gpu: $(if $(GPU_PYTHON),,setup) ## On a machine with a CUDA device: its tests, speed, memory and faults, in 8 minutes.
+gpu: $(if $(GPU_PYTHON),,$(STAMP)) ## On a machine with a CUDA device: its tests, speed, memory and faults, in 8 minutes.
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(GPU_PYTHON),$(BIN)/python) -m pipelines.bench.gpu $(GPU_OPTIONS)
 
-check: setup ## Format, lint, types, and the direction of imports.
+check: $(STAMP) ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-docs: setup ## The public API as pages, from the docstrings: build/docs/index.html.
+docs: $(STAMP) ## The public API as pages, from the docstrings: build/docs/index.html.
 	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs lmk_data lmk_train
 
 clean: ## Remove what was built here, but not .venv.

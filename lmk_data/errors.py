@@ -5,11 +5,14 @@
     ├── DatasetError   a file of a published dataset is missing, short, or contradicts another
     ├── StorageError   the storage failed; what was complete is kept, run it again to resume
     ├── BuildError     a build could not finish; what was complete is kept
+    │   └── DeadWorkerError    a process that ran a task died
     └── TrainingError  training cannot continue; the last good checkpoint is kept
 
 Every message says what was wrong, where, and what to do. A bad image is none of these: it is a value
 (`lmk_data.dataset.format.Rejection`), counted and indexed, and the build continues.
 """
+
+import errno
 
 
 class LmkError(Exception):
@@ -32,14 +35,27 @@ class BuildError(LmkError):
     """A build could not finish; finished shards are kept."""
 
 
+class DeadWorkerError(BuildError):
+    """A process that ran a task died, or ran out of memory."""
+
+
 class TrainingError(LmkError):
     """Training cannot continue; the last good checkpoint is kept."""
 
 
+class TooLargeError(OSError):
+    """A file, or the answer of a server, has more bytes than one of its kind may have; reading it again is no use."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(errno.EFBIG, f"larger than the {max_bytes:,} bytes that it may have")
+
+
 def storage_failure(error: OSError, location: str) -> StorageError:
     """Return the StorageError for a failure of the storage at `location`, a path or URL."""
-    reason = error.strerror or error
-    return StorageError(f"{error.filename or location}: {reason}; is the storage there? run it again to resume")
+    hint = "is the storage there? run it again to resume"
+    if isinstance(error, TooLargeError):
+        hint = "is this the right file?"
+    return StorageError(f"{error.filename or location}: {error.strerror or error}; {hint}")
 
 
 def missing_extra(what: str, extra: str, reason: str) -> UserError:

@@ -1,10 +1,13 @@
-"""The image formats that are accepted: one list for the decoder, for ids with a file extension, and for folders."""
+"""The image formats that are accepted, and the largest file: one list for the decoder, ids and folders."""
 
 from functools import cache
 from importlib.util import find_spec
 
 from PIL import features
 
+# Of a picture's file: its bytes count in the 512 MB of the decoder. In a zip, packed and unpacked are held together.
+MAX_IMAGE_BYTES = 488 << 20
+MAX_ZIPPED_IMAGE_BYTES = MAX_IMAGE_BYTES // 2
 # Pillow's name of each format and the extensions of its files. The decoder of JPEG also takes MPO.
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
@@ -16,13 +19,14 @@ EXTENSIONS = {
     "HEIF": ("heic", "heif", "hif"),
     "AVIF": ("avif",),
 }
+# Pillow's names of the libraries that formats need, and the packages of Debian and Ubuntu with their headers.
 _LIBRARIES = {
-    "JPEG": "jpg",
-    "PNG": "zlib",
-    "WEBP": "webp",
-    "TIFF": "libtiff",
-    "AVIF": "avif",
-}  # by Pillow's names of its features
+    "JPEG": ("jpg", "libjpeg-dev"),
+    "PNG": ("zlib", "zlib1g-dev"),
+    "WEBP": ("webp", "libwebp-dev"),
+    "TIFF": ("libtiff", "libtiff-dev"),
+    "AVIF": ("avif", "libavif-dev"),
+}
 _OF_EXTRA = ("HEIF", "AVIF")  # of the extra `heif`: pillow-heif decodes HEIC, Pillow itself AVIF
 
 
@@ -40,13 +44,13 @@ def needs_extra(name: str) -> bool:
     return name in _OF_EXTRA and find_spec("pillow_heif") is None
 
 
-def missing_library(name: str) -> str:
-    """Return the library that Pillow was built without, and that a format needs."""
+def missing_library(name: str) -> tuple[str, str]:
+    """Return the library that a format needs and Pillow was built without, and the package with its headers."""
     return _LIBRARIES[name]
 
 
 def _has_library(name: str) -> bool:
-    return name not in _LIBRARIES or bool(features.check(_LIBRARIES[name]))
+    return name not in _LIBRARIES or bool(features.check(_LIBRARIES[name][0]))
 
 
 def all_extensions() -> tuple[str, ...]:

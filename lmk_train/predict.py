@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lmk_data.dataset import recipe_of
 from lmk_data.dataset.format import Rejection
-from lmk_data.errors import UserError
-from lmk_data.formats import all_extensions
+from lmk_data.errors import TooLargeError, UserError
+from lmk_data.formats import MAX_IMAGE_BYTES, all_extensions
 from lmk_data.resize import resize_image
 from lmk_data.system.storage import is_url, open_folder, read_file
 from lmk_train.config.training import ResolvedConfig
@@ -27,7 +27,6 @@ from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _MAX_DEFAULT_WORKERS = 8
-_MAX_BYTES = 1 << 30  # of a picture, as in a build
 
 Pixels = NDArray[np.uint8]
 Name = str | os.PathLike[str]
@@ -113,9 +112,9 @@ class Predictor:
     def _load(self, name: str) -> Pixels | str:
         """Return a picture's pixels as training sees them, uint8 [H, W, 3], or an error message."""
         try:
-            if not is_url(name) and (num_bytes := os.stat(name).st_size) > _MAX_BYTES:
-                return f"too-large: the file has {num_bytes:,} bytes, more than {_MAX_BYTES:,}"
-            data = read_file(name)
+            data = read_file(name, MAX_IMAGE_BYTES)
+        except TooLargeError as error:
+            return f"too-large: {error.strerror}"
         except IsADirectoryError:
             return "has no pictures"
         except OSError as error:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 NUM_IMAGES, SAMPLES_PER_SHARD = 400, 8
 
 
@@ -45,3 +47,8 @@ def one_line(error: str) -> str:
     assert len(lines) == 1, error
     assert lines[0].startswith("lmk-shard: error: ")
     return lines[0]
+
+
+def rejects(out: Path) -> list[tuple[str, str, str]]:
+    """Key, reason and detail of every rejected picture."""
+    return [(row["key"], row["reason"], row["detail"]) for row in pq.read_table(out / "rejects.parquet").to_pylist()]

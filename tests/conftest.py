@@ -146,3 +146,31 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     rule = PlanRule(samples_per_shard=SAMPLES_PER_SHARD)
     build(BuildOptions([str(source / "train")], str(source / "train.csv"), out, rule, Recipe(size=96), quiet=True))
     return hashes(out)
+
+
+DEADLY = b"this one crashes the decoder"
+CRASHING_DECODER = f"""
+import os, signal, simplejpeg
+decode = simplejpeg.decode_jpeg
+def decode_or_die(data, *args, **options):
+    if data.endswith({DEADLY!r}):
+        os.kill(os.getpid(), getattr(signal, os.environ["DIES_BY"]))
+    return decode(data, *args, **options)
+simplejpeg.decode_jpeg = decode_or_die
+"""
+
+
+@pytest.fixture
+def deadly(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A part of that collection, with one picture that crashes the decoder of every process from here on."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASHING_DECODER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    folder = tmp_path / "deadly"
+    (folder / "train").mkdir(parents=True)
+    for i in range(60):
+        os.link(source / "train" / f"{i:04d}.jpg", folder / "train" / f"{i:04d}.jpg")
+    write_labels(folder / "train.csv", [(f"{i:04d}", i % 4) for i in range(60)])
+    (folder / "train" / "0031.jpg").unlink()
+    (folder / "train" / "0031.jpg").write_bytes((source / "train" / "0000.jpg").read_bytes() + DEADLY)
+    return folder

@@ -14,7 +14,7 @@ import pytest
 
 from lmk_data.build.cluster import connect
 from lmk_data.cli import main
-from tests.build_process import SAMPLES_PER_SHARD, one_line, receipts, start, wait_for, words
+from tests.build_process import SAMPLES_PER_SHARD, one_line, receipts, rejects, start, wait_for, words
 from tests.published import hashes
 
 pytest.importorskip("distributed", reason="the extra `dask` is not installed")
@@ -83,6 +83,24 @@ def test_the_same_bytes_though_a_worker_is_killed_on_the_way(
     assert "400 images" in said
     assert re.search("^building: .*/400 images ", error, re.MULTILINE)
     assert hashes(out) == expected
+
+
+def test_a_picture_that_ends_its_worker_is_rejected_and_the_build_goes_on(
+    deadly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "shards", tmp_path / "cluster"
+    folder.mkdir()
+    monkeypatch.setenv("DIES_BY", "SIGKILL")
+    cluster = Cluster(folder, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    try:
+        for _ in range(3):
+            cluster.add_worker()
+        done = subprocess.run(words(deadly, out, *on(cluster), "--quiet"), capture_output=True, text=True, check=False)
+    finally:
+        cluster.close()
+    assert done.returncode == 0, done.stderr
+    assert "0031.jpg: ends the process that decodes it (SIGKILL); it is rejected (crash)" in done.stderr
+    assert [row[:2] for row in rejects(out)] == [("0031", "crash")]
 
 
 def test_interrupted_and_gone_on_without_the_cluster(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmk_data.dataset import ShardedDataset
-from tests.build_process import finish, one_line, receipts, start, wait_for, words
+from tests.build_process import finish, one_line, receipts, rejects, start, wait_for, words
 from tests.published import hashes
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,42 @@ def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
     assert "out of memory" in one_line(said)
     assert receipts(out) > 2
     finish(words(source, out))
-    assert hashes(out) == expected
+    assert hashes(out) == expected  # no picture was blamed
+
+
+def test_a_picture_that_ends_its_worker_is_rejected_and_the_build_goes_on(
+    deadly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    monkeypatch.setenv("DIES_BY", "SIGSEGV")
+    done = subprocess.run(words(deadly, out, "--workers", "2", "--quiet"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = f"note: {deadly}/train/0031.jpg: ends the process that decodes it (SIGSEGV); it is rejected (crash)\n"
+    assert done.stderr == said
+    detail = "the process that decodes it ends (SIGSEGV), also when it does nothing else"
+    assert rejects(out) == [("0031", "crash", detail)]
+    assert not (out / ".build" / "decoding").exists()
+    (out / "dataset.json").unlink()
+    first = hashes(out)
+    shutil.rmtree(out / "shards" / "train")
+    finish(words(deadly, out, "--workers", "2", "--quiet"))  # it is known, and ends nothing any more
+    assert hashes(out).items() >= first.items()
+    (deadly / "train" / "0031.jpg").write_bytes((deadly / "train" / "0030.jpg").read_bytes())
+    finish(words(deadly, out, "--quiet", "--retry-rejected"))
+    assert rejects(out) == []
+
+
+def test_a_picture_that_ends_the_whole_build_is_rejected_by_the_next(
+    deadly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    command = words(deadly, out, "--workers", "1", "--quiet")
+    monkeypatch.setenv("DIES_BY", "SIGKILL")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0031.jpg: ends the process that decodes it (SIGKILL); it is rejected (crash)" in done.stderr
+    assert [row[:2] for row in rejects(out)] == [("0031", "crash")]
 
 
 def test_a_source_that_vanishes(source: Path, expected: dict[str, str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmk_data import __version__
 from lmk_data.dataset.format import Encoder, Rejection
-from lmk_data.errors import BuildError, LmkError, UserError, missing_extra
+from lmk_data.errors import BuildError, DeadWorkerError, LmkError, UserError, missing_extra
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
@@ -40,13 +40,17 @@ class DaskEngine:
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield results in the order in which they are ready. Leaving the iterator early cancels the rest.
 
-        Raises BuildError when one task kills worker after worker, when the scheduler is lost, and when a worker that
-        joined later would encode other bytes.
+        Raises DeadWorkerError when one task kills worker after worker, BuildError when the scheduler is lost, when
+        there is no worker, and when one that joined later would encode other bytes.
         """
         from distributed import KilledWorker, as_completed
         from distributed.client import FutureCancelledError
         from distributed.comm.core import CommClosedError
 
+        try:
+            self.client.wait_for_workers(1, timeout=_WORKERS_SECONDS)  # a picture may have ended them all
+        except TimeoutError as error:
+            raise BuildError("the Dask cluster has no worker left; start some and run again to resume") from error
         futures = self.client.map(
             partial(_run_if_same_encoder, function, encoder()), tasks, pure=False, batch_size=1_000
         )
@@ -55,7 +59,7 @@ class DaskEngine:
                 yield future.result()
                 future.release()
         except KilledWorker as error:
-            raise BuildError(
+            raise DeadWorkerError(
                 "worker after worker was killed on one shard (out of memory?); run again, with more memory for each"
             ) from error
         except (FutureCancelledError, CommClosedError) as error:

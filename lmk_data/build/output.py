@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lmk_data.build.crashes import NOTE_NAME
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
@@ -20,12 +21,14 @@ from lmk_data.dataset.format import (
     write_file,
 )
 from lmk_data.dataset.manifest import MAX_BYTES, Provenance, read_manifest
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import is_leftover
 from lmk_data.system.storage import (
     BUILD_FOLDER,
+    CRASHES,
     LOCK,
     MEMBERS_TABLE,
+    NOTES_FOLDER,
     PLAN_INPUTS,
     PLAN_TABLE,
     RECEIPTS_FOLDER,
@@ -36,10 +39,11 @@ from lmk_data.system.storage import (
 )
 
 _SHOWN_DIFFERENCES = 6
-_OWN_TABLES = (PLAN_INPUTS, PLAN_TABLE, CLASSES, DROPPED_CLASSES, REJECTS, CARD)
+_OWN_TABLES = (PLAN_INPUTS, PLAN_TABLE, CRASHES, CLASSES, DROPPED_CLASSES, REJECTS, CARD)
 # The files that a build, a view and their reports write below these folders.
 _OWN_FILES = {
     RECEIPTS_FOLDER: r"(train|val|test)-\d{6,}\.parquet",
+    NOTES_FOLDER: NOTE_NAME,
     **{f"shards/{split}": rf"{split}-\d{{6,}}\.tar" for split in SPLITS},
     "shards": "",
     "index": r"(train|val|test)\.parquet",
@@ -148,8 +152,8 @@ def _json_object(folder: Folder, name: str) -> dict[str, Any]:
     if not folder.is_file(name):
         return {}
     try:
-        value = json.loads(folder.read(name)) if folder.size(name) <= MAX_BYTES else None
-    except (ValueError, RecursionError):
+        value = json.loads(folder.read(name, MAX_BYTES))
+    except (ValueError, RecursionError, TooLargeError):
         return {}
     return value if isinstance(value, dict) else {}
 

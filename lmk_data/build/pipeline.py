@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.build.cluster import check_workers, connect
+from lmk_data.build.crashes import Crashes, notes_folder
 from lmk_data.build.output import Output, writing
 from lmk_data.build.plan import Plan, make_plan, plan_fingerprint
 from lmk_data.build.publish import Publication, write_tables
@@ -28,6 +29,7 @@ from lmk_data.dataset.format import (
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance
+from lmk_data.dataset.tables import read_table
 from lmk_data.errors import BuildError, UserError
 from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
@@ -37,9 +39,9 @@ from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, 
 from lmk_data.sources.locate import locate, none_found
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
-from lmk_data.system.arrow import arrow_reader
+from lmk_data.sources.unread import first_names, unread_formats
 from lmk_data.system.engine import Engine, local_engine
-from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
+from lmk_data.system.storage import PLAN_TABLE, Folder, is_url, open_folder
 from lmk_data.system.terminal import notice
 
 _PLANNED_COLUMNS = ["key", "label", "landmark_id", *MEMBER_COLUMNS, "reason"]
@@ -67,8 +69,11 @@ def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
     """Read the labels and make the plan, without looking for an image unless the labels are class folders."""
     if options.labels == CLASS_FOLDERS:
         labels = _read_labels(options, open_stores(options.images, open_folder(options.out)), None)[0]
+        _name_unread(labels.frame["source"])
     else:
         labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
+        with suppress(UserError, OSError):  # there may be no images yet
+            _name_unread(first_names(open_stores([path for path in options.images if not is_url(path)])))
     return labels, _plan_of(labels.frame, options)
 
 
@@ -94,6 +99,7 @@ def build(options: BuildOptions) -> BuildResult:
         labels, located, ignored = _read_labels(options, stores, out)
         _name_what_may_be_missed(ignored or [])
         plan = _plan_of(located, options)
+        _name_unread(plan.samples.loc[plan.samples["reason"] == "", "source"])
         _check_any_found(plan, stores)
         job = _Job(plan, stores, _provenance(labels, plan, options))
         finished = output.finished(job.provenance)
@@ -173,6 +179,12 @@ def _name_what_may_be_missed(ignored: list[Ignored]) -> None:
             notice(f"ignored: {entry}")
 
 
+def _name_unread(names: "pd.Series[str]") -> None:
+    """Name on stderr the pictures that will be rejected because their format is not decoded here."""
+    for sentence in unread_formats(names):
+        notice(sentence)
+
+
 def _plan_of(images: pd.DataFrame, options: BuildOptions) -> Plan:
     names = read_categories(options.categories) if options.categories else None
     plan = make_plan(images, options.rule, names)
@@ -216,7 +228,7 @@ def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
 def _has_names_of(out: Folder, plan: Plan) -> bool:
     """Return whether the classes of a published dataset have the names of the plan."""
     for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
-        published = pq.read_table(arrow_reader(out.read(name)), columns=["name"])["name"]
+        published = read_table(out, name, ["name"])["name"]
         if published.to_pylist() != classes["name"].to_list():
             return False
     return True
@@ -246,22 +258,26 @@ def _planned_shards(plan: Plan) -> list[PlannedShard]:
 def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple[list[Receipt], int]:
     """Build the shards that have no receipt yet; return all receipts in order, and the number of images built now."""
     fingerprint = job.provenance.fingerprint
-    work = Work(
-        out=out,
-        fingerprint=fingerprint,
-        shards=_planned_shards(job.plan),
-        engine=engine,
-        description="building",
-        quiet=options.quiet,
-        retry_rejected=options.retry_rejected,
-    )
+    with notes_folder(out, on_cluster=options.scheduler is not None) as notes:
+        crashes = Crashes(out, fingerprint, notes, job.plan.samples, job.stores, options.recipe)
+        crashes.load(forget=options.retry_rejected)
+        work = Work(
+            out=out,
+            fingerprint=fingerprint,
+            shards=_planned_shards(job.plan),
+            engine=engine,
+            description="building",
+            quiet=options.quiet,
+            retry_rejected=options.retry_rejected,
+            after_death=crashes.after_death,
+        )
 
-    def task_of(shard: PlannedShard) -> ShardTask:
-        place = ShardPlace(out, shard.split, shard.number, fingerprint)
-        return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe)
+        def task_of(shard: PlannedShard) -> ShardTask:
+            place = ShardPlace(out, shard.split, shard.number, fingerprint)
+            return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe, notes, crashes.known)
 
-    rejections = _Rejections(len(job.plan.samples), options.max_rejected)
-    return finish_shards(work, build_shard, task_of, rejections.add)
+        rejections = _Rejections(len(job.plan.samples), options.max_rejected)
+        return finish_shards(work, build_shard, task_of, rejections.add)
 
 
 class _Rejections:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from lmk_data.build.publish import BuiltShard
 from lmk_data.build.shard import Receipt, read_receipt, read_receipt_table
 from lmk_data.dataset.format import SPLITS
+from lmk_data.errors import DeadWorkerError
 from lmk_data.system.engine import Engine
 from lmk_data.system.storage import Folder
 from lmk_data.system.terminal import progress_bar
@@ -24,11 +25,16 @@ class PlannedShard:
     row_group: int
 
 
+def _give_up(died: DeadWorkerError) -> None:
+    raise died
+
+
 @dataclass(frozen=True)
 class Work:
     """The shards to finish, where they go, the engine that makes them, and how progress is shown.
 
-    With `retry_rejected`, shards with rejected images are made again.
+    With `retry_rejected`, shards with rejected images are made again. `after_death` is called when a worker died; if it
+    returns, the shards that are still missing are tried again.
     """
 
     out: Folder
@@ -38,6 +44,7 @@ class Work:
     description: str
     quiet: bool
     retry_rejected: bool = False
+    after_death: Callable[[DeadWorkerError], None] = _give_up
 
 
 def finish_shards(
@@ -65,10 +72,15 @@ def finish_shards(
     missing.sort(key=lambda shard: -shard.num_samples)
     total, todo = sum(shard.num_samples for shard in work.shards), sum(shard.num_samples for shard in missing)
     with progress_bar(total, work.description, "images", quiet=work.quiet, initial=total - todo) as bar:
-        for receipt in work.engine.run(make_shard, [task_of(shard) for shard in missing]):
-            receipts[receipt.split, receipt.number] = receipt
-            bar.update(receipt.num_planned)
-            watch(receipt)
+        while missing:
+            try:
+                for receipt in work.engine.run(make_shard, [task_of(shard) for shard in missing]):
+                    receipts[receipt.split, receipt.number] = receipt
+                    bar.update(receipt.num_planned)
+                    watch(receipt)
+            except DeadWorkerError as died:
+                work.after_death(died)
+            missing = [shard for shard in missing if (shard.split, shard.number) not in receipts]
     return [receipts[shard.split, shard.number] for shard in work.shards], todo
 
 

@@ -5,25 +5,31 @@ import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmk_data.build.crashes import Note
 from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
+from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
-from lmk_data.errors import BuildError, DatasetError
+from lmk_data.errors import BuildError, DatasetError, DeadWorkerError
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
 from lmk_data.system.arrow import arrow_reader
+from lmk_data.system.parquet import TableLimits, open_parquet, read_parquet
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Folder
 
+_RECEIPT = TableLimits(MAX_ROWS, MAX_BYTES)
 _PLANNED = ("key", "label", "landmark_id", "source")
 _DETAILS = {
     "missing": "found in none of the image stores",
@@ -43,12 +49,18 @@ class ShardPlace:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """What a worker needs to build a shard; its planned rows are row group `row_group` of the plan's table."""
+    """What a worker needs to build a shard; its planned rows are row group `row_group` of the plan's table.
+
+    `notes` is the folder for the note of the picture that the worker is at, None to write none. `crashed` has the
+    pictures that end the process that decodes them, by key, and what is stated of each.
+    """
 
     place: ShardPlace
     row_group: int
     stores: tuple[Store, ...]
     recipe: Recipe
+    notes: str | None = None
+    crashed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +87,38 @@ class Receipt:
 def build_shard(task: ShardTask) -> Receipt:
     """Build a shard and its receipt; the same task gives the same bytes wherever and however often it runs.
 
-    Raises StorageError when the image storage fails, OSError when the output cannot be written.
+    Raises StorageError when the image storage fails, OSError when the output cannot be written, DeadWorkerError when a
+    picture takes more memory than there is.
     """
     with task.place.out.open(PLAN_TABLE) as file:
         planned = pq.ParquetFile(file).read_row_group(task.row_group, use_threads=False).to_pylist()
-    in_source_order = sorted(planned, key=lambda row: [row[name] for name in ("store", "offset", "source")])
-    outcomes: dict[str, Resized | Rejection] = {}
-    described: dict[str, dict[str, Any]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about odd metadata; what matters is returned as a rejection
-        images = read_ahead(partial(_read, stores=task.stores), in_source_order)
-        for row, data in zip(in_source_order, images, strict=True):
-            key = row["key"]
-            outcomes[key] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
-            described[key] = _described(data, outcome)
+    try:
+        outcomes, described = _resize_all(task, planned)
+    except MemoryError as error:
+        raise DeadWorkerError("a worker ran out of memory; run again, perhaps with fewer --workers") from error
     rows = [{name: row[name] for name in _PLANNED} | described[row["key"]] for row in planned]
     in_order = (outcomes[row["key"]] for row in planned)
     return write_shard(task.place, rows, (outcome.jpeg for outcome in in_order if isinstance(outcome, Resized)))
+
+
+def _resize_all(
+    task: ShardTask, planned: list[dict[str, Any]]
+) -> tuple[dict[str, Resized | Rejection], dict[str, dict[str, Any]]]:
+    """Return what became of each planned image, and the columns that this adds to its row, by key."""
+    in_source_order = sorted(planned, key=lambda row: [row[name] for name in ("store", "offset", "source")])
+    outcomes: dict[str, Resized | Rejection] = {}
+    described: dict[str, dict[str, Any]] = {}
+    note = None if task.notes is None else Note(task.notes)
+    with warnings.catch_warnings(), note or nullcontext():
+        warnings.simplefilter("ignore")  # of Pillow, about odd metadata; what matters is returned as a rejection
+        images: Iterator[bytes | Rejection] = read_ahead(partial(_read, task), in_source_order)
+        for row, data in zip(in_source_order, images, strict=True):
+            key = row["key"]
+            if note is not None:
+                note.at(key)
+            outcomes[key] = outcome = data if isinstance(data, Rejection) else resize_image(data, task.recipe)
+            described[key] = _described(data, outcome)
+    return outcomes, described
 
 
 def write_shard(place: ShardPlace, rows: Sequence[Mapping[str, Any]], pictures: Iterable[bytes]) -> Receipt:
@@ -173,7 +200,7 @@ def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: 
         sizes: the size in bytes of each shard that exists, by name.
     """
     try:
-        file = pq.ParquetFile(arrow_reader(out.read(receipt_name(split, number))))
+        file = open_parquet(arrow_reader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
         if file.schema_arrow.names != receipt_schema(pa.int64()).names:
             return None
         table = file.read(columns=["reason"])
@@ -197,8 +224,8 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
     name = receipt_name(split, number)
     try:
-        table = pq.read_table(arrow_reader(out.read(name)))
-    except (pa.ArrowException, OSError) as error:
+        table = read_parquet(arrow_reader(out.read(name)), None, _RECEIPT)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(
             f"{out.location(name)}: not a readable receipt; delete it and run the build again"
         ) from error
@@ -207,12 +234,17 @@ def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -
     return table.replace_schema_metadata(None)
 
 
-def _read(row: dict[str, Any], stores: tuple[Store, ...]) -> bytes | Rejection:
-    """Return the bytes of a planned image, or why there are none."""
+def _read(task: ShardTask, row: dict[str, Any], max_bytes: int) -> bytes | Rejection | None:
+    """Return the bytes of a planned image, or why there are none; None if it is not read as it has too many."""
     if row["reason"]:
         return Rejection(row["reason"], _DETAILS[row["reason"]])
-    store: Store = stores[row["store"]]
-    return store.read(row["source"], Place(row["offset"], row["num_bytes"], row["method"], row["crc32"]))
+    if row["key"] in task.crashed:
+        return Rejection("crash", task.crashed[row["key"]])
+    store: Store = task.stores[row["store"]]
+    place = Place(row["offset"], row["num_bytes"], row["method"], row["crc32"])
+    data = store.read(row["source"], place, min(max_bytes, MAX_IMAGE_BYTES))
+    is_over = isinstance(data, Rejection) and data.reason == "too-large"
+    return None if is_over and max_bytes < MAX_IMAGE_BYTES else data
 
 
 def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:

@@ -35,6 +35,7 @@ REJECT_REASONS = (
     "corrupt",
     "too-large",
     "unsafe-path",
+    "crash",
 )
 DROP_REASONS = ("below-min-samples", "outside-top")
 MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many-shot, medium-shot and few-shot classes

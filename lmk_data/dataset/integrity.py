@@ -4,11 +4,11 @@ import os
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import CLASSES, MANIFEST, SPLITS, Manifest, content_sha256_of, index_name
 from lmk_data.dataset.manifest import read_manifest
 from lmk_data.errors import DatasetError
+from lmk_data.system.parquet import stated_rows
 from lmk_data.system.storage import Folder
 
 _REPAIR_HINT = "copy it again or build the dataset again"
@@ -44,7 +44,7 @@ def check_shards(shards_folder: Folder, manifest: Manifest) -> None:
         entries = {shard["name"]: shard["num_bytes"] for shard in split["shards"]}
         sizes: dict[str, int] = {}
         for folder in {os.path.dirname(name) for name in entries}:
-            sizes |= shards_folder.sizes(folder)
+            sizes |= shards_folder.sizes(folder, entries)
         for name, num_bytes in entries.items():
             location = shards_folder.location(name)
             if name not in sizes:
@@ -71,6 +71,6 @@ def check_counts(folder: Folder, manifest: Manifest, classes: pd.DataFrame) -> N
 def _num_rows(folder: Folder, name: str) -> int:
     try:
         with folder.open(name) as file:
-            return int(pq.read_metadata(file).num_rows)
+            return stated_rows(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(f"{folder.location(name)}: cannot be read; {_REPAIR_HINT}") from error

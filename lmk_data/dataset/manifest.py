@@ -101,10 +101,7 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     location = folder.location(MANIFEST)
     try:
-        num_bytes = folder.size(MANIFEST)
-        if num_bytes > MAX_BYTES:
-            raise DatasetError(f"{location}: {num_bytes:,} bytes, too large for a manifest; build the dataset again")
-        manifest = _parse(folder.read(MANIFEST))
+        manifest = _parse(folder.read(MANIFEST, MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         unfinished = folder.exists(BUILD_FOLDER)
         other = "not a dataset; give a folder that `lmk-shard build` wrote"

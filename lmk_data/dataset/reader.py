@@ -28,7 +28,7 @@ from lmk_data.dataset.format import (
 )
 from lmk_data.dataset.integrity import check_base, check_content, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
-from lmk_data.dataset.tables import MAX_ROWS, IndexBounds, check_index, read_classes, read_rest, read_table
+from lmk_data.dataset.tables import IndexBounds, check_index, read_classes, read_rest, read_table
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import Recipe
 from lmk_data.system.storage import Folder, LocalFolder, leads_elsewhere, open_folder, retrying, stored_location
@@ -148,7 +148,7 @@ class ShardedDataset:
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Return one of the dataset's Parquet files, unchecked. Raises DatasetError if it cannot be read."""
         stated = {entry["index"]: entry["num_samples"] for entry in self.manifest["splits"].values()}
-        return read_table(self.folder, name, columns, max_rows=stated.get(name, MAX_ROWS))
+        return read_table(self.folder, name, columns, max_rows=stated.get(name))
 
     def index_table(self, split: str, columns: list[str] | None = None) -> pa.Table:
         """Return the label index of a split as an Arrow table, one row per sample in shard order.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import (
     CLASSES,
@@ -16,62 +15,44 @@ from lmk_data.dataset.format import (
     rejects_schema,
 )
 from lmk_data.errors import DatasetError
+from lmk_data.system.files import open_regular
+from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_data.system.storage import Folder, LocalFolder
 
 # What a small file can state in any number: rows of tables that no shard backs, and the bytes of a table in memory.
-MAX_ROWS = 4_000_000
-_BYTES_BESIDE, _BYTES_PER_ROW = 64 << 20, 4096
+MAX_ROWS, MAX_BYTES = 4_000_000, 1 << 30
+_BYTES_BESIDE, BYTES_PER_ROW = 64 << 20, 1024  # of an index, whose rows have samples in the shards
 _VERIFY_HINT = "run `lmk-shard verify` to see what is damaged"
 _SAFE_KEY = r"\A[A-Za-z0-9_-]{1,80}\z"  # with `__` as the only start that is not safe, as in `format.KEY_PATTERN`
 _MOST = 2**31 - 1
 _MAY_BE_EMPTY = {"name", "detail"}
 
 
-def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_rows: int = MAX_ROWS) -> pa.Table:
+def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_rows: int | None = None) -> pa.Table:
     """Return columns of a Parquet file, all by default, as they are.
 
     Raises DatasetError for a file that cannot be read, has other than the wanted columns or more than `max_rows` rows,
     or takes more memory than tables of a dataset do: what it says of itself is checked before its rows are read.
+    `max_rows` None means a table that no shard backs, which has at most `MAX_ROWS` and `MAX_BYTES`.
     """
     location = folder.location(name)
     try:
-        is_local = isinstance(folder, LocalFolder)  # Arrow's own file may be read by threads, see `arrow_reader`
+        # Arrow's threads may hold a file of Python until after the interpreter has ended, which aborts the process:
+        # measured once in 60 programs that end right after a read. A file of Arrow's own is safe.
+        is_local = isinstance(folder, LocalFolder)
+        if is_local:
+            open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
         with pa.OSFile(location) if is_local else folder.open(name) as file:
-            return _read(file, columns, max_rows, use_threads=is_local)
+            return read_parquet(file, columns, _limits(max_rows), is_near=is_local)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DatasetError(f"{location}: cannot be read ({reason}); {_VERIFY_HINT}") from error
 
 
-def _read(file: object, columns: list[str] | None, max_rows: int, *, use_threads: bool) -> pa.Table:
-    metadata = pq.read_metadata(file)
-    schema = metadata.schema.to_arrow_schema()
-    if len(set(schema.names)) != len(schema.names):
-        raise ValueError("a column occurs twice")
-    if missing := [name for name in columns or () if name not in schema.names]:
-        raise ValueError(f"no column {missing[0]!r}")
-    stated = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    most_bytes = _BYTES_BESIDE + _BYTES_PER_ROW * metadata.num_rows
-    if not 0 <= metadata.num_rows <= max_rows:
-        raise ValueError(f"{metadata.num_rows:,} rows, more than {max_rows:,}")
-    if not 0 <= stated <= most_bytes:
-        raise ValueError(f"{stated:,} bytes for {metadata.num_rows:,} rows")
-    # Repeated texts take little space in the file and much as a column, so they are read without being repeated.
-    texts = [field.name for field in schema if _is_text(field.type)]
-    table = pq.ParquetFile(file, read_dictionary=texts).read(columns=columns, use_threads=use_threads)
-    if sum(_text_bytes(column) for column in table.columns if pa.types.is_dictionary(column.type)) > most_bytes:
-        raise ValueError(f"texts of more than {most_bytes:,} bytes for {table.num_rows:,} rows")
-    fields = [schema.field(name) for name in table.column_names]
-    return table.cast(pa.schema(fields, table.schema.metadata))
-
-
-def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Return the bytes of a column of dictionary-encoded texts when each is written out."""
-    total = 0
-    for chunk in column.chunks:
-        if _is_text(chunk.type):
-            total += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
-    return total
+def _limits(max_rows: int | None) -> TableLimits:
+    if max_rows is None:
+        return TableLimits(MAX_ROWS, MAX_BYTES)
+    return TableLimits(max_rows, _BYTES_BESIDE + BYTES_PER_ROW * max_rows)
 
 
 def check_schema(table: pa.Table, wanted: pa.Schema, location: str) -> None:

@@ -47,7 +47,8 @@ def has_all_pixels(data: bytes) -> bool:
     if not data.startswith(JPEG_START) or end < 0:
         return False
     try:
-        return _eighth(data[:end] + JPEG_END) == _eighth(data[:end] + _FILLER + JPEG_END)
+        body = memoryview(data)[:end]
+        return _eighth(b"".join((body, JPEG_END))) == _eighth(b"".join((body, _FILLER, JPEG_END)))
     except DAMAGED:
         return False
 

@@ -18,7 +18,7 @@ def read_gif(data: bytes) -> bytes:
     while (found := _NEXT_BLOCK.search(data, position)) is not None:
         start = found.start()
         if data[start : start + 1] == b",":
-            return head + control + data[start:]
+            return b"".join((head, control, memoryview(data)[start:]))
         if data[start : start + 1] == b";":
             break
         position = start + 2

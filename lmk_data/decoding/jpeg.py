@@ -56,7 +56,7 @@ def read_jpeg(data: bytes) -> Jpeg:
     if frame is None or len(frame[1]) < 6:
         raise Refused("corrupt", "a JPEG without a frame")
     width, height, held_bytes = _checked_frame(*frame, data, start)
-    return Jpeg(bytes(kept) + data[start:], width, height, held_bytes, bytes(exif), xmp)
+    return Jpeg(b"".join((kept, memoryview(data)[start:])), width, height, held_bytes, bytes(exif), xmp)
 
 
 def _checked_frame(kind: int, frame: bytes, data: bytes, first_scan: int) -> tuple[int, int, int]:

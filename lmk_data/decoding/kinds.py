@@ -4,6 +4,8 @@ import re
 
 from lmk_data.decoding.jpeg import JPEG_START
 from lmk_data.decoding.png import PNG_START
+from lmk_data.errors import missing_extra
+from lmk_data.formats import missing_library, needs_extra
 
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _STARTS = {
@@ -86,6 +88,14 @@ def other_kind(data: bytes) -> str | None:
     if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in text):
         return "SVG"
     return None
+
+
+def why_not_decoded(name: str) -> str:
+    """Return why an accepted format is not decoded here, and what to do."""
+    if needs_extra(name):
+        return str(missing_extra(f"the format {name}", "heif", "pillow-heif is not installed"))
+    library, package = missing_library(name)
+    return f"Pillow was built without {library} here; install {package} and run `make setup` again, or build Pillow"
 
 
 def _of_brands(head: bytes) -> str | None:

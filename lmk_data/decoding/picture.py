@@ -10,24 +10,28 @@ from functools import cache
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from lmk_data.decoding.completeness import DAMAGED, has_all_pixels, looks_truncated
 from lmk_data.decoding.exif import orientation_of
 from lmk_data.decoding.gif import read_gif
 from lmk_data.decoding.jpeg import JPEG_END, read_jpeg
-from lmk_data.decoding.kinds import kind_of, other_kind
+from lmk_data.decoding.kinds import kind_of, other_kind, why_not_decoded
 from lmk_data.decoding.png import read_png
 from lmk_data.decoding.refusal import Refused, check_memory
 from lmk_data.decoding.samples import num_bytes_as_rgb, to_rgb, whiten
 from lmk_data.decoding.tiff import Tiff, read_tiff
 from lmk_data.decoding.webp import BYTES_PER_PIXEL, webp_size
-from lmk_data.errors import missing_extra
-from lmk_data.formats import accepted_formats, missing_library, needs_extra
+from lmk_data.formats import accepted_formats
 
-_MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
+MAX_RLE_PIXELS = 16_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 _ISO_MEDIA = ("HEIF", "AVIF")
-_ISO_MEDIA_BYTES_PER_PIXEL = 6  # measured: the planes of the decoder and their copies, beside Pillow's image
+# What is held of a file's bytes at once, measured: the file, a copy without metadata, copies of the library; of a JPEG
+# two more, to tell whether it is complete.
+_COPIES = {"JPEG": 4, "PNG": 2, "GIF": 2, "BMP": 1, "TIFF": 1, "WEBP": 3, "HEIF": 3, "AVIF": 3}
+# Measured: the planes of the decoder and their copies, beside Pillow's image. libavif takes what the data has, whatever
+# the header says of its bits; libheif decodes it and refuses it then.
+_AVIF_BYTES_PER_PIXEL, _HEIF_BYTES_PER_PIXEL, _DEEP_HEIF_BYTES_PER_PIXEL = 9, 6, 12
 _TURNED_BACK = {6: 8, 8: 6}  # the orientations that undo another one than themselves
 
 
@@ -82,7 +86,8 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
         reason = "not-an-image" if other is None else "unsupported-format"
         raise Refused(reason, f"first bytes {data[:12]!r}" if other is None else f"a picture of the format {other}")
     if kind not in accepted_formats():
-        raise Refused("unsupported-format", _missing(kind))
+        raise Refused("unsupported-format", why_not_decoded(kind))
+    check_memory(_COPIES[kind] * len(data), f"a {kind} file of {len(data):,} bytes")
     try:
         return _decode(_look_at(kind, data, wanted), wanted)
     except UnidentifiedImageError as error:
@@ -96,14 +101,6 @@ def decode_picture(data: bytes, wanted: Wanted) -> Picture:
         raise Refused(_reason(detail), detail) from error
 
 
-def _missing(kind: str) -> str:
-    """Return why a format is not decoded here, and what to do."""
-    if needs_extra(kind):
-        return str(missing_extra(f"the format {kind}", "heif", "pillow-heif is not installed"))
-    library = missing_library(kind)
-    return f"{kind}: Pillow was built without {library} here; install its headers and build Pillow again"
-
-
 def _reason(detail: str) -> str:
     """Return the reason of a rejection for the message of a decoder."""
     words = detail.lower()
@@ -115,11 +112,12 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
     if kind == "JPEG":
         jpeg = read_jpeg(data)
         _check_size(jpeg.width, jpeg.height, wanted)
-        check_memory(jpeg.held_bytes, (jpeg.width, jpeg.height))
+        check_memory(jpeg.held_bytes + _COPIES[kind] * len(data), _size_text(jpeg.width, jpeg.height))
         return _Source(kind, jpeg.data, orientation_of(jpeg.exif, jpeg.xmp), held_bytes=jpeg.held_bytes)
     if kind == "PNG":
         png = read_png(data)
-        return _Source(kind, png.data, orientation_of(png.exif, png.xmp), transparent=png.transparent)
+        upright, held = orientation_of(png.exif, png.xmp), 2 * png.largest_bytes
+        return _Source(kind, png.data, upright, held_bytes=held, transparent=png.transparent)
     if kind == "GIF":
         return _Source(kind, read_gif(data))
     if kind == "TIFF":
@@ -128,18 +126,19 @@ def _look_at(kind: str, data: bytes, wanted: Wanted) -> _Source:
     if kind == "WEBP":
         width, height = webp_size(data)
         _check_size(width, height, wanted)
-        check_memory(width * height * BYTES_PER_PIXEL, (width, height))
+        check_memory(width * height * BYTES_PER_PIXEL + _COPIES[kind] * len(data), _size_text(width, height))
         return _Source(kind, data, held_bytes=width * height * (BYTES_PER_PIXEL - 4))
-    if kind == "HEIF":
-        _register_heif()
+    if kind in _ISO_MEDIA:
+        _register_iso_media()
     return _Source(kind, data)
 
 
 @cache
-def _register_heif() -> None:
-    """Let Pillow decode HEIC, with one thread: a build has a process per core."""
+def _register_iso_media() -> None:
+    """Let Pillow decode HEIC, and both HEIC and AVIF with one thread: a build has a process per core."""
     import pillow_heif
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
@@ -155,9 +154,10 @@ def _decode(source: _Source, wanted: Wanted) -> Picture:
         data = source.data
         if source.kind != "JPEG" or "truncated" not in str(error).lower() or data.endswith(JPEG_END):
             raise
-        if not has_all_pixels(data + JPEG_END):
+        ended = data + JPEG_END
+        if not has_all_pixels(ended):
             raise
-        return _decode(replace(source, data=data + JPEG_END), wanted)
+        return _decode(replace(source, data=ended), wanted)
 
 
 def _decode_opened(image: Image.Image, source: _Source, wanted: Wanted) -> Picture:
@@ -195,15 +195,23 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     """Raise Refused if decoding and resizing need more memory than `MAX_DECODED_BYTES`, or too much time."""
     width, height = image.size
     num_bytes = num_bytes_as_rgb(image, source.transparent) + source.held_bytes
-    if source.kind in _ISO_MEDIA:
-        num_bytes += _ISO_MEDIA_BYTES_PER_PIXEL * width * height
+    num_bytes += _COPIES[source.kind] * len(source.data)
+    if source.kind == "AVIF":
+        num_bytes += _AVIF_BYTES_PER_PIXEL * width * height
+    if source.kind == "HEIF":
+        is_deep = image.info.get("bit_depth", 8) > 8 and image.info.get("chroma") != 420
+        num_bytes += (_DEEP_HEIF_BYTES_PER_PIXEL if is_deep else _HEIF_BYTES_PER_PIXEL) * width * height
     if source.kind == "TIFF" and source.orientation != 1:
         num_bytes += 4 * width * height  # Pillow turns a copy
     if source.kind == "BMP" and _is_run_length(image):
-        if width * height > _MAX_RLE_PIXELS:
-            raise Refused("too-large", f"a run-length encoded BMP of more than {_MAX_RLE_PIXELS:,} pixels")
+        if width * height > MAX_RLE_PIXELS:
+            raise Refused("too-large", f"a run-length encoded BMP of more than {MAX_RLE_PIXELS:,} pixels")
         num_bytes += 3 * width * height + 512 * width  # a jump of 255 rows is filled before the end is noticed
-    check_memory(num_bytes + wanted.resizing_bytes(width, height), (width, height))
+    check_memory(num_bytes + wanted.resizing_bytes(width, height), _size_text(width, height))
+
+
+def _size_text(width: int, height: int) -> str:
+    return f"{width}x{height} pixels of this kind"
 
 
 def _is_run_length(image: Image.Image) -> bool:

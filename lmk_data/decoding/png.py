@@ -10,7 +10,7 @@ from lmk_data.decoding.exif import MAX_METADATA_BYTES
 from lmk_data.decoding.refusal import Refused
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 1_000_000
+MAX_CHUNKS = 1_000_000
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _XMP, _EXIF_TEXT, _EXIF_PROFILE = b"XML:com.adobe.xmp", b"exif", b"Raw profile type exif"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -22,13 +22,15 @@ class Png:
     """A PNG without its metadata, and what it stated.
 
     `transparent` is the transparent grey level or colour of 16 bits a channel, which Pillow does not apply. That of
-    fewer bits is in `data`, in the range of the decoded pixels.
+    fewer bits is in `data`, in the range of the decoded pixels. `largest_bytes` is the size of the largest chunk of
+    pixels, which Pillow reads as a whole, twice, if the picture ends before it.
     """
 
     data: bytes = b""
     transparent: tuple[int, ...] = ()
     exif: bytes = b""
     texts: dict[bytes, bytes] = field(default_factory=dict)
+    largest_bytes: int = 0
 
     @property
     def xmp(self) -> bytes:
@@ -54,13 +56,15 @@ def read_png(data: bytes) -> Png:
 
     A chunk that is not used costs the picture only if its checksum is wrong and it comes before the pixels.
     """
-    png, kept = Png(), bytearray(PNG_START)
+    png = Png()
+    kept: list[bytes | memoryview] = [PNG_START]
     depth, kind, has_pixels, is_cut = 0, -1, False, False
     for chunk in _chunks(data):
         if not has_pixels and chunk.name != b"IDAT":
             _check(chunk)
         if chunk.name == b"IDAT":
             has_pixels, is_cut = True, chunk.is_cut
+            png.largest_bytes = max(png.largest_bytes, len(chunk.content))
         elif chunk.is_cut:
             break
         if chunk.name == b"IHDR" and len(chunk.content) >= 13:
@@ -70,9 +74,9 @@ def read_png(data: bytes) -> Png:
             if depth == 16:
                 png.transparent = levels
             else:
-                kept += _made(b"tRNS", struct.pack(f">{len(levels)}H", *levels))
+                kept.append(_made(b"tRNS", struct.pack(f">{len(levels)}H", *levels)))
         elif chunk.name in (b"IHDR", b"PLTE", b"IDAT") or (chunk.name == b"tRNS" and kind == _PALETTE):
-            kept += chunk.whole
+            kept.append(chunk.whole)
         elif chunk.name == b"eXIf":
             png.exif = bytes(chunk.content[:MAX_METADATA_BYTES])
         elif chunk.name in _TEXTS:
@@ -82,20 +86,20 @@ def read_png(data: bytes) -> Png:
     if not has_pixels:
         raise Refused("truncated", "the data ends before the picture begins")
     png.exif = png.exif or _exif_of(png.texts)
-    png.data = bytes(kept if is_cut else kept + _made(b"IEND", b""))
+    png.data = b"".join(kept if is_cut else [*kept, _made(b"IEND", b"")])
     return png
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:
     """Yield the chunks up to the end mark or to what is no chunk; the last one may be cut off."""
     position = len(PNG_START)
-    for _ in range(_MAX_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         chunk = _Chunk(data, position, int.from_bytes(data[position : position + 4], "big"))
         if chunk.name == b"IEND" or not _NAME.fullmatch(chunk.name):
             return
         yield chunk
         position += len(chunk.whole)
-    raise Refused("too-large", f"a PNG of more than {_MAX_CHUNKS:,} chunks")
+    raise Refused("too-large", f"a PNG of more than {MAX_CHUNKS:,} chunks")
 
 
 def _check(chunk: _Chunk) -> None:

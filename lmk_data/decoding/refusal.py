@@ -12,9 +12,8 @@ class Refused(Exception):  # noqa: N818 - not an error of the program
         self.detail = detail
 
 
-def check_memory(num_bytes: int, size: tuple[int, int]) -> None:
-    """Raise Refused if decoding a picture of this width and height needs more than `MAX_DECODED_BYTES`."""
+def check_memory(num_bytes: int, what: str) -> None:
+    """Raise Refused if decoding a picture needs more than `MAX_DECODED_BYTES`; `what` describes it for the detail."""
     if num_bytes > MAX_DECODED_BYTES:
-        width, height = size
         needs = f"needs {num_bytes / 1e6:,.0f} MB of memory, more than {MAX_DECODED_BYTES / 1e6:,.0f} MB"
-        raise Refused("too-large", f"{width}x{height} pixels of this kind: decoding {needs}")
+        raise Refused("too-large", f"{what}: decoding {needs}")

@@ -1,5 +1,6 @@
 """Read tars and zips without extracting them: scan the places of all members once, then read a member by its place."""
 
+import os
 import stat
 import struct
 import tarfile
@@ -10,14 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
+import numpy as np
+
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.leftovers import NOT_A_FILE, SPARSE, left_out_of
 from lmk_data.sources.links import Links, target_of
+from lmk_data.sources.tar_headers import TarEntry, TarHeaders
 
-MAX_IMAGE_BYTES = 1 << 30
+MAX_DIRECTORY_BYTES = 1 << 30  # of a zip
+MAX_MEMBERS = 20_000_000
+MAX_ZERO_BYTES = 256 << 20  # after the end mark of a tar
+MAX_NAME_LENGTH, MAX_FOLDERS = 4096, 256  # of a member; Linux opens no longer path
 RAW = -1  # `method` of a member that is not compressed (tar, folder); zip's own methods are 0 and above
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_OTHER_METHOD = 127  # a method that no zip has; the numbers of the others fit into 8 bits
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL_SLACK_BYTES = 1024  # for the name and the extra fields of a local header, read together with the member
@@ -46,8 +55,12 @@ def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[M
     UserError for an archive that is damaged or cannot be read by offset.
     """
     try:
-        yield from _zip_members(file, location) if kind == "zip" else _tar_members(file, location)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as error:
+        members = _zip_members(file, location) if kind == "zip" else _tar_members(file, location)
+        for number, member in enumerate(members):
+            if number >= MAX_MEMBERS:
+                raise ValueError(f"more than {MAX_MEMBERS:,} members")
+            yield member
+    except (zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{location}: cannot be read as a {kind} ({error}); copy it again, an unfinished download ends like this"
         ) from error
@@ -70,11 +83,11 @@ def bytes_to_read(place: Place) -> int:
     return place.num_bytes + slack
 
 
-def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
+def unpack(data: bytes, place: Place, max_bytes: int) -> bytes | Rejection | int:
     """Return the content of a member from the bytes at its place, or the reason why it has none.
 
-    Returns an int if the headers of a zip are unusually long: the number of bytes that are needed instead.
-    Raises OSError if the archive has changed since the scan.
+    A member that unpacks to more than `max_bytes` is rejected. Returns an int if the headers of a zip are unusually
+    long: the number of bytes that are needed instead. Raises OSError if the archive has changed since the scan.
     """
     start, method, num_bytes = 0, place.method, place.num_bytes
     if method != RAW:
@@ -84,26 +97,29 @@ def unpack(data: bytes, place: Place) -> bytes | Rejection | int:
         start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + num_bytes > len(data) == bytes_to_read(place):
             return int(start + num_bytes)
-    payload = data[start : start + num_bytes]
+    payload = memoryview(data)[start : start + num_bytes]
     if len(payload) != num_bytes:
         raise OSError(f"ends within the member at offset {place.offset:,}; the archive has changed")
-    return payload if method == RAW else _inflate(payload, method, place.crc32)
+    return data[:num_bytes] if method == RAW else _inflate(payload, place, max_bytes)
 
 
-def _inflate(payload: bytes, method: int, crc32: int) -> bytes | Rejection:
-    if method == _DEFLATED:
+def _inflate(payload: memoryview, place: Place, max_bytes: int) -> bytes | Rejection:
+    if place.method == _STORED:
+        content = bytes(payload)
+    elif place.method == _DEFLATED:
+        most = min(max_bytes, (MAX_IMAGE_BYTES - len(payload)) // 2)  # zlib joins what it unpacked piece by piece
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            payload = inflater.decompress(payload, MAX_IMAGE_BYTES + 1)
+            content = inflater.decompress(payload, most + 1)
         except zlib.error as error:
             return Rejection("corrupt", f"zip member: {error}")
-        if len(payload) > MAX_IMAGE_BYTES:
-            return Rejection("too-large", f"the file has more than {MAX_IMAGE_BYTES:,} bytes")
-    elif method != _STORED:
-        return Rejection("unsupported-format", f"zip compression method {method}")
-    if zlib.crc32(payload) != crc32:
+        if len(content) > most:
+            return Rejection("too-large", f"the file has more than {most:,} bytes, unpacked from a zip")
+    else:
+        return Rejection("unsupported-format", f"zip compression method {place.method}")
+    if zlib.crc32(content) != place.crc32:
         return Rejection("corrupt", "zip member: its checksum does not match")
-    return payload
+    return content
 
 
 class _Members:
@@ -133,6 +149,7 @@ class _Members:
         nowhere = Place(0, 0, RAW, 0)
         try:
             for name, found in Links(self.places, self._links).follow():
+                _check_name(name)
                 yield _member(name, nowhere, found) if isinstance(found, str) else _member(name, found)
         except UserError as error:
             raise UserError(f"{location}: {error}") from error
@@ -148,30 +165,27 @@ def _tar_members(file: BinaryIO, location: str) -> Iterator[Member]:
     members = _Members()
     start: int | None = 0
     while start is not None:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
-            for member in tar:
-                yield from _tar_member(member, members)
-                tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
-            end = tar.offset
-        start = _next_tar(file, end, location)
+        tar = TarHeaders(file, start)
+        for entry in tar:
+            yield from _tar_member(entry, members)
+        start = _next_tar(file, tar.position, location)
     yield from members.follow_links(location)
 
 
-def _tar_member(member: tarfile.TarInfo, members: _Members) -> Iterator[Member]:
-    name = _clean_name(member.name)
-    if member.issym():
-        members.link(name, target_of(name, member.linkname))
-    elif member.islnk():  # the same file again, as `tar` writes files that share their data
-        target = _clean_name(member.linkname)
+def _tar_member(entry: TarEntry, members: _Members) -> Iterator[Member]:
+    name = _clean_name(entry.name)
+    if entry.kind == "link":
+        members.link(name, target_of(name, entry.target))
+    elif entry.kind == "hard link":  # the same file again, as `tar` writes files that share their data
+        target = _clean_name(entry.target)
         if target in members.places:
             yield from members.file(name, members.places[target])
         else:
             members.link(name, target)
-    elif member.issparse() or not (member.isreg() or member.isdir()):
-        yield _member(name, Place(0, 0, RAW, 0), SPARSE if member.issparse() else NOT_A_FILE)
-    elif member.isreg():
-        yield from members.file(name, Place(member.offset_data, member.size, RAW, 0))
+    elif entry.kind == "file":
+        yield from members.file(name, Place(entry.offset, entry.num_bytes, RAW, 0))
+    elif entry.kind != "folder":
+        yield _member(name, Place(0, 0, RAW, 0), SPARSE if entry.kind == "sparse" else NOT_A_FILE)
 
 
 def _next_tar(file: BinaryIO, end: int, location: str) -> int | None:
@@ -184,6 +198,8 @@ def _next_tar(file: BinaryIO, end: int, location: str) -> int | None:
         raise UserError(f"{location}: damaged at byte {end:,}, or an unfinished download; copy it again")
     start = end + tarfile.BLOCKSIZE
     while chunk := file.read(_READ_AT_ONCE):
+        if start - end > MAX_ZERO_BYTES:
+            raise ValueError(f"more than {MAX_ZERO_BYTES >> 20} MB of zeros after the end mark at byte {end:,}")
         if content := chunk.lstrip(b"\0"):
             start += len(chunk) - len(content)
             return start - (start - end) % tarfile.BLOCKSIZE
@@ -191,22 +207,61 @@ def _next_tar(file: BinaryIO, end: int, location: str) -> int | None:
     return None
 
 
+class _Bounded:
+    """A zip for `zipfile`, which otherwise reads as many bytes at once as the zip states of its directory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = file.seek(0, os.SEEK_END)
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        most = self.num_bytes - self.tell()
+        if not 0 <= num_bytes <= most:
+            num_bytes = most
+        if num_bytes > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has more than {MAX_DIRECTORY_BYTES:,} bytes")
+        return self._file.read(num_bytes)
+
+    def seekable(self) -> bool:
+        return True
+
+
 def _zip_members(file: BinaryIO, location: str) -> Iterator[Member]:
-    members = _Members()
-    with zipfile.ZipFile(file) as archive:
+    members, bounded = _Members(), _Bounded(file)
+    with zipfile.ZipFile(bounded) as archive:
         infos = archive.infolist()
         _check_start(file, infos, location)
+        _check_places(infos, bounded.num_bytes)
         for member in infos:
             if member.flag_bits & _ENCRYPTED:
                 raise UserError(f"{location}: encrypted; unpack it and give the folder")
             name = _clean_name(_zip_name(member))
             if _is_link(member):
-                target = archive.read(member).decode("utf-8", "surrogateescape")
+                with archive.open(member) as content:
+                    target = content.read(_LONGEST_TARGET).decode("utf-8", "surrogateescape")
                 members.link(name, target_of(name, target))
             elif not (member.is_dir() or name.endswith("/")):
-                place = Place(member.header_offset, member.compress_size, member.compress_type, member.CRC)
-                yield from members.file(name, place)
+                yield from members.file(name, _zip_place(member))
     yield from members.follow_links(location)
+
+
+def _zip_place(member: zipfile.ZipInfo) -> Place:
+    """Return the place of a member; what says that it unpacks to more than any picture is as large there."""
+    num_bytes = member.file_size if member.file_size > MAX_IMAGE_BYTES else member.compress_size
+    return Place(member.header_offset, num_bytes, min(member.compress_type, _OTHER_METHOD), member.CRC)
+
+
+def _check_places(infos: list[zipfile.ZipInfo], num_bytes: int) -> None:
+    """Raise BadZipFile unless each member has its own bytes of the file: a small zip can state the same ones often."""
+    places = np.array([(info.header_offset, info.compress_size) for info in infos], dtype=object).reshape(-1, 2)
+    starts, sizes = places.T
+    if (starts < 0).any() or (starts + sizes + _LOCAL_HEADER.size > num_bytes).any():
+        raise zipfile.BadZipFile("a member lies outside the file")
+    order = np.argsort(starts)
+    ends = (starts + sizes + _LOCAL_HEADER.size)[order]
+    if (ends[:-1] > starts[order][1:]).any():
+        raise zipfile.BadZipFile("members lie over one another")
 
 
 def _check_start(file: BinaryIO, infos: list[zipfile.ZipInfo], location: str) -> None:
@@ -240,7 +295,14 @@ def _clean_name(name: str) -> str:
     if "./" in name or "//" in name:
         root = "/" if name.startswith("/") else ""
         name = root + "/".join(part for part in name.split("/") if part not in ("", "."))
+    _check_name(name)
     return readable_name(name)
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError for a name that is longer than any path: a small archive can hold names without end."""
+    if len(name) > MAX_NAME_LENGTH or name.count("/") > MAX_FOLDERS:
+        raise ValueError(f"the name of a member has more than {MAX_NAME_LENGTH:,} characters or {MAX_FOLDERS} folders")
 
 
 def readable_name(name: str) -> str:

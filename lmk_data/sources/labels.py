@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from lmk_data.errors import UserError
 from lmk_data.formats import all_extensions
+from lmk_data.sources.rows import MAX_DIFFERENT_ROWS, Rows, each_once
 from lmk_data.sources.tables import check_cells, listed, open_table, read_bytes
 from lmk_data.system.terminal import notice, without_secrets
 from lmk_data.typed_text import chunked, joined_spellings, normal_form
@@ -73,15 +74,16 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     data = read_bytes(path, "label table", "--labels")
     table = open_table(data, path)
     layout, id_column, label_column = _layout(table.columns, path, id_column, label_column)
-    read = table.strings([id_column, label_column])
-    ids, labels = read.column(0), _normal(read.column(1), path, "labels")
-    check_cells(path, label_column, labels)
+    rows = table.rows([id_column, label_column])
+    labels = _normal(rows.columns[1], path, "labels")
+    check_cells(path, label_column, labels, rows.numbers)
     if layout == "gldv2-clean":
-        check_cells(path, id_column, ids, may_be_empty=True)  # a class without images
-        ids, labels = _split_lists(ids, labels)
-    ids = pc.replace_substring_regex(_normal(ids, path, "ids"), _SEPARATORS, "/")
+        check_cells(path, id_column, rows.columns[0], rows.numbers, may_be_empty=True)  # a class without images
+        rows = _split_lists(rows, labels, path)
+        labels = rows.columns[1]
+    ids = pc.replace_substring_regex(_normal(rows.columns[0], path, "ids"), _SEPARATORS, "/")
     ids = pc.replace_substring_regex(ids, _HERE, r"\1")
-    check_cells(path, id_column, ids)
+    check_cells(path, id_column, ids, rows.numbers)
     frame = pd.DataFrame({"file": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image; give another table with --labels")
@@ -89,6 +91,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     found = label_table(
         frame, without_secrets(path).rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest()
     )
+    found = replace(found, duplicate_rows=found.duplicate_rows + rows.num_repeated)
     if found.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
     return replace(found, columns=(id_column, label_column)) if layout == "custom" else found
@@ -101,7 +104,7 @@ def read_categories(path: str) -> "pd.Series[str]":
     any other name stays as it is.
     """
     table = open_table(read_bytes(path, "table of categories", "--categories"), path)
-    read = table.strings(["landmark_id", "category"])
+    read = table.rows(["landmark_id", "category"]).columns
     names = normal_form(read["category"].fill_null("")).to_pylist()
     index = pd.Index(normal_form(read["landmark_id"]).to_pandas())
     categories: pd.Series[str] = pd.Series(np.array([_title(name) for name in names], dtype=object), index=index)
@@ -138,14 +141,17 @@ def _layout(columns: list[str], path: str, id_column: str | None, label_column: 
     return chosen
 
 
-def _split_lists(images: pa.ChunkedArray, labels: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Turn rows of `landmark_id, "id id id"` into one row per id; return ids and labels."""
-    lists = pc.split_pattern(pc.utf8_trim_whitespace(images), " ").combine_chunks()
-    parents = pc.list_parent_indices(lists)
-    ids = pc.list_flatten(lists)
+def _split_lists(rows: Rows, labels: pa.ChunkedArray, path: str) -> Rows:
+    """Turn rows of `"id id id", landmark_id` into one row per id, with `labels` as the landmark ids."""
+    images = pc.utf8_trim_whitespace(rows.columns[0])
+    if len(images) + (pc.sum(pc.count_substring(images, " ")).as_py() or 0) > MAX_DIFFERENT_ROWS:
+        raise UserError(f"{path}: lists more than {MAX_DIFFERENT_ROWS:,} images; build several datasets")
+    lists = pc.split_pattern(images, " ").combine_chunks()
+    parents, ids = pc.list_parent_indices(lists), pc.list_flatten(lists)
     kept = pc.not_equal(ids, "")
-    labels = labels.combine_chunks().take(parents)
-    return pa.chunked_array([ids.filter(kept)]), pa.chunked_array([labels.filter(kept)])
+    ids, parents = ids.filter(kept), parents.filter(kept)
+    columns = pa.table([ids, labels.combine_chunks().take(parents)], names=["images", "landmark_id"])
+    return each_once(Rows(columns, rows.numbers[parents.to_numpy()], rows.counts[parents.to_numpy()]))
 
 
 def typed_labels(labels: pa.ChunkedArray) -> pa.ChunkedArray:

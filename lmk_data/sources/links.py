@@ -8,7 +8,7 @@ from lmk_data.errors import UserError
 from lmk_data.leftovers import LINK_IN_CIRCLE, LINK_TO_NOTHING
 
 _LONGEST_CHAIN = 40  # links that lead to links, as Linux counts them
-_MOST_FILES = 1_000_000
+MAX_FILES = 1_000_000
 Content = TypeVar("Content")
 
 
@@ -35,8 +35,8 @@ class Links(Generic[Content]):
         Raises UserError if there are more than a million of them.
         """
         for number, found in enumerate(self._all()):
-            if number >= _MOST_FILES:
-                raise UserError(f"its links stand for more than {_MOST_FILES:,} files, such as {found[0]}; unpack it")
+            if number >= MAX_FILES:
+                raise UserError(f"its links stand for more than {MAX_FILES:,} files, such as {found[0]}; unpack it")
             yield found
 
     def _all(self) -> Iterator[tuple[str, Content | str]]:

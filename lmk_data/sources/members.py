@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import parquet_bytes
-from lmk_data.errors import UserError
+from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
 from lmk_data.sources.stores import ArchiveStore, FolderStore, Store
 from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.engine import LocalEngine
+from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_data.system.storage import MEMBERS_TABLE, Folder, LocalFolder, open_folder
 from lmk_data.system.terminal import notice, progress_bar
 from lmk_data.typed_text import shown
 
 MEMBER_COLUMNS = ["store", "source", "offset", "num_bytes", "method", "crc32"]
 _HASHED_AT_ONCE = 4 << 20
+_MAX_BYTES = 2 << 30  # of the cached scans
+_CACHED = TableLimits(max_rows=100_000_000, max_bytes=8 << 30)
 _CHECKSUM_BYTES = 4096  # of a checksum file that are looked at
 
 
@@ -167,7 +169,7 @@ def _scan(scan: _Scan) -> _Scanned:
 def _checksums(folder: str, stores: Sequence[ArchiveStore]) -> dict[str, str]:
     """Return the md5 of each archive by its name, from `md5.<stem>.txt` (the names of CVDF) or `<name>.md5`."""
     files = open_folder(folder)
-    names = set(files.sizes())
+    names = set(files.files())
     sums = {}
     for store in stores:
         for candidate in (f"md5.{os.path.splitext(store.name)[0]}.txt", f"{store.name}.md5"):
@@ -204,7 +206,7 @@ class _ScanCache:
         if cache is None or not cache.exists(MEMBERS_TABLE):
             return cls({}, {})
         try:
-            table = pq.read_table(arrow_reader(cache.read(MEMBERS_TABLE)))
+            table = read_parquet(arrow_reader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
             archives = json.loads((table.schema.metadata or {})[b"archives"])
             frame = table.to_pandas()
             tables = {}
@@ -213,7 +215,7 @@ class _ScanCache:
                 tables[location] = Members(
                     rows.reset_index(drop=True), [Ignored(*entry) for entry in archive["ignored"]]
                 )
-        except (pa.ArrowException, KeyError, ValueError, TypeError):
+        except (pa.ArrowException, KeyError, ValueError, TypeError, TooLargeError):
             return cls({}, {})  # an unreadable cache is rebuilt
         return cls(archives, tables)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lmk_data.dataset.format import Rejection
-from lmk_data.errors import UserError
+from lmk_data.errors import TooLargeError, UserError
+from lmk_data.formats import MAX_IMAGE_BYTES, MAX_ZIPPED_IMAGE_BYTES
 from lmk_data.leftovers import LeftOut, is_leftover, left_out
-from lmk_data.sources.archives import MAX_IMAGE_BYTES, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
-from lmk_data.system.files import open_regular
+from lmk_data.sources.archives import RAW, ArchiveKind, Place, archive_kind, bytes_to_read, unpack
 from lmk_data.system.storage import (
     Folder,
     LocalFolder,
@@ -37,10 +37,11 @@ class Store(Protocol):
     def location(self) -> str:
         """The path or URL of the store."""
 
-    def read(self, source: str, place: Place) -> bytes | Rejection:
+    def read(self, source: str, place: Place, max_bytes: int = MAX_IMAGE_BYTES) -> bytes | Rejection:
         """Return the bytes of one image, or the reason why there are none; only archives use `place`.
 
-        An image that is missing from a store that exists is rejected. Raises StorageError if the storage fails.
+        An image of more than `max_bytes` is rejected without being read, and so is one that is missing from a store
+        that exists. Raises StorageError if the storage fails.
         """
 
 
@@ -56,11 +57,11 @@ class FolderStore:
         """The path or URL of the folder."""
         return self.folder.root
 
-    def read(self, source: str, place: Place) -> bytes | Rejection:
+    def read(self, source: str, place: Place, max_bytes: int = MAX_IMAGE_BYTES) -> bytes | Rejection:
         """Return the bytes of one image, or the reason why there are none. Raises StorageError."""
-        if place.num_bytes > MAX_IMAGE_BYTES:
-            return _too_large(place.num_bytes)
-        return retrying(lambda: self._read_once(source), self.folder.location(source))
+        if place.num_bytes > max_bytes:
+            return _too_large(max_bytes)
+        return retrying(lambda: self._read_once(source, max_bytes), self.folder.location(source))
 
     def members(self, left_out: LeftOut) -> Iterator[tuple[str, int]]:
         """Yield the path and the size in bytes (-1 if a listing does not say) of every file, in no particular order.
@@ -74,11 +75,11 @@ class FolderStore:
     def _is_other(self, name: str) -> bool:
         return any(name == other or name.startswith(f"{other}/") for other in self.others)
 
-    def _read_once(self, source: str) -> bytes | Rejection:
+    def _read_once(self, source: str, max_bytes: int) -> bytes | Rejection:
         try:
-            if isinstance(self.folder, LocalFolder):
-                return _read_bounded(self.folder.location(source))
-            return self.folder.read(source)
+            return self.folder.read(source, max_bytes)
+        except TooLargeError:
+            return _too_large(max_bytes)
         except (FileNotFoundError, NotADirectoryError):
             if not self._exists():
                 raise
@@ -116,17 +117,19 @@ class ArchiveStore:
         """The path or URL of the archive."""
         return self.folder.location(self.name)
 
-    def read(self, source: str, place: Place) -> bytes | Rejection:
+    def read(self, source: str, place: Place, max_bytes: int = MAX_IMAGE_BYTES) -> bytes | Rejection:
         """Return the bytes of one member, or the reason why there are none. Raises StorageError."""
-        if place.num_bytes > MAX_IMAGE_BYTES:
-            return _too_large(place.num_bytes)
-        return retrying(lambda: self._read_once(place), f"{self.location}/{source}")
+        if place.method != RAW:
+            max_bytes = min(max_bytes, MAX_ZIPPED_IMAGE_BYTES)
+        if place.num_bytes > max_bytes:
+            return _too_large(max_bytes)
+        return retrying(lambda: self._read_once(place, max_bytes), f"{self.location}/{source}")
 
-    def _read_once(self, place: Place) -> bytes | Rejection:
-        content = unpack(self.folder.read_range(self.name, place.offset, bytes_to_read(place)), place)
+    def _read_once(self, place: Place, max_bytes: int) -> bytes | Rejection:
+        content = unpack(self.folder.read_range(self.name, place.offset, bytes_to_read(place)), place, max_bytes)
         if isinstance(content, int):
-            widened = replace(place, num_bytes=content)
-            content = unpack(self.folder.read_range(self.name, place.offset, bytes_to_read(widened)), place)
+            num_bytes = bytes_to_read(replace(place, num_bytes=content))
+            content = unpack(self.folder.read_range(self.name, place.offset, num_bytes), place, max_bytes)
             assert not isinstance(content, int)
         return content
 
@@ -165,7 +168,7 @@ def _open(path: str, out: Folder | None) -> list[Store]:
             raise UserError(f"--images {path}: no such folder or archive; name the one that contains the images")
     elif path.endswith((".tar", ".zip")):
         return [_open_archive(path)]
-    files = sorted(name for name in retrying(folder.sizes, folder.root) if not left_out(name))
+    files = sorted(name for name in retrying(folder.files, folder.root) if not left_out(name))
     tars = [name for name in files if name.endswith(".tar")]
     inside = path_within(out, folder) if out is not None else None
     others = (inside,) if inside else ()
@@ -189,11 +192,5 @@ def _open_archive(path: str) -> ArchiveStore:
     return ArchiveStore(folder, name, kind)
 
 
-def _read_bounded(path: str) -> bytes | Rejection:
-    with open_regular(path) as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        return _too_large(num_bytes) if num_bytes > MAX_IMAGE_BYTES else file.read()
-
-
-def _too_large(num_bytes: int) -> Rejection:
-    return Rejection("too-large", f"the file has {num_bytes:,} bytes, more than {MAX_IMAGE_BYTES:,}")
+def _too_large(max_bytes: int) -> Rejection:
+    return Rejection("too-large", f"the file has more than {max_bytes:,} bytes")

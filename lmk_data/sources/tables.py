@@ -1,22 +1,26 @@
 """Read tables that people made, CSV or Parquet, as columns of strings in normal form."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import TooLargeError, UserError, storage_failure
+from lmk_data.sources.rows import MAX_ROWS, DifferentRows, Numbers, Rows
 from lmk_data.system.arrow import arrow_reader
+from lmk_data.system.parquet import MAX_COLUMNS, TableLimits, open_parquet, stated_columns
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
 
 _DELIMITERS = ",;\t|"
-_MAX_ROWS = 100_000_000  # of a Parquet table
+MAX_BYTES = 2 << 30  # of a table, also once it is unpacked
+MAX_LINE_BYTES = 16 << 20  # of a CSV
+_ROWS_AT_ONCE = 1 << 20
+_UNPACKED_AT_ONCE = 16 << 20
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip (or a workbook of Excel); unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook of Excel; save it as CSV",
@@ -40,32 +44,45 @@ class Table:
     _data: bytes
     _delimiter: str | None
 
-    def strings(self, columns: Sequence[str]) -> pa.Table:
-        """Return some columns as strings, exactly as they were typed. Raises UserError if they cannot be read."""
+    def rows(self, columns: Sequence[str]) -> Rows:
+        """Return the different rows of some columns as strings, exactly as they were typed.
+
+        Raises UserError if they cannot be read, or are more than any table has.
+        """
         for column in columns:
             if column not in self.columns:
                 raise UserError(f"{self.path}: no column {column}; found {listed(self.columns)}")
             if self.columns.count(column) > 1:
                 raise UserError(f"{self.path}: has several columns {column}; rename all but one")
         names = [self._names[self.columns.index(column)] for column in columns]
+        rows = DifferentRows(list(columns))
         try:
-            read = self._read_csv(names) if self._delimiter else self._read_parquet(names)
+            for part in self._read_csv(names) if self._delimiter else self._read_parquet(names):
+                rows.add(pa.Table.from_batches([part]).select(names).rename_columns(list(columns)), self._texts)
+            return rows.rows()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{self.path}: not a readable table: {str(error).splitlines()[0]}") from error
-        return pa.table([read[name] for name in names], names=list(columns))
+            raise _not_readable(self.path, error) from error
 
-    def _read_csv(self, names: list[str]) -> pa.Table:
+    def _read_csv(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         kinds = dict.fromkeys(names, pa.string())
         convert = pa.csv.ConvertOptions(column_types=kinds, include_columns=names, strings_can_be_null=False)
-        parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=self._delimiter)
-        return pa.csv.read_csv(arrow_reader(self._data), convert_options=convert, parse_options=parse)
+        with _csv_reader(self._data, str(self._delimiter), convert) as reader:
+            yield from reader
 
-    def _read_parquet(self, names: list[str]) -> pa.Table:
-        num_rows = pq.read_metadata(arrow_reader(self._data)).num_rows
-        if num_rows > _MAX_ROWS:  # a small file may state any number of rows, and fill the memory with them
-            raise UserError(f"{self.path}: {num_rows:,} rows, more than {_MAX_ROWS:,}; split the label table")
-        table = pq.read_table(arrow_reader(self._data), columns=names)
-        return pa.table({name: _text_of(table[name], name, self.path) for name in names})
+    def _read_parquet(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        source = arrow_reader(self._data)
+        schema = pq.read_schema(source)
+        for name in names:
+            if pa.types.is_nested(kind := schema.field(name).type):
+                raise UserError(
+                    f"{self.path}: the column {name} has the type {str(kind)[:80]}; store it as text or as integers"
+                )
+        file = open_parquet(source, names, TableLimits(MAX_ROWS, MAX_BYTES))
+        yield from file.iter_batches(_ROWS_AT_ONCE, columns=names)
+
+    def _texts(self, part: pa.Table) -> pa.Table:
+        names = part.column_names
+        return pa.table([_text_of(part[name], name, self.path) for name in names], names=names)
 
 
 def open_table(data: bytes, path: str) -> Table:
@@ -75,23 +92,43 @@ def open_table(data: bytes, path: str) -> Table:
     """
     try:
         if data[:4] == b"PAR1":
-            names = pq.read_schema(arrow_reader(data)).names
+            names = stated_columns(arrow_reader(data))
             return Table(path, [normal_text(name) for name in names], names, data, None)
         data = _csv_bytes(data, path)
         delimiter = _delimiter(data)
         _check_quotes(data, delimiter, path)
-        parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-        with pa.csv.open_csv(arrow_reader(data), parse_options=parse) as reader:
+        if data[:MAX_LINE_BYTES].partition(b"\n")[0].count(delimiter.encode()) >= MAX_COLUMNS:
+            raise UserError(f"{path}: more than {MAX_COLUMNS:,} columns; keep those of the ids and the labels")
+        with _csv_reader(data, delimiter) as reader:
             names = reader.schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
+        raise _not_readable(path, error) from error
     return Table(path, [normal_text(name) for name in names], names, data, delimiter)
+
+
+def _csv_reader(data: bytes, delimiter: str, convert: pa.csv.ConvertOptions | None = None) -> pa.csv.CSVStreamingReader:
+    """Return a reader of a CSV in parts, each of whole lines: a line is no longer than a part."""
+    return pa.csv.open_csv(
+        arrow_reader(data),
+        read_options=pa.csv.ReadOptions(block_size=MAX_LINE_BYTES),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
+        convert_options=convert,
+    )
+
+
+def _not_readable(path: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    if "straddling" in reason:  # a line that does not end within two parts
+        reason = f"a line of more than {MAX_LINE_BYTES >> 20} MB; is a quote opened there and never closed?"
+    return UserError(f"{path}: not a readable table: {reason}")
 
 
 def read_bytes(path: str, what: str, option: str) -> bytes:
     """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
     try:
-        return read_file(path)
+        return read_file(path, MAX_BYTES)
+    except TooLargeError:
+        raise UserError(f"{path}: larger than {MAX_BYTES >> 20:,} MB, the most for a {what}; split it") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such {what}; name another with {option}") from None
     except OSError as error:
@@ -109,8 +146,7 @@ def listed(columns: list[str]) -> str:
 def _csv_bytes(data: bytes, path: str) -> bytes:
     """Return a CSV as UTF-8 without a byte order mark."""
     if data[:2] == b"\x1f\x8b":
-        with pa.input_stream(arrow_reader(data), compression="gzip") as stream:
-            data = stream.read()
+        data = _unpacked(data, path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()
@@ -130,6 +166,17 @@ def _csv_bytes(data: bytes, path: str) -> bytes:
     return data
 
 
+def _unpacked(data: bytes, path: str) -> bytes:
+    """Return the content of a gzip, a thousand times as large at most. Raises UserError if it is over the limit."""
+    unpacked = bytearray()
+    with pa.input_stream(arrow_reader(data), compression="gzip") as stream:
+        while part := stream.read(_UNPACKED_AT_ONCE):
+            unpacked += part
+            if len(unpacked) > MAX_BYTES:
+                raise UserError(f"{path}: unpacks to more than {MAX_BYTES >> 20:,} MB; split it")
+    return bytes(unpacked)
+
+
 def _delimiter(data: bytes) -> str:
     """Return what separates the columns: the comma, unless the first line has none outside quotes but another one."""
     header = re.sub(r'"[^"]*"', "", data[:65_536].decode(errors="replace").split("\n", 1)[0])
@@ -140,7 +187,8 @@ def _check_quotes(data: bytes, delimiter: str, path: str) -> None:
     """Raise UserError for a quoted value that never ends: every row after it would be a part of this value."""
     if b'"' not in data:
         return
-    quoted = re.compile(rb'(?<![^\r\n%s])"[^"]*(?:""[^"]*)*("|\Z)' % re.escape(delimiter).encode())
+    # Possessive: what was matched is not remembered, which took 60 bytes for each quote.
+    quoted = re.compile(rb'(?<![^\r\n%s])"(?:[^"]++|"")*+("|\Z)' % re.escape(delimiter).encode())
     for value in quoted.finditer(data):
         if not value[1]:
             line = data.count(b"\n", 0, value.start()) + 1
@@ -163,22 +211,17 @@ def _text_of(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
             raise UserError(
                 f"{path}: the column {name} has the type {kind}, and not all its values are whole; store it as text"
             ) from None
-    if pa.types.is_nested(kind):
-        raise UserError(f"{path}: the column {name} has the type {kind}; store it as text or as integers")
     return pc.cast(column, pa.string())
 
 
-def check_cells(path: str, name: str, column: pa.ChunkedArray, *, may_be_empty: bool = False) -> None:
-    """Raise UserError for a cell that is empty or that spans lines, as a quote that is not closed makes it."""
+def check_cells(path: str, name: str, column: pa.ChunkedArray, numbers: Numbers, *, may_be_empty: bool = False) -> None:
+    """Raise UserError for a cell that is empty or that spans lines, as a quote that is not closed makes it.
+
+    `numbers` are the numbers of the rows among the data rows, for the message.
+    """
     missing = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
-    if (row := _first(missing)) is not None:
+    for row in numbers[missing.to_numpy()][:1]:
         raise UserError(f"{path}: data row {row} has no {name}; fill it in or drop the row")
-    broken = pc.match_substring_regex(column, r"[\r\n]")
-    if (row := _first(broken)) is not None:
+    broken = pc.fill_null(pc.match_substring_regex(column, r"[\r\n]"), False)
+    for row in numbers[broken.to_numpy()][:1]:
         raise UserError(f"{path}: data row {row}: its {name} spans lines; close the quote that is open there")
-
-
-def _first(mask: pa.ChunkedArray) -> int | None:
-    """Return the number of the first row, counted from 1, for which a mask is true."""
-    rows = np.flatnonzero(mask.to_numpy())
-    return int(rows[0]) + 1 if len(rows) else None

@@ -16,11 +16,13 @@ from typing import Protocol, TypeVar
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.backend import resource_tracker
+from joblib.externals.loky.backend import get_context, resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lmk_data.errors import BuildError, UserError
+from lmk_data.errors import DeadWorkerError, UserError
 
+_OUT_OF_MEMORY = 99  # the exit code of a process that ran out of memory
+_ENDS_BY_REQUEST = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -35,7 +37,7 @@ class Engine(Protocol):
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield results in the order in which they are ready. Leaving the iterator early, or Ctrl-C, ends the work.
 
-        Raises what a task raises, and BuildError when workers die.
+        Raises what a task raises, and DeadWorkerError when workers die.
         """
 
 
@@ -55,7 +57,7 @@ class LocalEngine:
             n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
         )
         try:
-            with _silent_resource_tracker(), _signals_deferred() as received:
+            with _silent_processes(), _signals_deferred() as received:
                 results = parallel(joblib.delayed(function)(task) for task in tasks)
             assert isinstance(results, Generator)
             try:
@@ -67,12 +69,46 @@ class LocalEngine:
                 with _silent_shutdown():
                     results.close()
         except TerminatedWorkerError as error:
-            raise BuildError(
+            raise DeadWorkerError(
                 "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
             ) from error
         finally:
             with _silent_shutdown():
                 get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def how_it_ends(function: Callable[[Task], object], task: Task) -> str | None:
+    """Run a task in a process of its own; return how that process died, such as `SIGSEGV`, or None if it did not.
+
+    A task that runs out of memory counts as a death, one that raises anything else does not, nor does a signal with
+    which people and schedulers end processes.
+    """
+    process = get_context("loky").Process(target=_run_alone, args=(function, task))
+    with _silent_processes(), _signals_deferred() as received:
+        process.start()
+    try:
+        if received:
+            signal.raise_signal(received[0])
+        process.join()
+    finally:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    code = process.exitcode or 0
+    if code in (0, *(-number for number in _ENDS_BY_REQUEST)):
+        return None
+    if code == _OUT_OF_MEMORY:
+        return "out of memory"
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+
+
+def _run_alone(function: Callable[[Task], object], task: Task) -> None:
+    try:
+        function(task)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
+    except Exception:  # noqa: BLE001 - the caller meets it when it runs the task itself
+        os._exit(0)
 
 
 @contextmanager
@@ -122,22 +158,25 @@ def _silent_shutdown() -> Iterator[None]:
 
 
 @contextmanager
-def _silent_resource_tracker() -> Iterator[None]:
-    """Start loky's resource tracker with its warnings off.
+def _silent_processes() -> Iterator[None]:
+    """Start worker processes that print nothing on stderr when they die, and loky's resource tracker without warnings.
 
-    The tracker is a process that removes what killed workers leave behind, and would warn about it on stderr after the
-    one line of our error. It takes its warning filters from the environment.
+    The tracker is a process that removes what killed workers leave behind, and would warn about it after the one line
+    of our error. Workers would print a traceback when a library crashes; PYTHONFAULTHANDLER=1 still asks for it. Both
+    are told by the environment.
     """
-    before = os.environ.get("PYTHONWARNINGS")
     quiet = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
-    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    before = {name: os.environ.get(name) for name in ("PYTHONWARNINGS", "PYTHONFAULTHANDLER")}
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before["PYTHONWARNINGS"], quiet)))
+    os.environ.setdefault("PYTHONFAULTHANDLER", "")
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def local_engine(workers: int | None) -> LocalEngine:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import io
 import math
 import os
 import re
@@ -15,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from lmk_data.errors import UserError
+from lmk_data.errors import TooLargeError, UserError
 from lmk_data.system.terminal import notice
 
+MAX_FILE_BYTES = 512 << 20  # of a file that is read in one piece, unless its kind has another limit
 _CHUNK_BYTES = 1 << 20
 _UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.tmp")
 _LOCK_POLL_SECONDS = 0.1
@@ -185,6 +187,18 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         code = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
         raise OSError(code, os.strerror(code) if code == errno.EISDIR else "not a regular file", os.fspath(path))
     return open(descriptor, "rb", buffering=0)
+
+
+def read_bounded(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Return a whole file. Raises as `open_regular` does, and TooLargeError if it has more than `max_bytes`."""
+    with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
+        num_bytes = os.fstat(raw.fileno()).st_size
+        data = file.read(min(num_bytes, max_bytes) + 1)
+        if num_bytes < len(data) <= max_bytes:  # it grew, or is one of /proc, which state no size
+            data += file.read(max_bytes + 1 - len(data))
+    if len(data) > max_bytes:
+        raise TooLargeError(max_bytes)
+    return data
 
 
 def sha256_file(path: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -16,14 +16,17 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lmk_data.errors import UserError, storage_failure
+from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
-from lmk_data.system.files import check_no_link, open_regular
+from lmk_data.system import web
+from lmk_data.system.files import MAX_FILE_BYTES, check_no_link, open_regular
 from lmk_data.system.retries import repeated
 from lmk_data.system.terminal import without_secrets
 
 _BLOCK_BYTES = 4 << 20
 _PAUSES_SECONDS = (0.5, 2.0, 8.0)
+PATIENCE_SECONDS = 30  # a request that has taken longer is not repeated
+MAX_DEPTH, MAX_FOLDERS, MAX_FILES = 64, 1_000_000, 20_000_000  # of the folders of a web server
 # Answers of a storage that works. Repeating the request would not change them.
 _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 Result = TypeVar("Result")
@@ -49,18 +52,25 @@ class RemoteFolder:
     def location(self, name: str) -> str:
         return without_secrets(f"{self.url}/{name}" if name else self.url)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         fs, path = self._readable(name)
-        return _request(lambda: bytes(fs.cat_file(path)), self.location(name))
+        return _request(lambda: _read_bounded(fs, path, max_bytes), self.location(name))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""  # HTTP has no empty range
         fs, path = self._readable(name)
-        data = _request(lambda: fs.cat_file(path, start=offset, end=offset + num_bytes), self.location(name))
-        if len(data) > num_bytes:  # a web server that does not support ranges sends the whole file
-            data = data[offset : offset + num_bytes]
-        return bytes(data)
+
+        def request() -> bytes:
+            with web.bounded_answers(max(num_bytes, web.MAX_WHOLE_BYTES)):
+                return bytes(fs.cat_file(path, start=offset, end=offset + num_bytes))
+
+        try:
+            data = _request(request, self.location(name))
+        except TooLargeError as error:
+            reason = "its server sends whole files where a part is asked for; copy it to this machine"
+            raise OSError(error.errno, reason, self.location(name)) from error
+        return data if len(data) <= num_bytes else data[offset : offset + num_bytes]  # the whole of a small file
 
     def open(self, name: str) -> BinaryIO:
         fs, path = self._readable(name)
@@ -70,40 +80,79 @@ class RemoteFolder:
 
     def exists(self, name: str) -> bool:
         fs, path = self._file(name)
-        return _request(lambda: bool(fs.exists(path)), self.location(name))
+        return _request(lambda: web.exists(fs, path) if web.is_web(fs) else bool(fs.exists(path)), self.location(name))
 
     def is_file(self, name: str) -> bool:
         fs, path = self._file(name)
+        if web.is_web(fs):
+            return self.exists(name)
         return _request(lambda: bool(fs.isfile(path)), self.location(name))
 
     def size(self, name: str) -> int:
         fs, path = self._file(name)
-        return _request(lambda: int(fs.size(path)), self.location(name))
+        num_bytes = _request(lambda: fs.size(path), self.location(name))
+        if num_bytes is None:
+            raise OSError(None, "its server does not say how large it is", self.location(name))
+        return int(num_bytes)
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        entries = self._list(folder)
-        files = {join_names(folder, name): entry for name, entry in entries if entry["type"] == "file" and name}
+    def files(self, folder: str = "") -> list[str]:
+        return sorted(join_names(folder, name) for name, entry in self._list(folder) if entry["type"] == "file")
+
+    def sizes(self, folder: str = "", names: Container[str] | None = None) -> dict[str, int]:
+        entries = {join_names(folder, name): entry for name, entry in self._list(folder) if entry["type"] == "file"}
         return {  # the listing of a web server has no sizes
-            name: int(entry["size"]) if entry["size"] is not None else self.size(name) for name, entry in files.items()
+            name: int(entry["size"]) if entry["size"] is not None else self.size(name)
+            for name, entry in entries.items()
+            if names is None or name in names
         }
 
     def folders(self, folder: str = "") -> list[str]:
         return sorted(join_names(folder, name) for name, entry in self._list(folder) if entry["type"] == "directory")
 
     def walk(self, left_out: LeftOut | None = None) -> Iterator[tuple[str, int]]:
+        fs, _ = self._file("")
+        reasons: dict[str, str] = {}
+        for relative, num_bytes in self._walk_web() if web.is_web(fs) else self._found():
+            if reason := left_out_of(relative):
+                reasons[reason[0]] = reason[1]
+            elif not relative.endswith("/"):
+                yield relative, num_bytes
+        if left_out is not None:
+            left_out += reasons.items()
+
+    def _found(self) -> Iterator[tuple[str, int]]:
+        """Yield every file below, by one request for all of them, and its size (-1 if it is not listed)."""
         fs, path = self._file("")
         fs.invalidate_cache()
         entries = _request(lambda: fs.find(path, detail=True), self.root)
         start = len(path.lstrip("/")) + 1
-        reasons: dict[str, str] = {}
         for name, entry in entries.items():
-            relative = str(name).lstrip("/")[start:]
-            if reason := left_out_of(relative):
-                reasons[reason[0]] = reason[1]
-            elif relative:
+            if relative := str(name).lstrip("/")[start:]:
                 yield relative, -1 if entry.get("size") is None else int(entry["size"])
-        if left_out is not None:
-            left_out += reasons.items()
+
+    def _walk_web(self) -> Iterator[tuple[str, int]]:
+        """Yield every file below, without a size, and, with a slash at its end, every folder that is left out.
+
+        Raises UserError if there are more folders or files than any collection has, as where links lead in circles.
+        """
+        pending, seen, num_files = [""], {""}, 0
+        while pending:
+            folder = pending.pop()
+            if folder.count("/") >= MAX_DEPTH or len(seen) > MAX_FOLDERS or num_files > MAX_FILES:
+                raise UserError(
+                    f"{self.location(folder)[:200]}: more than {MAX_DEPTH} folders deep, {MAX_FOLDERS:,} folders or "
+                    f"{MAX_FILES:,} files below {self.root}; name the folders of the images, or copy them here"
+                )
+            for url, entry in self._entries(folder):
+                relative = url.removeprefix(f"{self._file('')[1]}/").rstrip("/")
+                if entry["type"] != "directory":
+                    num_files += 1
+                    yield relative, -1
+                elif left_out_of(relative):
+                    yield f"{relative}/", -1
+                elif relative not in seen:
+                    seen.add(relative)
+                    pending.append(relative)
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
@@ -130,14 +179,30 @@ class RemoteFolder:
         """Do nothing: an interrupted upload leaves no file."""
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return the entries directly in a folder by name, from the storage and not from a cached listing."""
+        """Return the entries directly in a folder by name."""
+        named = [(url.rstrip("/").rsplit("/", 1), entry) for url, entry in self._entries(folder)]
+        fs, path = self._file(folder)
+        return [(name[-1], entry) for name, entry in named if name[0] == path or not web.is_web(fs)]
+
+    def _entries(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return what a folder lists, by its path in the storage, which is asked: no cached listing is used."""
         fs, path = self._file(folder)
         fs.invalidate_cache()
+
+        def request() -> list[dict[str, Any]]:
+            with web.bounded_answers(web.MAX_LISTING_BYTES):
+                listed: list[dict[str, Any]] = fs.ls(path, detail=True)
+            return listed
+
         try:
-            entries = _request(lambda: fs.ls(path, detail=True), self.location(folder))
+            entries = _request(request, self.location(folder))
         except FileNotFoundError:
             return []
-        return [(str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
+        named = [(str(entry["name"]), entry) for entry in entries]
+        if web.is_web(fs):
+            links = ((web.link_below(path, url), entry) for url, entry in named)
+            return [(f"{path}/{link}", entry) for link, entry in links if link]
+        return [(name, entry) for name, entry in named if name.strip("/") != path.strip("/")]
 
     def _readable(self, name: str) -> tuple[Any, str]:
         """Return what `_file` does; raise OSError for a device or a FIFO that a `file://` URL names."""
@@ -178,7 +243,12 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        data = _request(lambda: self._file.read(len(view)), self._location)
+
+        def request() -> bytes:
+            with web.bounded_answers(len(view) + 2 * _BLOCK_BYTES):
+                return self._file.read(len(view))
+
+        data = _request(request, self._location)
         view[: len(data)] = data
         return len(data)
 
@@ -195,7 +265,7 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises UserError for a URL that fsspec cannot open: malformed, or of an unknown or missing kind of storage.
     """
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url, **web.web_options(url))
     except Exception as error:  # every backend raises its own kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(without_secrets(f"{url}: {reason}")) from error
@@ -209,9 +279,11 @@ def path_on_this_machine(url: str) -> str | None:
 
 
 def glob_urls(pattern: str) -> list[str]:
-    """Return the URLs that match a pattern, sorted."""
+    """Return the URLs that match a pattern, sorted. Raises UserError for one that may lead through all of a server."""
     fs, path = file_system(pattern)
-    with _as_os_errors(pattern):
+    if web.is_web(fs) and "**" in path:
+        raise UserError(f"{without_secrets(pattern)}: `**` lists a web server without end; name a folder instead")
+    with _as_os_errors(pattern), web.bounded_answers(web.MAX_LISTING_BYTES):
         return sorted(str(fs.unstrip_protocol(match)) for match in fs.glob(path))
 
 
@@ -227,7 +299,25 @@ def _request(action: Callable[[], Result], location: str) -> Result:
         with _as_os_errors(location):
             return action()
 
-    return repeated(once, _PAUSES_SECONDS, final=_ANSWERS)
+    return repeated(once, _PAUSES_SECONDS, final=_ANSWERS, patience_seconds=PATIENCE_SECONDS)
+
+
+def _read_bounded(fs: Any, path: str, max_bytes: int) -> bytes:
+    """Return a whole file. Raises TooLargeError if it has more bytes, whatever it or its storage states."""
+    if web.is_web(fs):
+        with web.bounded_answers(max_bytes):
+            return bytes(fs.cat_file(path))
+    try:
+        data = bytes(fs.cat_file(path, start=0, end=max_bytes + 1))
+    except _ANSWERS:
+        raise
+    except Exception:  # object stores refuse every range of an empty file
+        if fs.size(path):
+            raise
+        return b""
+    if len(data) > max_bytes:
+        raise TooLargeError(max_bytes)
+    return data
 
 
 def _upload_prefix() -> str:
@@ -274,7 +364,11 @@ def _as_os_errors(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, FileNotFoundError) and not web.is_absent(error):
+            reason = without_secrets(" ".join(str(error.__cause__).split())[:300] or type(error.__cause__).__name__)
+            raise OSError(None, f"no answer ({reason})", without_secrets(location)) from error
+        silent = "no answer in time" if isinstance(error, TimeoutError) else ""
+        reason = error.strerror or silent or " ".join(str(error).split())[:300] or type(error).__name__
         error.strerror = without_secrets(reason)
         error.filename = without_secrets(location if error.filename is None else str(error.filename))
         raise

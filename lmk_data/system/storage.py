@@ -6,7 +6,7 @@ import io
 import os
 import posixpath
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,14 @@ from lmk_data.errors import UserError, storage_failure
 from lmk_data.leftovers import LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, LeftOut
 from lmk_data.leftovers import left_out as left_out_by_name
 from lmk_data.system.files import (
+    MAX_FILE_BYTES,
     atomic_file,
     check_no_link,
     file_lock,
     is_unfinished,
     make_folder,
     open_regular,
+    read_bounded,
     remove_durably,
 )
 from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names, path_on_this_machine
@@ -34,6 +36,8 @@ UNFINISHED_FOLDER = f"{BUILD_FOLDER}/unfinished"  # files that are being written
 PLAN_INPUTS = f"{BUILD_FOLDER}/plan.json"  # what the build is made from
 PLAN_TABLE = f"{BUILD_FOLDER}/plan.parquet"  # the planned images, one row group per shard
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"  # one file per finished shard
+NOTES_FOLDER = f"{BUILD_FOLDER}/decoding"  # the picture that each worker is at
+CRASHES = f"{BUILD_FOLDER}/crashes.json"  # pictures that end the process that decodes them
 PROBE_PREFIX = f"{BUILD_FOLDER}/seen-"  # a file that the workers of a cluster must see
 MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned archives
 
@@ -41,7 +45,7 @@ MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned arch
 # `reference://` evaluates templates.
 STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
-_MOST_LINKED_FOLDERS = 1_000_000
+MAX_LINKED_FOLDERS = 1_000_000
 Inode = tuple[int, int]
 Result = TypeVar("Result")
 
@@ -56,8 +60,8 @@ class Folder(Protocol):
     def location(self, name: str) -> str:
         """Return the path or URL of a file, for messages and for other readers."""
 
-    def read(self, name: str) -> bytes:
-        """Return a whole file. Raises FileNotFoundError if it does not exist."""
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return a whole file. Raises FileNotFoundError if it does not exist, TooLargeError if it is larger."""
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Return up to `num_bytes` of a file from `offset`; fewer at its end."""
@@ -74,8 +78,14 @@ class Folder(Protocol):
     def size(self, name: str) -> int:
         """Return the size of a file in bytes. Raises FileNotFoundError if it does not exist."""
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Return name and size in bytes of each file directly in a folder, by one listing; empty if it is missing."""
+    def files(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder."""
+
+    def sizes(self, folder: str = "", names: Container[str] | None = None) -> dict[str, int]:
+        """Return name and size in bytes of each file directly in a folder, by one listing; empty if it is missing.
+
+        `names` are the files that are wanted, None all: a web server is asked for each size.
+        """
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders directly in a folder."""
@@ -109,9 +119,8 @@ class LocalFolder:
     def location(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
-    def read(self, name: str) -> bytes:
-        with open_regular(self.location(name)) as file:
-            return file.read()
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        return read_bounded(self.location(name), max_bytes)
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         with open_regular(self.location(name)) as file:
@@ -129,10 +138,14 @@ class LocalFolder:
     def size(self, name: str) -> int:
         return os.stat(self.location(name)).st_size
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
+    def files(self, folder: str = "") -> list[str]:
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str = "", names: Container[str] | None = None) -> dict[str, int]:
         try:
             with os.scandir(self.location(folder)) as entries:
-                return {join_names(folder, entry.name): entry.stat().st_size for entry in entries if _is(entry.is_file)}
+                found = {join_names(folder, entry.name): entry for entry in entries if _is(entry.is_file)}
+                return {name: found[name].stat().st_size for name in found if names is None or name in names}
         except FileNotFoundError:
             return {}
 
@@ -165,9 +178,9 @@ class LocalFolder:
                         yield name, -1
                     else:
                         left_out.append((name, LINK_TO_NOTHING if entry.is_symlink() else NOT_A_FILE))
-            if num_linked > _MOST_LINKED_FOLDERS:
+            if num_linked > MAX_LINKED_FOLDERS:
                 raise UserError(
-                    f"{self.root}: links lead to more than {_MOST_LINKED_FOLDERS:,} folders, such as {prefix}; remove "
+                    f"{self.root}: links lead to more than {MAX_LINKED_FOLDERS:,} folders, such as {prefix}; remove "
                     "links that lead to one another"
                 )
 
@@ -302,10 +315,10 @@ def path_within(inner: Folder, outer: Folder) -> str | None:
     return below.removeprefix(prefix) if below.startswith(prefix) else None
 
 
-def read_file(path: str) -> bytes:
-    """Return the content of a file, by its path or URL."""
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Return the content of a file, by its path or URL. Raises TooLargeError if it has more than `max_bytes`."""
     folder, name = split_location(path)
-    return folder.read(name)
+    return folder.read(name, max_bytes)
 
 
 def split_location(path: str) -> tuple[Folder, str]:

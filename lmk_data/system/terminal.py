@@ -46,9 +46,9 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0 done, 1 after an error, 130 interrupted, 141 if nobody reads stdout.
 
     An error is one line on stderr. It is an `LmkError` or what the operating system refuses: a folder that cannot be
-    written, a full disk. Any other exception is a bug and keeps its traceback. A reader of stdout that stops early,
-    such as `| head`, does not end the command: it does the rest of its work, and the code is then 141, as after
-    SIGPIPE.
+    written, a full disk, too little memory. Any other exception is a bug and keeps its traceback. A reader of stdout
+    that stops early, such as `| head`, does not end the command: it does the rest of its work, and the code is then
+    141, as after SIGPIPE.
 
     SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
     """
@@ -81,6 +81,9 @@ def _code_of(program: str, command: Callable[[], None]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"{program}: error: {where}{error.strerror or error}"), file=sys.stderr)
+        return EXIT_ERROR
+    except MemoryError:  # what a file states is checked first, but a machine may have less than is allowed
+        print(f"{program}: error: there is not enough memory for this; use a machine that has more", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted; {str(interrupt) or 'run it again to resume'}", file=sys.stderr)

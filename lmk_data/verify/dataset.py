@@ -28,7 +28,7 @@ from lmk_data.dataset.format import (
     is_safe_key,
 )
 from lmk_data.dataset.integrity import check_base
-from lmk_data.dataset.manifest import read_manifest
+from lmk_data.dataset.manifest import MAX_BYTES, read_manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
@@ -103,7 +103,7 @@ def _tables_of_samples(manifest: Manifest) -> list[str]:
 
 def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
     """Check that the manifest is canonical, that its hashes follow from its content, and that the card agrees."""
-    location, data = folder.location(MANIFEST), folder.read(MANIFEST)
+    location, data = folder.location(MANIFEST), folder.read(MANIFEST, MAX_BYTES)
     canonical = canonical_json(json.loads(data)) + b"\n"
     if data != canonical:
         start = first_difference(data, canonical)
@@ -146,7 +146,7 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
         if name.endswith(".tar"):
             continue
         try:
-            num_bytes, sha256 = _hash(folder, name)
+            num_bytes, sha256 = _hashed(folder, name, entry["num_bytes"])
         except OSError as error:
             yield Problem(folder.location(name), f"cannot be read: {error.strerror or error}")
             continue
@@ -155,21 +155,21 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(folder.location(name), what, 0, max(1, num_bytes))
 
 
-def _hash(folder: Folder, name: str) -> tuple[int, str]:
-    """Return the size and the sha256 of a file, which is read in bounded memory."""
-    digest, num_bytes = hashlib.sha256(), 0
+def _hashed(folder: Folder, name: str, num_bytes: int) -> tuple[int, str]:
+    """Return size and sha256 of a file, which is read no further than a little beyond `num_bytes`."""
+    total, digest = 0, hashlib.sha256()
     with folder.open(name) as file:
-        while data := file.read(_READ_BYTES):
+        while total <= num_bytes and (data := file.read(_READ_BYTES)):
+            total += len(data)
             digest.update(data)
-            num_bytes += len(data)
-    return num_bytes, digest.hexdigest()
+    return total, digest.hexdigest()
 
 
 def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
     """Check that there is no other file among the tars: tools that read a whole folder would read it."""
     known = set(manifest["files"])
     for split in SPLITS:
-        for name in sorted(set(folder.sizes(f"shards/{split}")) - known):
+        for name in sorted(set(folder.files(f"shards/{split}")) - known):
             yield Problem(folder.location(name), "is not in the manifest; remove it")
 
 

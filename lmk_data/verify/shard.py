@@ -5,6 +5,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -164,17 +165,15 @@ def _check_as_others_read(task: ShardToCheck, rows: list[dict[str, Any]]) -> Ite
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     location = task.folder.location(task.name)
-    with task.folder.open(task.name) as file:
-        samples = list(group_by_keys(tar_file_expander([{"url": location, "stream": file}])))
-    read = [(sample["__key__"], sample["cls"], zlib.crc32(sample["jpg"]), sample["json"]) for sample in samples]
-    indexed = [(row["key"], cls_bytes(row), row["jpg_crc32"], json_bytes(row)) for row in rows]
-    if read != indexed:
-        first = next(
-            (i for i, (a, b) in enumerate(zip(read, indexed, strict=False)) if a != b), min(len(read), len(rows))
-        )
-        yield Problem(
-            location, f"webdataset reads {len(read)} samples, the index has {len(rows)}; they differ from {first} on"
-        )
+    with task.folder.open(task.name) as file:  # one sample at a time: a shard may be larger than the memory
+        samples = group_by_keys(tar_file_expander([{"url": location, "stream": file}]))
+        read = ((one["__key__"], one["cls"], zlib.crc32(one["jpg"]), one["json"]) for one in samples)
+        indexed = ((row["key"], cls_bytes(row), row["jpg_crc32"], json_bytes(row)) for row in rows)
+        for number, (actual, expected) in enumerate(zip_longest(read, indexed)):
+            if actual != expected:
+                what = f"webdataset reads other samples than the index has, from sample {number} of {len(rows)} on"
+                yield Problem(location, what)
+                return
 
 
 def _check_decoding(task: ShardToCheck, rows: list[dict[str, Any]]) -> Iterator[Problem]:

@@ -104,7 +104,9 @@ def _copy_shard(task: _CopyTask) -> Receipt:
     with task.place.out.open(PLAN_TABLE) as file:
         rows = pq.ParquetFile(file).read_row_group(task.row_group, use_threads=False).to_pylist()
 
-    def read(row: dict[str, Any]) -> bytes:
+    def read(row: dict[str, Any], max_bytes: int) -> bytes | None:
+        if row["jpg_size"] > max_bytes:
+            return None
         data = task.base.read_range(row["shard"], row["jpg_offset"], row["jpg_size"])
         if len(data) != row["jpg_size"] or zlib.crc32(data) != row["jpg_crc32"]:
             where = f"{task.base.location(row['shard'])}: sample {row['key']} at {row['jpg_offset']:,}"

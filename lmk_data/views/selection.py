@@ -19,6 +19,7 @@ from lmk_data.system.storage import read_file
 from lmk_data.typed_text import normal_form, normal_series, normal_text
 from lmk_data.views.duplicates import find_duplicates
 
+MAX_LIST_BYTES = 64 << 20
 _SHOWN_UNKNOWN = 5
 
 
@@ -43,12 +44,12 @@ def read_class_list(path: str) -> tuple[str, ...]:
     Raises UserError if the file cannot be read or is none of these.
     """
     try:
-        data = read_file(path)
+        data = read_file(path, MAX_LIST_BYTES)
     except OSError as error:
         raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
     try:
         if data[:4] == b"PAR1" or _has_ids(data, path):
-            read = open_table(data, path).strings(["landmark_id"])["landmark_id"]
+            read = open_table(data, path).rows(["landmark_id"]).columns["landmark_id"]
         else:
             read = pa.chunked_array([data.decode("utf-8-sig").splitlines()], pa.string())
     except (UnicodeDecodeError, UserError) as error:

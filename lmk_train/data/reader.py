@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.decoding import check_scans
 from lmk_data.errors import DatasetError, StorageError
 from lmk_train.config.arguments import Cache
 from lmk_train.data.cache import ShardFiles
@@ -187,6 +188,7 @@ def _decode_record(data: bytes, record: _Record, out: NDArray[np.uint8]) -> None
         raise ValueError("the shard ends within it")
     if zlib.crc32(data) != record.crc32:
         raise ValueError("damaged: its checksum is another")
+    check_scans(data)
     shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape  # raises ValueError for a larger picture
     if shape != out.shape:
         raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {out.shape[1]}x{out.shape[0]}")

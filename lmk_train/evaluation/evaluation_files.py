@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import msgspec
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmk_data.errors import UserError
+from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.plain_file import checked, one_line, open_regular, read_json
 
-_MAX_ROWS, _MAX_BYTES = 50_000_000, 8 << 30  # of a table, unpacked
+LIMITS = TableLimits(max_rows=20_000_000, max_bytes=4 << 30)
 _AGAIN = "evaluate the split again with lmk-eval"
 _TEXT = (pa.types.is_string, pa.types.is_large_string)
 _IS = {
@@ -107,16 +107,10 @@ def _read_table(path: Path, columns: dict[str, str], *, nullable: str | None) ->
     """Return a Parquet file whose columns have these kinds, all filled except for the one that may be null."""
     try:
         with open_regular(path) as source:
-            file = pq.ParquetFile(source)
-            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-            if file.metadata.num_rows > _MAX_ROWS or sum(group.total_byte_size for group in groups) > _MAX_BYTES:
-                raise ValueError("larger than any evaluation")
-            schema = file.schema_arrow
-            for name, kind in columns.items():
-                if schema.get_all_field_indices(name) == [] or not _IS[kind](schema.field(name).type):
-                    raise ValueError(f"has no column {name} of the right type")
-            table = file.read(use_threads=False)  # see `arrow_reader`
-        for name in columns:
+            table = read_parquet(source, None, LIMITS)
+        for name, kind in columns.items():
+            if name not in table.column_names or not _IS[kind](table.schema.field(name).type):
+                raise ValueError(f"has no column {name} of the right type")
             if name != nullable and table[name].null_count:
                 raise ValueError(f"{name} has empty places")
         frame: pd.DataFrame = table.to_pandas()

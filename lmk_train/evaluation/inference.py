@@ -58,25 +58,40 @@ class Evaluator:
             adjustments: added to the logits for T more best labels, float32 [T, K], on the device.
             quiet: no progress bar.
         """
-        rows = np.arange(len(reader), dtype=np.int64)
-        keys, targets = reader.keys(), reader.labels if label_map is None else label_map[reader.labels]
-        compiled = is_compiled(self.model.backbone)
-        batch_size = self.batch_size if compiled else min(self.batch_size, len(rows))
-        steps = num_batches(len(rows), batch_size, drop_last=False)
-        shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
-        device, largest = self.precision.device, self.world.largest_share(batch_size)
-        fixed = compiled or device.type == "cuda"
-        seen: list[NDArray[np.int64]] = []
-        parts: list[Predictions] = []
-        pending: _Pending | None = None
+        targets = reader.labels if label_map is None else label_map[reader.labels]
         self.model.eval()
         with (
             torch.inference_mode(),
-            closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches,
-            progress_bar(len(rows), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
+            progress_bar(len(reader), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
         ):
+            own = self._predict_share(reader, targets, adjustments, bar.update)
+        self.model.train()
+        gathered = self.world.gather(own)
+        all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
+        order = np.argsort(all_seen)
+        assert np.array_equal(all_seen[order], np.arange(len(reader))), "every sample is evaluated exactly once"
+        return Predictions.concatenate([predictions for _, predictions in gathered]).select(order)
+
+    def _predict_share(
+        self,
+        reader: Reader,
+        targets: NDArray[np.int64],
+        adjustments: torch.Tensor | None,
+        progress: Callable[[int], object],
+    ) -> tuple[NDArray[np.int64], Predictions]:
+        """Return this rank's rows and their predictions; `progress` is told how many samples all ranks have done."""
+        rows, keys = np.arange(len(reader), dtype=np.int64), reader.keys()
+        compiled, device = is_compiled(self.model.backbone), self.precision.device
+        batch_size = self.batch_size if compiled else min(self.batch_size, len(rows))
+        steps, largest = num_batches(len(rows), batch_size, drop_last=False), self.world.largest_share(batch_size)
+        shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
+        seen: list[NDArray[np.int64]] = []
+        parts: list[Predictions] = []
+        pending: _Pending | None = None
+        with closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches:
             for batch in batches:
                 number = len(batch.picks)
+                fixed = compiled or device.type == "cuda"
                 pixels = _lengthened(batch.pixels, largest) if fixed else batch.pixels
                 with self.precision.autocast():
                     logits = self.model(self.preprocess(pixels, None))[:number]
@@ -85,15 +100,10 @@ class Evaluator:
                     parts.append(pending.predictions())
                 pending = current
                 seen.append(batch.picks)
-                bar.update(number * self.world.size)
-            assert pending is not None, "a split has at least one sample"
-            parts.append(pending.predictions())
-        self.model.train()
-        gathered = self.world.gather((np.concatenate(seen), Predictions.concatenate(parts)))
-        all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
-        order = np.argsort(all_seen)
-        assert np.array_equal(all_seen[order], rows), "every sample is evaluated exactly once"
-        return Predictions.concatenate([predictions for _, predictions in gathered]).select(order)
+                progress(number * self.world.size)
+        assert pending is not None, "a split has at least one sample"
+        parts.append(pending.predictions())
+        return np.concatenate(seen), Predictions.concatenate(parts)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.options import PlanRule
-from lmk_data.sources import stores
+from lmk_data.system.files import MAX_FILE_BYTES
+from lmk_data.system.storage import LocalFolder
 from pipelines.bench.build import copied, link_tree
 
 _LATENCY_SECONDS = 0.03
@@ -25,17 +26,17 @@ def main() -> None:
     out = arguments.out.absolute()
     tree = out / f"tree-{arguments.images}"
     link_tree(copied(arguments.photos, out / "photos"), arguments.images, tree)
-    read_here = stores._read_bounded
+    read_here = LocalFolder.read
 
-    def read_far(path: str) -> object:
+    def read_far(folder: LocalFolder, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         time.sleep(_LATENCY_SECONDS)
-        return read_here(path)
+        return read_here(folder, name, max_bytes)
 
     print("| samples per shard | local images/s | with latency | ratio |\n|---:|---:|---:|---:|")
     for size in (256, 1024):
         rates = []
         for read in (read_here, read_far):
-            stores._read_bounded = read  # type: ignore[assignment]
+            LocalFolder.read = read  # type: ignore[method-assign, assignment]
             shutil.rmtree(out / "shards", ignore_errors=True)
             rule = PlanRule(min_samples=1, samples_per_shard=size)
             table = str(tree / "train.csv")

@@ -1,5 +1,6 @@
 """Tables of strangers: what does not fit the format is one error, before it fills the memory or reaches a tar."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_rejects_of_no_class_are_one_error(dataset_path: Path, tmp_path: Path, l
     path = changed(dataset_path, tmp_path / "other", "rejects.parquet", "label", first(label), None)
     with ShardedDataset.open(path) as dataset, pytest.raises(DatasetError, match="a label is of no class"):
         dataset.rejects()
+
+
+def test_a_table_that_is_no_file_is_one_error(dataset_path: Path, tmp_path: Path) -> None:
+    """Whoever opens a FIFO waits for somebody to write into it."""
+    path = Path(shutil.copytree(dataset_path, tmp_path / "other"))
+    (path / "classes.parquet").unlink()
+    os.mkfifo(path / "classes.parquet")
+    with pytest.raises(DatasetError, match=r"classes\.parquet: cannot be read \(.*not a regular file"):
+        ShardedDataset.open(path)
 
 
 def test_more_rows_than_a_table_has_are_not_read(tmp_path: Path) -> None:

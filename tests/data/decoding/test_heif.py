@@ -65,3 +65,13 @@ def test_their_transparency_is_white_and_damage_has_a_reason(kind: str) -> None:
         damaged = resize_image(cut, RECIPE)
         assert isinstance(damaged, Rejection)
         assert damaged.reason in ("corrupt", "truncated")
+
+
+def test_full_chroma_of_many_bits_needs_twice_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    pixels = heif.from_bytes(mode="RGB;16", size=(400, 300), data=b"\x10\x20" * 360_000)
+    monkeypatch.setattr("lmk_data.decoding.refusal.MAX_DECODED_BYTES", 1_700_000)
+    for chroma, is_taken in ((420, True), (444, False)):
+        buffer = io.BytesIO()
+        pixels.save(buffer, chroma=chroma)
+        assert isinstance(resize_image(buffer.getvalue(), RECIPE), Resized) == is_taken

@@ -241,6 +241,31 @@ def test_what_would_cost_more_than_the_budget_is_refused_before_it_is_decoded(da
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("kind", "copies"), [("JPEG", 4), ("PNG", 2), ("GIF", 2), ("BMP", 1), ("TIFF", 1), ("WEBP", 3)]
+)
+def test_the_bytes_of_a_file_count_as_often_as_they_are_held(
+    kind: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind not in accepted_formats():
+        pytest.skip("not decoded here")
+    data = saved(scene(), kind)
+    monkeypatch.setattr("lmk_data.decoding.refusal.MAX_DECODED_BYTES", 1_000_000)
+    assert isinstance(resize_image(data + bytes(900_000 // copies), RECIPE), Resized)
+    result = resize_image(data + bytes(1_000_000 // copies), RECIPE)
+    assert isinstance(result, Rejection)
+    assert (result.reason, f"a {kind} file of " in result.detail) == ("too-large", True)
+
+
+def test_pixels_that_follow_the_picture_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads the rest of a chunk of pixels twice, though the picture is complete."""
+    data = saved(scene(), "PNG")
+    end = data.index(b"IEND") - 4
+    monkeypatch.setattr("lmk_data.decoding.refusal.MAX_DECODED_BYTES", 1_000_000)
+    assert isinstance(resize_image(data[:end] + chunk(b"IDAT", bytes(60_000)) * 5 + data[end:], RECIPE), Resized)
+    assert rejected(data[:end] + chunk(b"IDAT", bytes(300_000)) + data[end:]) == "too-large"
+
+
 def test_a_progressive_jpeg_of_usual_scans_is_taken() -> None:
     assert isinstance(resize_image(scans(20), RECIPE), Resized)
 

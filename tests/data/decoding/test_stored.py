@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from lmk_data.decoding import checked_jpeg
+from lmk_data.decoding import check_scans, checked_jpeg
 from lmk_data.errors import DatasetError
 from lmk_data.report.page import thumbnail
 from lmk_data.views.similarity import small_picture
@@ -47,3 +47,12 @@ def test_a_size_that_is_not_that_of_the_dataset_is_refused_before_it_is_decoded(
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_only_many_scans_are_refused() -> None:
+    for jpeg in (stored(), stored(subsampling=0, optimize=True, comment=b"x" * 900), stored(progressive=True)):
+        check_scans(jpeg)
+    apart = stored()[:-2].replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x0c\1")  # sequential, its first scan of one colour
+    for jpeg in (scans(200), apart + apart[apart.index(b"\xff\xda") :] * 200, b"no jpeg", stored()[:100]):
+        with pytest.raises(ValueError, match=r"scans|begins|frame"):
+            check_scans(jpeg)

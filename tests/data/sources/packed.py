@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lmk_data.dataset.format import Rejection
+from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.sources.archives import Place
 from lmk_data.sources.locate import Located, locate
 from lmk_data.sources.members import read_members
@@ -44,6 +45,6 @@ def found(ids: list[str], *paths: Path | str) -> tuple[list[Store], Located]:
     return stores, locate(pd.DataFrame({"id": ids}), stores, lambda: read_members(stores, cache=None))
 
 
-def read(stores: list[Store], row: "pd.Series[object]") -> bytes | Rejection:
+def read(stores: list[Store], row: "pd.Series[object]", max_bytes: int = MAX_IMAGE_BYTES) -> bytes | Rejection:
     place = Place(*(int(row[name]) for name in ("offset", "num_bytes", "method", "crc32")))  # type: ignore[call-overload]
-    return stores[int(row["store"])].read(str(row["source"]), place)  # type: ignore[call-overload]
+    return stores[int(row["store"])].read(str(row["source"]), place, max_bytes)  # type: ignore[call-overload]

@@ -3,6 +3,7 @@
 import os
 import re
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
 from lmk_data.leftovers import HIDDEN, LEFT_BY_SYSTEMS, LINK_IN_CIRCLE, LINK_TO_NOTHING, NOT_A_FILE, REPLACED
+from lmk_data.sources import archives
 from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
@@ -84,7 +86,7 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
 
 
 def test_links_of_an_archive_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmk_data.sources.links._MOST_FILES", 100)
+    monkeypatch.setattr("lmk_data.sources.links.MAX_FILES", 100)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for one in "abcdefgh":
             tar.addfile(tarfile.TarInfo(f"{one}/1.jpg"))
@@ -198,6 +200,90 @@ def test_damaged_members_of_a_zip_are_values(tmp_path: Path) -> None:
     assert isinstance(bad, Rejection)
     assert bad.reason == "corrupt"
     assert good == b"fine"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (20, 1 << 31, "a member lies outside the file"),  # stored bytes
+        (42, 1 << 31, "a member lies outside the file"),  # offset
+        (42, 10, "members lie over one another"),
+        (-22 + 12, 1 << 30, "not a zip|Bad offset|Bad magic|Truncated"),  # bytes of the directory
+        (-22 + 12, 3 << 30, "not a zip|Bad offset|Bad magic|Truncated"),
+    ],
+)
+def test_a_zip_that_states_what_is_not_so(tmp_path: Path, field: int, value: int, said: str) -> None:
+    write_zip(tmp_path / "a.zip", {f"{i}.jpg": content(str(i)) for i in range(3)})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    start = field % len(data) if field < 0 else data.rindex(b"PK\x01\x02") + field
+    data[start : start + 4] = value.to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=rf"a\.zip: .*({said}).*copy it again"):
+        read_members(open_stores([str(tmp_path / "a.zip")]), cache=None)
+
+
+def test_a_zip_whose_directory_is_larger_than_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 1000)
+    write_zip(tmp_path / "a.zip", {f"{i}.jpg": b"x" for i in range(30)})
+    with pytest.raises(UserError, match=r"a\.zip: .*directory has more than 1,000 bytes"):
+        read_members(open_stores([str(tmp_path / "a.zip")]), cache=None)
+
+
+def test_a_link_of_a_zip_that_unpacks_to_more_than_it_states(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link.jpg")
+    link.create_system, link.external_attr, link.compress_type = 3, 0o120777 << 16, zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", content("1"))
+        archive.writestr(link, bytes(1 << 24))
+    data = (tmp_path / "a.zip").read_bytes().replace((1 << 24).to_bytes(4, "little"), (9).to_bytes(4, "little"))
+    (tmp_path / "a.zip").write_bytes(data)
+    stores = open_stores([str(tmp_path / "a.zip")])
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.zip: "):
+        read_members(stores, cache=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_members_of_a_zip_that_unpack_to_more_than_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that say so are not unpacked at all, and others no further than the limit."""
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 1 << 20)
+    write_zip(tmp_path / "a.zip", {"a.jpg": bytes(1 << 24), "b.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    start = data.rindex(b"PK\x01\x02") + 24
+    data[start : start + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    stores, located = found(["a", "b"], tmp_path / "a.zip")
+    tracemalloc.start()
+    read_all = [read(stores, row, 1 << 20) for _, row in located.frame.iterrows()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [one.reason for one in read_all if isinstance(one, Rejection)] == ["too-large", "too-large"]
+    assert peak < 1 << 22
+
+
+def test_what_a_zip_holds_packed_and_unpacked_counts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 1 << 20)
+    members = {"a.jpg": os.urandom(300_000), "b.jpg": os.urandom(400_000)}
+    write_zip(tmp_path / "a.zip", members, zipfile.ZIP_DEFLATED)
+    stores, located = found(["a", "b"], tmp_path / "a.zip")
+    small, large = (read(stores, row) for _, row in located.frame.iterrows())
+    assert small == members["a.jpg"]
+    assert isinstance(large, Rejection)
+    assert large.reason == "too-large"
+
+
+def test_an_unknown_method_of_a_zip_is_a_value(tmp_path: Path) -> None:
+    write_zip(tmp_path / "a.zip", {"a.jpg": content("a")})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    start = data.rindex(b"PK\x01\x02") + 10
+    data[start : start + 2] = b"\xff\xff"
+    (tmp_path / "a.zip").write_bytes(data)
+    stores, located = found(["a"], tmp_path / "a.zip")
+    one = read(stores, located.frame.iloc[0])
+    assert isinstance(one, Rejection)
+    assert one.reason == "unsupported-format"
 
 
 def test_an_archive_that_changes_during_the_build_is_a_failure_of_the_storage(

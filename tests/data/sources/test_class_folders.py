@@ -63,7 +63,7 @@ def test_linked_class_folders_are_classes_and_only_circles_end(tmp_path: Path) -
 
 
 def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmk_data.system.storage._MOST_LINKED_FOLDERS", 100)
+    monkeypatch.setattr("lmk_data.system.storage.MAX_LINKED_FOLDERS", 100)
     for one in "abcdefgh":
         touch(tmp_path, f"{one}/1.jpg")
         for other in "abcdefgh":

@@ -25,12 +25,11 @@ def test_what_is_written_to_is_no_source(tmp_path: Path) -> None:
     assert read_members(stores, cache=None).frame["source"].tolist() == ["class/c.jpg", "images_0.tar", "outer/d.jpg"]
 
 
-def test_a_huge_file_behind_a_url_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_file_behind_a_url_is_not_read() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/huge/c/small.jpg": b"small", "/huge/c/video.jpg": bytes(5000)})
-    monkeypatch.setattr("lmk_data.sources.stores.MAX_IMAGE_BYTES", 4000)
     stores = open_stores(["memory://huge"])
-    small, video = (read(stores, row) for _, row in read_members(stores, cache=None).frame.iterrows())
+    small, video = (read(stores, row, 4000) for _, row in read_members(stores, cache=None).frame.iterrows())
     fs.rm("/huge", recursive=True)
     assert small == b"small"
     assert isinstance(video, Rejection)

@@ -20,7 +20,7 @@ class _SlowSource:
         self.at_once = self.most = self.done = 0
         self._lock = threading.Lock()
 
-    def read(self, item: int) -> bytes:
+    def read(self, item: int, _: int) -> bytes:
         with self._lock:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
@@ -58,7 +58,7 @@ def test_a_fast_source_is_read_as_it_is_used_whatever_its_hiccups(
 ) -> None:
     clock, started = _Clock(monkeypatch), list[int]()
 
-    def read(item: int) -> int:
+    def read(item: int, _: int) -> int:
         started.append(item)
         clock.now += hiccup if item % 100 == 3 else 5e-6
         return item
@@ -92,13 +92,30 @@ def test_a_source_that_turns_slow_is_noticed() -> None:
     assert source.most >= _MANY
 
 
+def test_large_items_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait take 3,000 bytes, of which each thread may have its part, though every fifth item has 2,000."""
+    monkeypatch.setattr(readahead, "_MOST_BYTES", 3_000)
+    monkeypatch.setattr(readahead._Source, "window", 30)
+    monkeypatch.setattr(readahead._Source, "is_slow", True)
+    ahead: list[int] = []
+
+    def read(item: int, max_bytes: int) -> bytes | None:
+        num_bytes = 50 if item % 5 else 2_000
+        if threading.current_thread() is not threading.main_thread():
+            ahead.append(min(num_bytes, max_bytes))
+        return bytes(num_bytes) if num_bytes <= max_bytes else None
+
+    assert [len(data) for data in read_ahead(read, range(100))] == [50 if item % 5 else 2_000 for item in range(100)]
+    assert sum(ahead[:30]) <= 3_000
+
+
 def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_MOST_BYTES", 3_000)
     monkeypatch.setattr(readahead._Source, "window", 50)
     monkeypatch.setattr(readahead._Source, "is_slow", True)
     started: list[int] = []
 
-    def read(item: int) -> bytes:
+    def read(item: int, _: int) -> bytes:
         started.append(item)
         return bytes(1_000)
 
@@ -111,7 +128,7 @@ def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_errors_come_in_their_place_and_end_the_reading() -> None:
-    def read(item: int) -> int:
+    def read(item: int, _: int) -> int:
         if item == 7:
             raise OSError("gone")
         return item

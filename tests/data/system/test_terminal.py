@@ -50,6 +50,14 @@ def test_a_traceback_and_what_a_storage_says_show_no_secret(capsys: pytest.Captu
         assert not re.search("s3cr3t|t0ken", f"{caught.value.filename} {caught.value.strerror}")
 
 
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        raise MemoryError
+
+    assert run_command("lmk-shard", fill) == 1
+    assert capsys.readouterr().err.startswith("lmk-shard: error: there is not enough memory")
+
+
 def test_secrets_of_urls_are_left_out() -> None:
     shown = without_secrets("cannot read s3://key:pa/ss@x/a, http://u:pw@host:80/a/b.csv?token=T&x=1: 'https://h/?k=v'")
     assert shown == "cannot read s3://key:pa/ss@x/a, http://host:80/a/b.csv 'https://h/'"

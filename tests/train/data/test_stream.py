@@ -4,10 +4,13 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +22,7 @@ from lmk_data.errors import DatasetError, LmkError, StorageError
 from lmk_train.config.arguments import Cache
 from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
+from tests.data.decoding.made import scans
 
 CPU = torch.device("cpu")
 NO_CACHE = Cache(Path("/nonexistent"), 0)
@@ -106,6 +110,24 @@ def test_corrupt_records_are_errors_that_say_where(
         list(BatchStream(reader, CPU, 4, 2)([np.arange(4)]))
     assert says_where(error.value, dataset, 0)
     reader.close()
+
+
+def test_a_picture_of_many_scans_is_an_error_that_says_where(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpg_bytes = int(ShardedDataset.open(dataset_path).index("train")["jpg_size"].iloc[0])
+    dataset = damaged(dataset_path, tmp_path, 0, scans(5).ljust(jpg_bytes, b"\0"))
+    name = tmp_path / "copy" / "index" / "train.parquet"
+    table = pq.read_table(name)
+    checksums = table["jpg_crc32"].to_pylist()
+    checksums[0] = zlib.crc32(dataset.read("train", 0).jpeg)
+    column = pa.array(checksums, table["jpg_crc32"].type)
+    pq.write_table(table.set_column(table.column_names.index("jpg_crc32"), "jpg_crc32", column), name)
+    monkeypatch.setattr("lmk_data.decoding.jpeg.MAX_SCANS", 4)
+    with closing(SplitReader(ShardedDataset.open(tmp_path / "copy"), "train", NO_CACHE)) as reader:
+        with pytest.raises(DatasetError, match="more than 4 scans; run `lmk-shard verify`") as error:
+            reader.decode(np.array([0]), np.empty((1, 64, 64, 3), np.uint8))
+        assert says_where(error.value, dataset, 0)
 
 
 @settings(max_examples=60)

@@ -51,7 +51,7 @@ CHOSEN: dict[str, Any] = {"ema": 0.9, "grad_accum": 3, "neck": 16, "lr": 1e-6, "
 def test_each_size_is_compiled_once_and_the_training_is_the_same(
     config: Config, tmp_path: Path, compiler: Compiler
 ) -> None:
-    """With rates so small that rounding cannot grow. Batches of 10 in three parts; 11 and 7 pictures to evaluate, 4 at once."""
+    """With rates so small that rounding cannot grow. Batches of 10 in three parts; 11 and 7 pictures to evaluate."""
     chosen = {**CHOSEN, "epochs": 2, "freeze_backbone_epochs": 1}
     train(config(compile=True, **chosen))
     assert compiler.batches == [3, 4, 4, 3, 4], "frozen, evaluated, trained"

@@ -19,6 +19,7 @@ def flags_come_back() -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -29,9 +30,7 @@ def flags_come_back() -> Iterator[None]:
     ],
     ids=lambda chosen: chosen["loss"],
 )
-def test_no_part_of_a_training_needs_what_varies(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, object]
-) -> None:
+def test_no_part_of_a_training_needs_what_varies(config: Config, tmp_path: Path, chosen: dict[str, object]) -> None:
     """torch refuses what it cannot compute twice with the same bits. On the CPU the bits are those without the flag."""
     enabled = []
     with after_each_update(lambda *_: enabled.append(torch.are_deterministic_algorithms_enabled())):

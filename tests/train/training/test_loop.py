@@ -69,33 +69,19 @@ def test_a_retrained_head_stands_on_the_same_backbone(config: Config, tmp_path: 
     assert not torch.equal(first["head.weight"], retrained["head.weight"])
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nand more"),
-        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the manual"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("GET was unable to find an engine to execute this computation"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
-        MemoryError("Unable to allocate 8.00 GiB for an array"),
-    ],
-    ids=lambda error: str(error)[:30],
-)
 def test_running_out_of_memory_is_a_line(
-    capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path, error: Exception
+    capsys: pytest.CaptureFixture[str], dataset_path: Path, tmp_path: Path
 ) -> None:
     def out_of_memory(*_: object) -> None:
-        raise error
+        raise torch.AcceleratorError("CUDA error: out of memory\nand more")
 
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--batch-size", "9"]
     with after_each_update(out_of_memory):
         assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
-    reason = str(error).splitlines()[0]
     advice = (
         "--grad-accum 2 needs less, with the same updates, also on --resume; a new run may take a smaller --batch-size"
     )
-    assert capsys.readouterr().err == f"lmk-train: error: out of memory ({reason}); {advice}\n"
+    assert capsys.readouterr().err == f"lmk-train: error: out of memory (CUDA error: out of memory); {advice}\n"
 
 
 def test_micro_batches_as_large_as_the_last_of_validation(config: Config, options: Callable[..., BuildOptions]) -> None:

@@ -152,7 +152,7 @@ def test_an_epoch_whose_validation_failed_is_resumed_with_it(
 ) -> None:
     """The updates of the epoch are not lost, its metrics are there once, and the end is the same to the bit."""
     chosen = {"ema": 0.5, "epochs": 2}
-    train(config(out=tmp_path / "whole", **chosen))
+    train(config(out=tmp_path / "whole", **chosen), evaluate_test=False)
     updates, saved = list[int](), list[str]()
     save = loop.save_checkpoint
 
@@ -171,10 +171,10 @@ def test_an_epoch_whose_validation_failed_is_resumed_with_it(
         if fails_at == "validation":
             patch.setattr(loop.Evaluator, "predict", failing_prediction)
         with pytest.raises((torch.OutOfMemoryError, StorageError)):
-            train(config(**chosen))
+            train(config(**chosen), evaluate_test=False)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.tmp")] == []
     with after_each_update(lambda number, _: updates.append(number)):
-        train(config(resume=True, **chosen))
+        train(config(resume=True, **chosen), evaluate_test=False)
     assert len(updates) == 4, "the second epoch alone"
     assert lines(tmp_path / "run", "epoch") == lines(tmp_path / "whole", "epoch")
     assert lines(tmp_path / "run", "train") == lines(tmp_path / "whole", "train")
