@@ -74,6 +74,9 @@ class RemoteFolder:
 
     def open(self, name: str) -> BinaryIO:
         fs, path = self._readable(name)
+        if web.is_web(fs):
+            file: Any = _request(lambda: web.WebFile(fs, path), self.location(name))
+            return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name)), _BLOCK_BYTES))
         options = {"block_size": _BLOCK_BYTES, "cache_type": "readahead"}
         file = _request(lambda: fs.open(path, "rb", **options), self.location(name))
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name))))

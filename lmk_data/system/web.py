@@ -1,5 +1,7 @@
 """Web servers behind fsspec: their answers are bounded in bytes, and a server that says nothing is given up."""
 
+import io
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +69,55 @@ def is_absent(error: FileNotFoundError) -> bool:
         return True
     status = getattr(cause, "status", 0)
     return 400 <= status < 500 and status not in _LATER
+
+
+class WebFile(io.RawIOBase):
+    """A file of a web server, read part by part; a file that is sent whole for a part is kept, up to its limit."""
+
+    def __init__(self, file_system: Any, url: str) -> None:
+        self._file_system, self._url, self._position = file_system, url, 0
+        self._num_bytes: int | None = file_system.size(url)
+        self._whole: bytes | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length()}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._length())
+        data = self._part(self._position, end) if self._position < end else b""
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _length(self) -> int:
+        if self._num_bytes is None:  # the server does not say
+            self._whole = self._fetch(None, None)
+            self._num_bytes = len(self._whole)
+        return self._num_bytes
+
+    def _part(self, start: int, end: int) -> bytes:
+        if self._whole is None:
+            data = self._fetch(start, end)
+            if len(data) <= end - start:
+                return data
+            self._whole = data
+        return self._whole[start:end]
+
+    def _fetch(self, start: int | None, end: int | None) -> bytes:
+        with bounded_answers(max((end or 0) - (start or 0), MAX_WHOLE_BYTES)):
+            return bytes(self._file_system.cat_file(self._url, start=start, end=end))
 
 
 async def _client(**options: Any) -> Any:

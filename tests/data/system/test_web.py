@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import http.server
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -197,6 +198,56 @@ def test_whole_files_where_parts_are_asked_for(serve: Any, monkeypatch: pytest.M
     with pytest.raises(OSError, match="sends whole files"):
         server.folder().read_range("b", 0, 10)
     assert server.asked["/b"] == 1
+
+
+def test_an_open_file_of_a_server_that_knows_no_parts(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `python -m http.server`: the first part brings all of the file, from which the others are cut."""
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 16)
+    monkeypatch.setattr(web, "MAX_WHOLE_BYTES", 1000)
+    server = serve({"/a": lambda h: h.say(b"0123456789" * 100), "/b": lambda h: h.say(bytes(1001))})
+    with server.folder().open("a") as file:
+        assert file.seek(-3, os.SEEK_END) == 997
+        assert file.read() == b"789"
+        asked = server.asked["/a"]
+        file.seek(12)
+        assert (file.read(40), file.tell()) == (b"2345678901" * 4, 52)
+        assert server.asked["/a"] == asked
+    with server.folder().open("b") as file, pytest.raises(TooLargeError):
+        file.read(3)
+
+
+def test_an_open_file_is_read_in_parts(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 16)
+    content = bytes(range(256)) * 4
+    parts: list[tuple[int, int]] = []
+
+    def say(handler: Handler) -> None:
+        if handler.command == "HEAD":
+            return handler.say(b"", num_bytes=len(content))
+        first, last = (int(number) for number in handler.headers["Range"].removeprefix("bytes=").split("-"))
+        parts.append((first, last + 1))
+        return handler.say(content[first : last + 1], status=206)
+
+    with serve({"/a": say}).folder().open("a") as file:
+        file.seek(300)
+        assert file.read(10) == content[300:310]
+        file.seek(-8, os.SEEK_END)
+        assert file.read(100) == content[-8:]
+        assert file.read(1) == b""
+    assert parts == [(300, 316), (1016, 1024)]
+
+
+def test_an_open_file_of_unknown_size(serve: Any) -> None:
+    def say(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(b"0123456789")
+
+    with serve({"/a": say}).folder().open("a") as file:
+        assert file.seek(0, os.SEEK_END) == 10
+        file.seek(3)
+        assert file.read() == b"3456789"
 
 
 def test_redirects_end(serve: Any) -> None:
