@@ -12,6 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
+from lmk_data.decoding.av1 import av1_pixels
 from lmk_data.decoding.completeness import DAMAGED, has_all_pixels, looks_truncated
 from lmk_data.decoding.exif import orientation_of
 from lmk_data.decoding.gif import read_gif
@@ -197,7 +198,7 @@ def _check_budget(image: Image.Image, source: _Source, wanted: Wanted) -> None:
     num_bytes = num_bytes_as_rgb(image, source.transparent) + source.held_bytes
     num_bytes += _COPIES[source.kind] * len(source.data)
     if source.kind == "AVIF":
-        num_bytes += _AVIF_BYTES_PER_PIXEL * width * height
+        num_bytes += _AVIF_BYTES_PER_PIXEL * max(width * height, av1_pixels(source.data))
     if source.kind == "HEIF":
         is_deep = image.info.get("bit_depth", 8) > 8 and image.info.get("chroma") != 420
         num_bytes += (_DEEP_HEIF_BYTES_PER_PIXEL if is_deep else _HEIF_BYTES_PER_PIXEL) * width * height
