@@ -37,9 +37,7 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_
     """
     location = folder.location(name)
     try:
-        # Arrow's threads may hold a file of Python until after the interpreter has ended, which aborts the process:
-        # measured once in 60 programs that end right after a read. A file of Arrow's own is safe.
-        is_local = isinstance(folder, LocalFolder)
+        is_local = isinstance(folder, LocalFolder)  # Arrow's own file may be read by threads, see `arrow_reader`
         if is_local:
             open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
         with pa.OSFile(location) if is_local else folder.open(name) as file:

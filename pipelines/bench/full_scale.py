@@ -154,12 +154,14 @@ def main() -> None:
     if not (dataset / "dataset.json").exists():  # in its own process: the peak of a child starts at that of its parent
         subprocess.run([*sys.orig_argv, "--only-make"], check=True)
     command = [sys.executable, "-m", "lmk_data.cli"]
-    opening = "from lmk_data.dataset import ShardedDataset; ShardedDataset.open({!r})"
+    opening = "from lmk_data.dataset import ShardedDataset; dataset = ShardedDataset.open({!r})"
+    reading = f"{opening}; [dataset.index_table(split) for split in dataset.splits]"
     view, clean = str(arguments.out / "top20"), str(arguments.out / "clean")
     drop = ["--drop-duplicates", "near", "--overwrite", "--quiet"]
     rows = [
         measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset.reader"]),
         measure("open the dataset", [sys.executable, "-c", opening.format(str(dataset))]),
+        measure("read its three indexes, checked", [sys.executable, "-c", reading.format(str(dataset))]),
         measure("plan (`build --dry-run`)", [*command, "build", "--labels", arguments.labels, "--dry-run"]),
         measure(
             "view of the 20 largest classes",
