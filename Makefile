@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,lite,dask,s3,export,tune,heif,interop,dev
+EXTRAS := train,lite,dask,browse,s3,export,tune,heif,interop,dev
 # One test on each core, of which each computes with one thread, and starts no other processes where none are asked for.
 PYTEST := OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
