@@ -142,10 +142,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Rules that choose classes and images. They apply in the order in which they stand here.
-
-    Keys and marks that are not of the dataset, and keys with two marks, are an error unless `ignore_unknown`.
-    """
+    """Rules that choose classes and images. They apply in the order in which they stand here."""
 
     include: Suppress[Fixed[tuple[str, ...] | None]] = None
     """Keys of the samples to choose from, which the command line reads from files; None means all."""
@@ -154,11 +151,11 @@ class Selection:
     marks: Suppress[Fixed[Mapping[str, Mark] | None]] = None
     """Samples to leave out or to give another class, by key; the command line reads them from files."""
     ignore_unknown: Suppress[Fixed[bool]] = False
-    """Ignore keys that the dataset does not have, and those with two different marks."""
+    """Ignore keys that the dataset does not have, and those that are left out and relabelled; else an error."""
     classes: Suppress[Fixed[tuple[str, ...] | None]] = None
     """Landmark ids as strings, which the command line reads from a file."""
     min_samples: Annotated[int | None, arg(metavar="N")] = None
-    """Keep classes with at least this many listed images in the original dataset."""
+    """Keep classes with at least this many listed images in the original dataset, after marks."""
     top: Annotated[int | None, arg(metavar="K")] = None
     """Of these classes, keep only the K with the most listed images."""
     drop_duplicates: Annotated[DuplicateKind | None, arg(metavar="{exact,near}")] = None
@@ -247,17 +244,18 @@ class Verify:
 class Subset:
     """Choose classes and images of a dataset and write a view: made in seconds, opens as a dataset, copies no picture.
 
-    The rules combine: first --include, --exclude and --marks, which repair the labels; then the listed classes, those
-    with enough images, and the largest of these. With --copy the result is an independent dataset with the same JPEG
-    bytes.
+    The rules combine: first --include, --exclude and --marks, then the listed classes, then those with enough images,
+    then the largest of these. With --copy the result is an independent dataset with the same JPEG bytes.
 
-    A file of marks is a CSV with the columns key,action,landmark_id,note, such as these lines:
+    Example: lmk-shard subset shards --out shards-top20 --top 20 --max-per-class 500
+
+    Marks leave samples out or give them another class. They are a CSV, such as these three lines:
+
     key,action,landmark_id,note
     0a1b2c3d4e5f6071,exclude,,a floor plan
     17234fa0b1c2d3e4,relabel,138982,the other church
 
-    Example: lmk-shard subset shards --out shards-top20 --top 20 --max-per-class 500
-    Example: lmk-shard subset shards --out shards-clean --marks marks.csv
+    Example: lmk-shard subset shards --out shards-clean --marks marks.csv --min-samples 6
     """
 
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]

@@ -33,11 +33,19 @@ class MarkedLabels:
     """What marks and lists of keys make of a dataset.
 
     `labels` are those of the dataset, int32 [N] for each split, in the order of its index: the one that a sample
-    carries now, or `LEFT_OUT`. `gained` is how many more images each class has, int64 [K].
+    carries now, or `LEFT_OUT`. `num_before` and `num_after` are how many samples each class has, int64 [K].
     """
 
     labels: dict[str, NDArray[np.int32]]
-    gained: NDArray[np.int64]
+    num_before: NDArray[np.int64]
+    num_after: NDArray[np.int64]
+
+    def sizes(self, listed: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many images each class has after marks, int64 [K], from those that it listed before.
+
+        Rejected images are listed, and stay with their class unless no sample is left of it.
+        """
+        return np.where(self.num_after > 0, listed + self.num_after - self.num_before, 0)
 
     def num_removed(self, split: str) -> int:
         """Return how many samples of a split are left out."""
@@ -86,7 +94,7 @@ def marked_labels(dataset: ShardedDataset, selection: Selection, *, quiet: bool 
     new_label = _label_of_marks(dataset, marks or {}, options["--marks"]) if "--marks" in options else _no_labels()
     for split, label in labels.items():
         _apply(label, {option: keys.found[split] for option, keys in options.items()}, new_label)
-    return MarkedLabels(labels, _class_sizes(labels, dataset.num_classes) - before)
+    return MarkedLabels(labels, before, _class_sizes(labels, dataset.num_classes))
 
 
 def _apply(label: NDArray[np.int32], found: dict[str, NDArray[np.int64]], new_label: NDArray[np.int32]) -> None:

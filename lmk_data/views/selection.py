@@ -127,7 +127,7 @@ def _sizes(dataset: ShardedDataset, root: ShardedDataset, marked: MarkedLabels |
     if sizes.isna().any():
         raise DatasetError(f"{dataset.location}: a class is not in {root.location}; make the view again")
     whole: NDArray[np.int64] = sizes.to_numpy(np.int64)
-    return whole if marked is None else whole + marked.gained
+    return whole if marked is None else marked.sizes(whole)
 
 
 def _with_earlier(dataset: ShardedDataset, kind: str, counts: dict[str, int]) -> dict[str, int]:
