@@ -83,16 +83,19 @@ class InspectConfig:
 
     Every picture goes once through a network: that of a run, or --model with its ImageNet weights, for which no run is
     needed. Samples and classes are then judged by these features (docs/inspection.md says what each figure means).
+
     Written are quality.parquet (a row per sample), classes-quality.parquet and a page with pictures of the worst; with
     --marks also a file of proposals for `lmk-shard subset --marks`. After an interruption the same command resumes.
 
     Example: lmk-inspect --shards shards
-    Example: lmk-inspect runs/efficientnet-b0-ldam --split train --marks marks.csv --min-confidence 0.95
+
+    Example: lmk-inspect runs/efficientnet-b0-ldam --marks marks.csv --min-confidence 0.95
     """
 
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
-    """Folder of the run whose network is used, with its neck if it has one. A run that knows its training pictures by
-    heart also believes their wrong labels; a model that was not trained on them does not."""
+    """Folder of the run whose network is used, with its neck if it has one.
+    A run that knows its training pictures by heart also believes their wrong labels; a model that has not seen these
+    labels does not."""
     shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     """Dataset to inspect: a path or a URL; by default the one that the run was trained on."""
     base: DatasetBase = None
@@ -104,8 +107,8 @@ class InspectConfig:
     split: Annotated[tuple[Literal["train", "val", "test"], ...], tyro.conf.arg(metavar="SPLIT ...")] = ()
     """Splits to inspect, such as `--split train val`; by default all. Samples are compared across them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the inspection; by default RUN/inspect, without a run runs/inspect-<model>. It also keeps the features:
-    2 bytes for each of their numbers, which is 3.8 GB for 1.49 million pictures of 1,280."""
+    """Folder of the inspection; by default RUN/inspect, without a run runs/inspect-<model>.
+    It also keeps the features: 3.8 GB for 1.49 million pictures of 1,280 features."""
     marks: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write proposals for the training split to this CSV: exclude, or relabel where the proposed class is clear.
     Marks that are in the file already stay as they are."""

@@ -14,9 +14,10 @@ from lmk_train.inspection.spread import ClassSpread, Floats, MeanOf, class_rows,
 USUAL = 1.0  # separation of parts that are as far apart as different classes usually are
 MIN_PART = 3  # samples, and at least a tenth of the class
 MAX_PARTS = 8
-_MAX_SAMPLES = 512  # of a class, at equal steps
+_MAX_SAMPLES = 256  # of a class, at equal steps
 _COMPANIONS = 3
 _COMPONENTS = 16
+_FEW, _SUBSPACE_ITERATIONS = 64, 6
 _ITERATIONS = 20
 _CLASSES_AT_ONCE = 1024
 _CHANCE_SIZES, _CHANCE_DRAWS = (6, 9, 14, 24, 48, 96), 48
@@ -110,7 +111,7 @@ def _split_further(block: Floats, label: int, spread: ClassSpread, threshold: fl
 def _counted(
     features: FeatureRows, rows: NDArray[np.int64], other_similarity: Floats
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Return the rows of a class that count and their features, float32 [n, D]: at most 512, at equal steps.
+    """Return the rows of a class that count and their features, float32 [n, D]: at most 256, at equal steps.
 
     A sample counts unless another class fits it better than the mean of the three samples that are nearest to it in its
     own class do. So single wrong labels do not count, and a thing that is in the class a few times does.
@@ -158,8 +159,7 @@ def split_in_two(samples: Floats) -> NDArray[np.bool_] | None:
     if number < 2 * smallest:
         return None
     centred = samples - samples.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    points = vectors[:, ::-1][:, :_COMPONENTS] * np.sqrt(np.maximum(values[::-1][:_COMPONENTS], 0))
+    points = _leading_components(centred @ centred.T)
     order = np.argsort(points[:, 0], kind="stable")
     starts = [points[:, axis] > 0 for axis in range(min(3, points.shape[1]))]
     starts += [np.isin(np.arange(number), order[: number * quarter // 4]) for quarter in (1, 3)]
@@ -174,6 +174,24 @@ def split_in_two(samples: Floats) -> NDArray[np.bool_] | None:
         if between > most:
             best, most = part, between
     return best
+
+
+def _leading_components(products: Floats) -> Floats:
+    """Return points whose products are nearly these [n, n], in at most 16 dimensions: the leading principal components.
+
+    Of many samples only the leading ones are computed, by iterating a subspace.
+    """
+    if len(products) <= _FEW:
+        values, vectors = np.linalg.eigh(products)
+    else:
+        columns = np.linspace(0, len(products) - 1, _COMPONENTS + 8).astype(np.int64)
+        basis = np.linalg.qr(products[:, columns])[0]
+        for _ in range(_SUBSPACE_ITERATIONS):
+            basis = np.linalg.qr(products @ basis)[0]
+        values, inside = np.linalg.eigh(basis.T @ products @ basis)
+        vectors = basis @ inside
+    points: Floats = vectors[:, ::-1][:, :_COMPONENTS] * np.sqrt(np.maximum(values[::-1][:_COMPONENTS], 0))
+    return points
 
 
 def _two_means(points: Floats, part: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -142,7 +142,7 @@ def _distances(spread: ClassSpread, left: NDArray[np.integer], right: NDArray[np
         difference = mean.means[left[part]] - mean.means[right[part]]
         noise = mean.noise[left[part]] + mean.noise[right[part]]
         squared = np.einsum("ij,ij->i", difference, difference) - noise
-        distance[part] = np.maximum(squared, 0) + _DEVIATIONS * np.sqrt(2 / spread.dimensions) * noise
+        distance[part] = np.maximum(squared, 0) + _DEVIATIONS * math.sqrt(2 / spread.dimensions) * noise
     return distance
 
 
