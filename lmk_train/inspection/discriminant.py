@@ -109,7 +109,8 @@ class Discriminant:
         if self._means.shape[1] <= _PROJECTED:
             return torch.eye(self._means.shape[1], device=self._means.device)
         centred = (self._means - self._prior) * self.counts.sqrt().clamp(max=8)[:, None]
-        return torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
+        axes: torch.Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
+        return axes
 
 
 def _largest(fit: torch.Tensor, num: int) -> torch.Tensor:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from lmk_train.inspection.blocks import Features
 from lmk_train.inspection.neighbours import neighbour_similarity
-from lmk_train.inspection.thresholds import FALSE_ALARMS, flag_low
+from lmk_train.inspection.thresholds import FALSE_ALARMS, low_confidence
 
 _NEIGHBOURS = 3
+_LARGEST = 0.9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ def judge_outliers(
 ) -> OutlierJudgement:
     """Judge whether samples fit any class at all.
 
-    The score is (1 - s) / 2 for the mean cosine s to the nearest neighbours in the closer of both classes, and 0 where
-    neither has another sample.
+    The score is the confidence that the mean cosine to the nearest neighbours in the closer of both classes is too low
+    to be one of the bulk of samples; 0 where neither class has another sample.
 
     Args:
         features: float16 or float32 [N, D].
@@ -47,7 +48,6 @@ def judge_outliers(
     """
     asked = np.stack([labels, other_label], axis=1)
     similarity = neighbour_similarity(features, labels, asked, _NEIGHBOURS, device or torch.device("cpu"))
-    closest = np.fmax(similarity[:, 0], similarity[:, 1])
-    score = np.nan_to_num((1 - closest) / 2, nan=0.0).clip(0, 1).astype(np.float32)
-    # a cosine has its limit at 1; its Fisher transform has none
-    return OutlierJudgement(score, flag_low(np.arctanh(closest.clip(-0.9999, 0.9999)), false_alarms))
+    closest = np.fmax(similarity[:, 0], similarity[:, 1]).clip(-_LARGEST, _LARGEST)
+    score = low_confidence(np.arctanh(closest))  # Fisher's transform: cosines end at 1, and so does their spread
+    return OutlierJudgement(score, score >= np.float32(1 - false_alarms))

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 FALSE_ALARMS = 0.1  # expected share of false alarms among the samples that are flagged
 _LEAST_PROBABLE = 0.5
+_FEWEST = 30  # values that say what the bulk of them is
+_ONE_DEVIATION = 0.8413  # share of a normal distribution below its mean and one standard deviation
 
 
 def flag_probable(probabilities: NDArray[np.float32], false_alarms: float = FALSE_ALARMS) -> NDArray[np.bool_]:
@@ -22,26 +24,26 @@ def flag_probable(probabilities: NDArray[np.float32], false_alarms: float = FALS
     return np.asarray(kept, dtype=np.bool_)
 
 
-def flag_low(values: NDArray[np.float32], false_alarms: float = FALSE_ALARMS) -> NDArray[np.bool_]:
-    """Return which of N values are too low to belong to the bulk of them. NaN is never flagged.
+def low_confidence(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return with what confidence each of N values is too low to belong to the bulk of them, float32 [N].
 
-    The bulk is taken as normal, with the median of all values and the spread of those above it, so that low values do
-    not widen it (an empirical null: Efron 2004). As many values are flagged as the procedure of Benjamini and Hochberg
-    (1995) allows for this expected share of false alarms.
+    This is 1 - q for the expected share q of false alarms if this value and all lower ones are flagged, by the
+    procedure of Benjamini and Hochberg (1995). The bulk is taken as normal, with the median of all values and the
+    spread of those above it, so that low values do not widen it (an empirical null: Efron 2004). NaN has confidence 0,
+    and so have fewer than 30 values.
     """
+    confidence = np.zeros(len(values), dtype=np.float32)
     known = np.flatnonzero(np.isfinite(values))
-    flagged = np.zeros(len(values), dtype=np.bool_)
-    if not len(known):
-        return flagged
+    if len(known) < _FEWEST:
+        return confidence
     finite = values[known].astype(np.float64)
     median = np.median(finite)
-    spread = np.quantile(finite, 0.8413) - median  # one standard deviation of a normal distribution
+    spread = np.quantile(finite, _ONE_DEVIATION) - median
     if spread <= 0:
-        return flagged
-    z = (finite - median) / spread
-    order = np.argsort(z, kind="stable")
-    tail = torch.special.ndtr(torch.from_numpy(z[order])).numpy()  # the probability of a value as low or lower
-    allowed = np.flatnonzero(tail <= false_alarms * np.arange(1, len(tail) + 1) / len(finite))
-    if len(allowed):
-        flagged[known[order[: allowed[-1] + 1]]] = True
-    return flagged
+        return confidence
+    order = np.argsort(finite, kind="stable")
+    tail = torch.special.ndtr(torch.from_numpy((finite[order] - median) / spread)).numpy()  # that low, or lower
+    expected = tail * len(order) / np.arange(1, len(order) + 1)
+    false = np.minimum.accumulate(expected[::-1])[::-1]
+    confidence[known[order]] = 1 - np.minimum(false, 1)
+    return confidence
