@@ -64,6 +64,7 @@ def test_the_files_of_an_inspection(inspected: Path, dataset: ShardedDataset) ->
         assert np.allclose(np.linalg.norm(features.astype(np.float32), axis=1), 1, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_same_inspection_is_taken_up_and_gives_the_same_bytes(
     out: Path,
     arguments: list[str],
