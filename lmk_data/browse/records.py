@@ -272,8 +272,8 @@ class Facts:
     """What is open.
 
     `splits` are samples by split. `run` and `quality` are paths, None if they were not given; `predicted` and
-    `inspected` say how many samples they cover. `duplicates` is the kind that is known: `exact`, or `near` after
-    `Catalogue.find_near_duplicates`. `subset_line` is the command that makes a view of the marks.
+    `inspected` say how many samples they cover. `duplicates` is the kind that is known: None yet, `exact`, or `near`
+    after `Catalogue.find_near_duplicates`. `subset_line` is the command that makes a view of the marks.
     """
 
     title: str
@@ -289,7 +289,7 @@ class Facts:
     quality: str | None
     inspected: int
     features: bool
-    duplicates: Literal["exact", "near"]
+    duplicates: Literal["exact", "near"] | None
     marks: str
     marked: MarkCounts
     subset_line: str
