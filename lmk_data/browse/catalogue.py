@@ -1,7 +1,7 @@
 """Everything that `lmk-shard browse` shows, as typed queries over a dataset, a run, an inspection and marks."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -192,13 +192,30 @@ class Catalogue:
         except ValueError as error:
             raise DatasetError(f"{key}: cannot be shown ({error}); run `lmk-shard verify`") from error
 
-    def mark(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+    def marks_of(self, keys: Iterable[str]) -> dict[str, Mark | None]:
+        """Return the mark of each of these keys as it is in the file now."""
+        marks = self._opened.marks.current().marks
+        return {key: marks.get(key) for key in keys}
+
+    def name_of(self, landmark_id: str) -> str:
+        """Return the name of a class, the id itself for a class that the dataset does not have."""
+        label = self._opened.labels.get(landmark_id)
+        return landmark_id if label is None else self._opened.classes.names[label]
+
+    def settled(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        """Return changes as `mark` saves them. Raises UserError as it does."""
+        return self._opened.marks.settled(changes)
+
+    def mark(
+        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None = None
+    ) -> dict[str, Mark | None]:
         """Set the mark of each key or remove it (None), saved at once; return what these keys had before, for undo.
 
         A mark with the class that the picture has removes its mark. Raises UserError, and changes nothing, for a key or
-        class that the dataset does not have, for more than 100,000 keys, or if the file cannot be written.
+        class that the dataset does not have, for more than 100,000 keys, or if the file cannot be written. With
+        `expected`, a key that has another mark than that keeps it: somebody marked it since.
         """
-        return self._opened.marks.apply(changes)
+        return self._opened.marks.apply(changes, expected)
 
     def _subset_line(self) -> str:
         """Return the command that makes a view of the marks, to paste into a shell."""

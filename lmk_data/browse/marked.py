@@ -50,10 +50,20 @@ class Marks:
                 self._current = self._by_row(marks)
             return self._current
 
-    def apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
-        """Set or remove marks, and return what these keys had before. A mark with its own class removes the mark.
+    def apply(
+        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None = None
+    ) -> dict[str, Mark | None]:
+        """Set or remove marks as `settled` has them; return what these keys had before.
 
-        Raises UserError for a key or a class that the dataset does not have; then nothing is changed.
+        With `expected`, a key that has another mark than that keeps it. Raises UserError, and changes nothing, for a
+        key or a class that the dataset does not have.
+        """
+        return self._file.apply(self.settled(changes), expected)
+
+    def settled(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        """Return changes as they are saved: a mark with the class that the picture has removes its mark.
+
+        Raises UserError for a key or a class that the dataset does not have.
         """
         if len(changes) > MAX_CHANGES:
             raise UserError(f"{len(changes):,} pictures at once, more than {MAX_CHANGES:,}; mark fewer at once")
@@ -65,12 +75,10 @@ class Marks:
             if mark is not None and mark.action == "relabel" and mark.landmark_id not in self._labels:
                 raise UserError(f"no class has the landmark id {mark.landmark_id[:100]!r}; choose one of the dataset")
         labels = self._samples.labels[rows].tolist()
-        return self._file.apply(
-            {
-                key: None if mark is not None and self._labels.get(mark.landmark_id) == label else mark
-                for (key, mark), label in zip(changes.items(), labels, strict=True)
-            }
-        )
+        return {
+            key: None if mark is not None and self._labels.get(mark.landmark_id) == label else mark
+            for (key, mark), label in zip(changes.items(), labels, strict=True)
+        }
 
     def _by_row(self, marks: Mapping[str, Mark]) -> MarkedRows:
         action = np.zeros(len(self._samples), dtype=np.uint8)

@@ -1,8 +1,9 @@
 """The requests of the pages that change marks or ask for them, as JSON that is checked against its declaration."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -18,7 +19,7 @@ from lmk_data.views.marks import Mark
 
 MAX_BODY_BYTES = 1 << 20
 _MAX_KEYS = 1_000  # of one page
-_KEYS_AT_ONCE = 10_000
+_Kind = TypeVar("_Kind")
 Key = Annotated[str, Meta(pattern=rf"\A{KEY_PATTERN}\Z")]
 Window = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Parameters = dict[Annotated[str, Meta(max_length=20)], Annotated[str, Meta(max_length=200)]]
@@ -69,8 +70,8 @@ class Marking:
             marks = dict.fromkeys(self._keys_of(change.list), _mark(change.mark))
         with self._lock:
             marks = self._with_notes(marks)
-            before = self._catalogue.mark(marks)
             after = self._catalogue.settled(marks)
+            before = self._catalogue.mark(after)
             self._steps.add(change.window, before, after)
         return self._state(change.shown, _said(marks, self._name_of))
 
@@ -84,8 +85,16 @@ class Marking:
             now = self._catalogue.mark(step.before, expected=step.after)
             self._steps.drop(look.window)
         others = sum(now[key] != mark for key, mark in step.after.items())
-        problem = f"{_pictures(others)} kept: marked again since, in another window or by another program." if others else ""
+        problem = (
+            f"{_pictures(others)} kept: marked again since, in another window or by another program." if others else ""
+        )
         return self._state(look.shown, f"Undone: {_pictures(len(step.after) - others)}.", problem)
+
+    def find_near_duplicates(self, body: bytes) -> dict[str, Any]:
+        """Look for near duplicates among all pictures, which takes seconds or minutes."""
+        look = _decoded(body, Look)
+        self._catalogue.find_near_duplicates()
+        return self._state(look.shown, "Near duplicates are known.")
 
     def _keys_of(self, parameters: Parameters) -> list[str]:
         """Return the keys of all pages of a list of pictures."""
@@ -117,3 +126,29 @@ class Marking:
 
     def _name_of(self, landmark_id: str) -> str:
         return self._catalogue.name_of(landmark_id)
+
+
+def _decoded(body: bytes, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise AddressError(f"a request that no page of this server makes: {error}") from error
+
+
+def _mark(new: NewMark | None) -> Mark | None:
+    return None if new is None else Mark(new.action, new.landmark_id)
+
+
+def _said(marks: Mapping[str, Mark | None], name_of: Callable[[str], str]) -> str:
+    """Return what was done, for a screen reader and for the line below the pictures."""
+    kinds = {(mark.action, mark.landmark_id) if mark is not None else ("clear", "") for mark in marks.values()}
+    if len(kinds) != 1:
+        return f"Saved: {_pictures(len(marks))}."
+    action, landmark_id = kinds.pop()
+    if action == "relabel":
+        return f"{_pictures(len(marks))} relabelled to {printable(name_of(landmark_id))}."
+    return f"{_pictures(len(marks))} {'excluded' if action == 'exclude' else 'cleared'}."
+
+
+def _pictures(number: int) -> str:
+    return f"{number:,} picture{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""The pages of `lmk-shard browse`: what an address asks for, and the templates that show it, with every text escaped."""
+"""The pages of `lmk-shard browse`: what an address asks for, and the templates that show it, every text escaped."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def class_query(params: QueryParams) -> ClassQuery:
     sort: ClassSort = _choice(params, "sort", ClassSort) or "size"
     filters: list[ClassFilter] = [_one_of("filter", value, ClassFilter) for value in params.getlist("filter")]
     return ClassQuery(
-        search=params.get("search", "")[:_MAX_SEARCH],
+        search=search_text(params),
         sort=sort,
         descending=params.get("order", "up" if sort in ("label", "name") else "down") != "up",
         filters=tuple(dict.fromkeys(filters)),
@@ -107,6 +107,11 @@ def list_parameters(query: PictureQuery) -> dict[str, str]:
 def position(params: QueryParams) -> int | None:
     """Return the place in a list from which a picture was opened, None for a picture that stands alone."""
     return _number(params, "at") if "at" in params else None
+
+
+def search_text(params: QueryParams) -> str:
+    """Return what is searched for, cut to 200 characters."""
+    return params.get("search", "")[:_MAX_SEARCH]
 
 
 def page_number(params: QueryParams) -> int:

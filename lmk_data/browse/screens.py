@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,6 +34,8 @@ from lmk_data.browse.records import (
     QueueName,
 )
 
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 _SEEDS = 1_000_000
 _ROWS_PER_PAGE = 100
 _FILTERS: dict[ClassFilter, str] = {
@@ -122,11 +124,14 @@ class Screens:
         row = self._class_row(label)
         values: dict[str, Any] = {}
         if beside is None:
-            values["list"] = self._catalogue.pictures(query)
+            values["list"] = found(self._catalogue.pictures, query)
         else:
             query = replace(query, page_size=PICTURES_BESIDE)
             other = replace(query, label=_label(beside))
-            values["list"], values["beside_list"] = self._catalogue.pictures(query), self._catalogue.pictures(other)
+            values["list"], values["beside_list"] = (
+                found(self._catalogue.pictures, query),
+                found(self._catalogue.pictures, other),
+            )
             values["longer"] = max(values["list"], values["beside_list"], key=lambda page: page.total)
             values["beside_href"] = _hrefs(other)
         return self._page(
@@ -164,7 +169,7 @@ class Screens:
     def picture(self, request: Request) -> Response:
         """Return the page of one picture, with links to those before and after it in the list that it is from."""
         key = request.path_params["key"]
-        detail = self._catalogue.picture(key)
+        detail = found(self._catalogue.picture, key)
         picture = detail.picture
         around = _alone(picture)
         if (at := position(request.query_params)) is not None:
@@ -204,7 +209,7 @@ class Screens:
             address,
             marking=True,
             title=title,
-            list=self._catalogue.pictures(query),
+            list=found(self._catalogue.pictures, query),
             href=_hrefs(query),
             whole=list_parameters(query),
             rows=self._choices(query, address),
@@ -226,7 +231,9 @@ class Screens:
             ("Order", "sort", orders),
         ]
         choices = [
-            Choice(title, [Option(text, address.but(**{name: value}), _is(query, name, value)) for value, text in values])
+            Choice(
+                title, [Option(text, address.but(**{name: value}), _is(query, name, value)) for value, text in values]
+            )
             for title, name, values in rows
         ]
         at_random = address.but(sort="random", seed=_new_seed())
@@ -234,13 +241,11 @@ class Screens:
         return choices
 
     def _class_row(self, label: int) -> ClassRow:
-        if label >= self._catalogue.facts().num_classes:
-            raise HTTPException(404, f"There is no class {label}.")
-        return self._catalogue.class_row(label)
+        return found(self._catalogue.class_row, label)
 
     def _around(self, key: str, query: PictureQuery, at: int) -> dict[str, object]:
         """Return the links from a picture to its neighbours in a list, of which it may be no part any more."""
-        page = self._catalogue.pictures(replace(query, page=at // query.page_size))
+        page = found(self._catalogue.pictures, replace(query, page=at // query.page_size))
         first = page.page * query.page_size
         places = {picture.key: first + i for i, picture in enumerate(page.items)}
         following = places[key] + 1 if key in places else at
@@ -260,8 +265,18 @@ class Screens:
         if not 0 <= place < page.total:
             return None
         number, offset = divmod(place, query.page_size)
-        items = page.items if number == page.page else self._catalogue.pictures(replace(query, page=number)).items
+        items = (
+            page.items if number == page.page else found(self._catalogue.pictures, replace(query, page=number)).items
+        )
         return items[offset] if offset < len(items) else None
+
+
+def found(query: Callable[[Asked], Answer], asked: Asked) -> Answer:
+    """Return the answer of a query; the page "not there" if the dataset has no such key, class or group."""
+    try:
+        return query(asked)
+    except KeyError as error:
+        raise HTTPException(404, "There is nothing of this name in the dataset.") from error
 
 
 def counts_text(marked: MarkCounts) -> str:

@@ -333,6 +333,16 @@ for (const button of all("[data-copy]")) {
   });
 }
 
+for (const button of all("[data-post]")) {
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    say(button.dataset.said);
+    await save(button.dataset.post, {});
+    button.disabled = false;
+    if (one("#problem").hidden) location.reload();
+  });
+}
+
 // ---- The keyboard. One picture of each grid is reached by Tab; arrows go on from there.
 
 function focusTile(tile) {
