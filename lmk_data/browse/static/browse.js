@@ -122,9 +122,8 @@ function countChosen() {
   one("#chosen").textContent = number ? `${number} chosen` : "";
 }
 
-function toggleAll() {
-  const grid = document.activeElement?.closest(".grid") ?? one(".grid");
-  const members = grid ? all(".tile", grid) : [];
+function toggleAll(grid, skip = 0) {
+  const members = grid ? all(".tile", grid).slice(skip) : [];
   const value = !members.every((tile) => one("input", tile).checked);
   for (const tile of members) choose(tile, value);
   countChosen();
@@ -320,6 +319,10 @@ for (const tile of tiles) {
     countChosen();
   });
 }
+for (const button of all("[data-choose]")) {
+  const grid = one(".grid", button.closest(".group, main"));
+  button.addEventListener("click", () => toggleAll(grid, button.dataset.choose === "rest" ? 1 : 0));
+}
 for (const button of all("[data-copy]")) {
   button.addEventListener("click", async () => {
     const source = one(`#${button.dataset.copy}`);
@@ -407,7 +410,7 @@ const keys = {
   c: () => act("clear", true),
   u: () => act("undo", true),
   "?": () => act("help", true),
-  a: toggleAll,
+  a: () => toggleAll(document.activeElement?.closest(".grid") ?? one(".grid")),
   n: () => go(one('[rel="next"]')),
   b: () => go(one('[rel="prev"]')),
   "/": () => {
