@@ -24,12 +24,12 @@ class Classes:
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
         self._counts = {split: opened.dataset.classes[split].to_numpy(np.int64) for split in SPLITS}
-        self._size = sum(self._counts.values())
+        self._size: NDArray[np.int64] = np.stack(list(self._counts.values())).sum(axis=0)
         self._texts = Lazy(self._search_texts)
         self._duplicates = Lazy(self._count_duplicates)
         quality, labels, num_classes = opened.quality, opened.samples.labels, len(opened.classes.ids)
-        self._suspects = quality and np.bincount(labels[quality.wrong], minlength=num_classes)
-        self._outliers = quality and np.bincount(labels[quality.outlier], minlength=num_classes)
+        flags = {"suspects": quality.wrong, "outliers": quality.outlier} if quality else {}
+        self._flagged = {name: np.bincount(labels[flag], minlength=num_classes) for name, flag in flags.items()}
 
     def page(self, query: ClassQuery) -> Page[ClassRow]:
         """Return a page of the classes that a query asks for; unknown values are last, ties by label."""
@@ -75,8 +75,8 @@ class Classes:
             test=int(self._counts["test"][label]),
             f1=known(run.f1[label]) if run else None,
             purity=known(quality.classes.purity[label]) if quality else None,
-            suspects=int(self._suspects[label]) if quality else None,
-            outliers=int(self._outliers[label]) if quality else None,
+            suspects=int(self._flagged["suspects"][label]) if quality else None,
+            outliers=int(self._flagged["outliers"][label]) if quality else None,
             clusters=max(int(quality.classes.clusters[label]), 1) if quality else None,
             several=bool(quality and quality.classes.several[label]),
             twin=opened.classes.get(int(quality.classes.twin[label])) if quality else None,
@@ -155,22 +155,25 @@ class Classes:
         quality = self._opened.need_quality()
         if sort == "purity":
             return quality.classes.purity
-        return self._suspects if sort == "suspects" else self._outliers
+        return self._flagged[sort]
 
     def _mask(self, name: ClassFilter) -> NDArray[np.bool_]:
         """Return which classes a filter keeps, bool [K]."""
+        has: NDArray[np.bool_]
         train = self._counts["train"]
         if name in ("suspects", "outliers", "duplicates", "conflicts", "marked"):
-            return self._column(name) > 0
+            has = self._column(name) > 0
+            return has
         if name == "several":
             return self._opened.need_quality().classes.several
         if name == "twin":
             return self._opened.need_quality().classes.twin >= 0
         if name in ("no-val", "no-test"):
-            return self._counts[name.removeprefix("no-")] == 0
+            has = self._counts[name.removeprefix("no-")] == 0
+            return has
         if name not in get_args(ClassFilter):
             raise UserError(f"filter {str(name)[:80]!r}: none of {', '.join(get_args(ClassFilter))}")
-        masks = {"many": train > MANY_ABOVE, "few": train < FEW_BELOW}
+        masks: dict[str, NDArray[np.bool_]] = {"many": train > MANY_ABOVE, "few": train < FEW_BELOW}
         return masks[name] if name in masks else ~masks["many"] & ~masks["few"]
 
 

@@ -75,7 +75,7 @@ class KeyIndex:
         data = np.frombuffer(b"".join((text, bytes(_WORD))), np.uint8)
         words = np.ndarray(len(data) - _WORD + 1, np.dtype("<u8"), data, strides=(1,))
         starts, lengths = offsets[:-1], np.diff(offsets)
-        hashes = lengths.astype(np.uint64) + self._factors[0]
+        hashes: NDArray[np.uint64] = lengths.astype(np.uint64) + self._factors[0]
         for first in range(0, int(lengths.max(initial=0)), _WORD):
             rows = np.flatnonzero(lengths > first)
             unused = np.uint64(8) * (_WORD - np.minimum(lengths[rows] - first, _WORD)).astype(np.uint64)

@@ -151,21 +151,28 @@ class Pictures:
 
     def _has_flag(self, flag: Flag, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         opened = self._opened
+        has: NDArray[np.bool_]
         if flag == "misclassified":
             return opened.need_run().wrong(opened.samples.labels, rows)
         if flag in ("duplicate", "conflict"):
             groups = opened.duplicates.get()
             group = groups.group[rows]
-            has: NDArray[np.bool_] = group >= 0
+            has = group >= 0
             return has & np.append(groups.conflict, False)[group] if flag == "conflict" else has
         if flag not in get_args(Flag):
             raise UserError(f"flag {str(flag)[:80]!r}: none of {', '.join(get_args(Flag))}")
         quality = opened.need_quality()
-        return (quality.wrong if flag == "suspect" else quality.outlier)[rows]
+        has = (quality.wrong if flag == "suspect" else quality.outlier)[rows]
+        return has
 
     def _has_mark(self, mark: MarkFilter, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         action = self._opened.marks.current().action[rows]
-        masks = {"any": action > 0, "none": action == 0, "exclude": action == EXCLUDE, "relabel": action == RELABEL}
+        masks: dict[str, NDArray[np.bool_]] = {
+            "any": action > 0,
+            "none": action == 0,
+            "exclude": action == EXCLUDE,
+            "relabel": action == RELABEL,
+        }
         if mark not in masks:
             raise UserError(f"mark {str(mark)[:80]!r}: none of {', '.join(masks)}")
         return masks[mark]

@@ -55,16 +55,16 @@ class Queues:
         """Return a page of the planned pictures that were not written; none for a view."""
         size, table = page_size_of(page_size), self._rejects.get()
         names = self._opened.classes.names
-        rows = table.iloc[page * size : (page + 1) * size].itertuples(index=False)
+        rows = table.iloc[page * size : (page + 1) * size].to_dict("records")
         items = [
             RejectRow(
-                key=row.key,
-                source=row.source,
-                landmark_id=str(row.landmark_id),
-                class_name=names[row.label],
-                split=row.split,
-                reason=row.reason,
-                detail=row.detail if isinstance(row.detail, str) else "",
+                key=row["key"],
+                source=row["source"],
+                landmark_id=str(row["landmark_id"]),
+                class_name=names[row["label"]],
+                split=row["split"],
+                reason=row["reason"],
+                detail=row["detail"] or "",
             )
             for row in rows
         ]
