@@ -65,7 +65,9 @@ def make_app(catalogue: Catalogue, version: str) -> Starlette:
         Route("/near-duplicates", _writing(marking.find_near_duplicates), methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: _failed, LmkError: _failed}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
 def _writing(work: Callable[[bytes], dict[str, Any]]) -> Endpoint:

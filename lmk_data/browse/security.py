@@ -51,9 +51,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: refuse it, let it in, or pass it on; every answer gets the headers."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+        if scope["type"] != "http":  # no page opens a WebSocket, and the server starts without a lifespan
+            await send({"type": f"{scope['type']}.close"})
             return
 
         async def send_guarded(message: Message) -> None:
