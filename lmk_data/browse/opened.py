@@ -1,0 +1,83 @@
+"""What is open: a dataset, and what a run, an inspection and a marks file say of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lmk_data.browse.duplicates import DuplicateGroups
+from lmk_data.browse.lazy import Lazy
+from lmk_data.browse.marked import Marks
+from lmk_data.browse.quality_files import QualityFiles
+from lmk_data.browse.records import ClassName
+from lmk_data.browse.run_files import RunFiles
+from lmk_data.browse.samples import Samples
+from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The K classes of a dataset, in order of labels: landmark ids as text, and names (the id without one)."""
+
+    ids: list[str]
+    names: list[str]
+
+    @classmethod
+    def of_dataset(cls, dataset: ShardedDataset) -> "ClassNames":
+        """Return the classes of a dataset."""
+        ids = [str(landmark_id) for landmark_id in dataset.classes["landmark_id"].tolist()]
+        names = dataset.classes["name"].tolist()
+        return cls(ids, [name if isinstance(name, str) and name else id_ for name, id_ in zip(names, ids, strict=True)])
+
+    def __getitem__(self, label: int) -> ClassName:
+        """Return the class of a label."""
+        return ClassName(label, self.ids[label], self.names[label])
+
+    def get(self, label: int) -> ClassName | None:
+        """Return the class of a label, None for -1."""
+        return self[label] if label >= 0 else None
+
+
+@dataclass
+class Opened:
+    """A dataset and everything that is known of it; `duplicates` is replaced when near ones were looked for."""
+
+    dataset: ShardedDataset
+    samples: Samples
+    classes: ClassNames
+    labels: dict[str, int]
+    run: RunFiles | None
+    quality: QualityFiles | None
+    marks: Marks
+    duplicates: Lazy[DuplicateGroups]
+
+    @property
+    def ids(self) -> pa.Array:
+        """The landmark ids as Arrow texts [K]."""
+        return pa.array(self.classes.ids, pa.string())
+
+    def need_run(self) -> RunFiles:
+        """Return the run. Raises UserError that says which command gives one."""
+        if self.run is None:
+            raise UserError(NO_RUN)
+        return self.run
+
+    def need_quality(self) -> QualityFiles:
+        """Return the inspection. Raises UserError that says which command makes one."""
+        if self.quality is None:
+            raise UserError(NO_QUALITY)
+        return self.quality
+
+
+NO_RUN = "no run is open: `lmk-eval RUN --split val`, then `lmk-shard browse DATASET --run RUN`"
+NO_QUALITY = (
+    "no inspection is open: `lmk-inspect --shards DATASET --out DIR`, then `lmk-shard browse DATASET --quality DIR`"
+)
+
+
+def label_of(labels: Sequence[str], label: int) -> int:
+    """Return a label. Raises KeyError if there is no such class."""
+    if not 0 <= label < len(labels):
+        raise KeyError(label)
+    return label
