@@ -87,6 +87,7 @@ def inspect(dataset: Path, out: Path, marks: Path, *arguments: object) -> Path:
     """
     asked, marker = _spelled(dataset, arguments), out / "inspected"
     if not _is_done(marker, asked):
+        marks.unlink(missing_ok=True)  # left by an inspection that did not end; lmk-inspect would keep its marks
         run("lmk-inspect", "--shards", dataset, "--out", out, "--marks", marks, *arguments)
         marker.write_text(asked)
     return marks
