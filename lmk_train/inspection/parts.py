@@ -32,14 +32,23 @@ class PartsJudgement:
         separation: squared distance between the parts, in units of that between different classes, float32 [K]; NaN
             for a class that is too small.
         threshold: from which a class of this size counts as several things, float32 [K].
-        clusters: number of parts, int32 [K].
+        parts: the rows of each part of a class that is several things, by its label, the largest part first; without
+            samples that do not count.
         bulk: the part of the threshold that comes from the bulk of the classes.
     """
 
     separation: Floats
     threshold: Floats
-    clusters: NDArray[np.int32]
+    parts: dict[int, list[NDArray[np.int64]]]
     bulk: float
+
+    @property
+    def clusters(self) -> NDArray[np.int32]:
+        """The number of parts of each class, [K]."""
+        number = np.ones(len(self.separation), np.int32)
+        for label, parts in self.parts.items():
+            number[label] = len(parts)
+        return number
 
     @property
     def several(self) -> NDArray[np.bool_]:
@@ -70,36 +79,54 @@ def judge_parts(
     with progress_bar(len(counts), "parts of classes", "classes", quiet=quiet, delay_seconds=2) as bar:
         for start in range(0, len(counts), _CLASSES_AT_ONCE):
             own = np.arange(start, min(start + _CLASSES_AT_ONCE, len(counts)))
-            blocks = (_block(samples.features, rows_of_class[label], others) for label in own)
+            blocks = (_counted(samples.features, rows_of_class[label], others)[1] for label in own)
             separation[own] = _separations(blocks, own, spread)
             bar.update(len(own))
     bulk = bulk_threshold(separation, upper=True)
     threshold = np.maximum(min(bulk, USUAL), _by_chance(samples, spread)).astype(np.float32)
-    clusters = np.ones(len(counts), np.int32)
+    parts = {}
     for label in np.flatnonzero(np.nan_to_num(separation, nan=0.0) > threshold).tolist():
-        block = _block(samples.features, rows_of_class[label], others)
-        clusters[label] = _num_parts(block, label, spread, float(threshold[label]))
-    return PartsJudgement(separation, threshold, clusters, min(bulk, USUAL))
+        rows, block = _counted(samples.features, rows_of_class[label], others)
+        parts[label] = [rows[part] for part in _split_further(block, label, spread, float(threshold[label]))]
+    return PartsJudgement(separation, threshold, parts, min(bulk, USUAL))
 
 
-def _block(features: FeatureRows, rows: NDArray[np.int64], other_similarity: Floats) -> Floats:
-    """Return the features of the rows of a class that count, float32 [n, D]: at most 512, at equal steps.
+def _split_further(block: Floats, label: int, spread: ClassSpread, threshold: float) -> list[NDArray[np.int64]]:
+    """Return the places of each part of a class, the largest first: what is farther apart than the threshold is split.
+
+    `block` has the samples of the class, float32 [n, D].
+    """
+    waiting, parts, own = [np.arange(len(block))], list[NDArray[np.int64]](), np.array([label])
+    while waiting:
+        part = waiting.pop(0)
+        first = split_in_two(block[part]) if len(waiting) + len(parts) + 1 < MAX_PARTS else None
+        if first is not None and _separations([block[part]], own, spread)[0] > threshold:
+            waiting += [part[first], part[~first]]
+        else:
+            parts.append(part)
+    return sorted(parts, key=len, reverse=True)
+
+
+def _counted(
+    features: FeatureRows, rows: NDArray[np.int64], other_similarity: Floats
+) -> tuple[NDArray[np.int64], Floats]:
+    """Return the rows of a class that count and their features, float32 [n, D]: at most 512, at equal steps.
 
     A sample counts unless another class fits it better than the mean of the three samples that are nearest to it in its
     own class do. So single wrong labels do not count, and a thing that is in the class a few times does.
     """
     if len(rows) > _MAX_SAMPLES:
         rows = rows[np.linspace(0, len(rows) - 1, _MAX_SAMPLES).astype(np.int64)]
-    samples: Floats = features[rows].astype(np.float32)
+    block: Floats = features[rows].astype(np.float32)
     if len(rows) <= _COMPANIONS:
-        return samples
-    cosines = samples @ samples.T
+        return rows, block
+    cosines = block @ block.T
     np.fill_diagonal(cosines, -np.inf)
     nearest = np.argpartition(cosines, -_COMPANIONS, axis=1)[:, -_COMPANIONS:]
-    companions = samples[nearest].mean(axis=1)
-    fit = np.einsum("ij,ij->i", samples, companions) / np.maximum(np.linalg.norm(companions, axis=1), 1e-12)
-    supported: Floats = samples[fit >= other_similarity[rows]]
-    return supported
+    companions = block[nearest].mean(axis=1)
+    fit = np.einsum("ij,ij->i", block, companions) / np.maximum(np.linalg.norm(companions, axis=1), 1e-12)
+    counts = fit >= other_similarity[rows]
+    return rows[counts], block[counts]
 
 
 def _separations(blocks: Iterable[Floats], own: NDArray[np.int64], spread: ClassSpread) -> Floats:
@@ -160,20 +187,6 @@ def _two_means(points: Floats, part: NDArray[np.bool_]) -> NDArray[np.bool_]:
             break
         part = moved
     return part
-
-
-def _num_parts(samples: Floats, label: int, spread: ClassSpread, threshold: float) -> int:
-    """Return how many parts a class has that are farther apart than the threshold: parts are split while they are."""
-    waiting, number, own = [samples], 1, np.array([label])
-    while waiting and number < MAX_PARTS:
-        block = waiting.pop(0)
-        separation = _separations([block], own, spread)[0]
-        if np.isfinite(separation) and separation > threshold:
-            first = split_in_two(block)
-            assert first is not None, "it has a separation"
-            waiting += [block[first], block[~first]]
-            number += 1
-    return number
 
 
 def _by_chance(samples: Samples, spread: ClassSpread) -> NDArray[np.float64]:

@@ -69,7 +69,7 @@ def class_spread(samples: Samples) -> ClassSpread:
         sums[own[order][first]] += np.add.reduceat(block[order], first, axis=0)
         squares += np.bincount(own, weights=np.einsum("ij,ij->i", block, block), minlength=num_classes)
     sizes = np.maximum(counts, 1)
-    means = sums / sizes[:, None].astype(np.float32)
+    means: Floats = np.divide(sums, sizes[:, None], dtype=np.float32)
     inside: NDArray[np.float64] = np.maximum(
         squares - counts * np.einsum("ij,ij->i", means, means, dtype=np.float64), 0
     )
