@@ -39,7 +39,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.inspection import SAMPLES
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import run_command
-from lmk_data.views.marks import Mark, MarksFile, read_marks
+from lmk_data.views.marks import Mark, MarksFile
 from lmk_train.config.option import require
 from lmk_train.runs.folder import RunFolder
 from pipelines.scores import Scores, as_markdown
@@ -101,7 +101,7 @@ def clean_and_retrain(loop: Loop) -> str:
     (inspected,) = first.values()
     confidence = ("--split", _TRAIN, "--min-confidence", loop.min_confidence)
     marked = inspect(inspected, loop.out / "inspection", loop.out / "marks.csv", *confidence)
-    marks = read_marks(str(marked))
+    marks = MarksFile(marked).read()  # there is no file if nothing is marked
     lines = counts(pd.read_parquet(loop.out / "inspection" / SAMPLES), marks, loop.min_confidence)
     lines += [recovered(truth, flips, marks)] if flips else []
     cleaned = {"cleaned": view(inspected, loop.out / "cleaned", "--marks", marked)} if marks else {}

@@ -22,7 +22,7 @@ MAINS = {
     "lmk-shard": lmk_data.cli.main,
     "lmk-train": lmk_train.cli.train_main,
     "lmk-eval": lmk_train.cli.eval_main,
-    "lmk-inspect": getattr(lmk_train.cli, "inspect_main", None),
+    "lmk-inspect": lmk_train.cli.inspect_main,
 }
 
 
@@ -97,7 +97,7 @@ def test_the_loop_regains_two_thirds_of_what_wrong_labels_cost(tmp_path: Path, m
     source = ("--images", images, "--labels", "classes", "--split", 0.5, 0, 0.5, "--size", 64, "--workers", 1)
     run("lmk-shard", "build", *source, "--out", shards, "--no-report")
     training = ("--model", "efficientnet-lite0", "--epochs", 30, "--loss", "ce", "--device", "cpu", "--amp", "off")
-    loop = Loop(shards, tmp_path / "out", training, heads=True, flipped=0.4)
+    loop = Loop(shards, tmp_path / "out", training, heads=True, min_confidence=0.6, flipped=0.4)
     said = clean_and_retrain.clean_and_retrain(loop)
     (share, lost) = re.findall(r"Regained: (\d+)% of the ([\d.]+) points", said)[0]
     assert float(lost) > 6

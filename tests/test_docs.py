@@ -20,9 +20,9 @@ import tyro
 import lmk_data.cli
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_data.views.marks import Mark, read_marks
-from lmk_train.cli import eval_main, export_main, predict_main, train_main
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_data.views.marks import Mark, MarksFile, read_marks
+from lmk_train.cli import eval_main, export_main, inspect_main, predict_main, train_main
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.option import options_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import read_space
@@ -34,6 +34,7 @@ PROGRAMS = {
     "lmk-train": TrainConfig,
     "lmk-eval": EvalConfig,
     "lmk-predict": PredictConfig,
+    "lmk-inspect": InspectConfig,
     "lmk-export": ExportConfig,
     "lmk-tune": TuneConfig,
 }
@@ -42,6 +43,7 @@ MAINS = {
     "lmk-train": train_main,
     "lmk-eval": eval_main,
     "lmk-predict": predict_main,
+    "lmk-inspect": inspect_main,
     "lmk-export": export_main,
 }
 RUN = ("quickstart.md", "evaluation.md", "sharding.md", "curation.md")
@@ -311,7 +313,7 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
 
 @pytest.mark.slow
 def test_curation_commands_and_queries_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`browse` serves until it is ended, so it is only parsed; the recipes have tests of their own."""
+    """`browse` serves until it is ended, so a mark is made in its place; the recipes have tests of their own."""
     pytest.importorskip("duckdb", reason="the extra `interop` is not installed")
     for number in range(3):
         for i in range(16):
@@ -325,6 +327,9 @@ def test_curation_commands_and_queries_run_in_their_order(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for line in commands(page):
         words = shlex.split(line)
+        if words[1] == "browse":
+            with ShardedDataset.open(words[2]) as dataset:
+                MarksFile(Path(words[-1])).apply({dataset.index("train")["key"][0]: Mark("exclude")})
         if words[0] not in MAINS or words[1] == "browse":
             continue
         if "small.csv" in words:
