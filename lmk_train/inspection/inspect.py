@@ -126,7 +126,7 @@ def _judge(store: FeatureStore, splits: tuple[str, ...], config: InspectConfig) 
     samples = Samples(rows, labels, dataset.num_classes)
     features = cast(NDArray[np.float16], rows)
     by_label = judge_labels(features, labels, dataset.num_classes)
-    by_outlier = judge_outliers(features, labels, dataset.num_classes)
+    by_outlier = judge_outliers(features, labels, by_label.other_label)
     duplicates = find_duplicates(dataset, "near", workers=config.workers, quiet=config.quiet).samples
     shared = shared_duplicates(duplicates[duplicates["split"].isin(splits)])
     by_class = judge_classes(samples, by_label, shared, quiet=config.quiet)

@@ -106,10 +106,9 @@ def _evidence(
     asked = np.concatenate([samples.labels[:, None], candidates], axis=1)
     members = np.where(weights > _PROBABLY_RIGHT, samples.labels, -1).astype(np.int32)
     similarity = neighbour_similarity(samples.features, members, asked, _NEIGHBOURS, samples.device)
-    rest = discriminant.counts.cpu().numpy()[asked]
-    rest[:, 0] -= weights
-    evidence = np.stack([-distances / 2, np.nan_to_num(similarity), 1 / (np.maximum(rest, 0) + PRIOR_SAMPLES)], axis=2)
-    return candidates, evidence
+    # The sample counts in its class here: without it, the smaller of two equal classes would give the label away.
+    inverse_sizes = 1 / (discriminant.counts.cpu().numpy()[asked] + PRIOR_SAMPLES)
+    return candidates, np.stack([-distances / 2, np.nan_to_num(similarity), inverse_sizes], axis=2)
 
 
 def _best_discriminant(samples: _Samples, weights: NDArray[np.float32], spectrum: Spectrum) -> Discriminant:
