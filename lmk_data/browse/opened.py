@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from lmk_data.browse.duplicates import DuplicateGroups
 from lmk_data.browse.lazy import Lazy
 from lmk_data.browse.marked import Marks
@@ -41,7 +39,10 @@ class ClassNames:
 
 @dataclass
 class Opened:
-    """A dataset and everything that is known of it; `duplicates` is replaced when near ones were looked for."""
+    """A dataset and everything that is known of it.
+
+    `exact` are the exact duplicates, `duplicates` the same until near ones were looked for, then these.
+    """
 
     dataset: ShardedDataset
     samples: Samples
@@ -50,12 +51,8 @@ class Opened:
     run: RunFiles | None
     quality: QualityFiles | None
     marks: Marks
+    exact: Lazy[DuplicateGroups]
     duplicates: Lazy[DuplicateGroups]
-
-    @property
-    def ids(self) -> pa.Array:
-        """The landmark ids as Arrow texts [K]."""
-        return pa.array(self.classes.ids, pa.string())
 
     def need_run(self) -> RunFiles:
         """Return the run. Raises UserError that says which command gives one."""

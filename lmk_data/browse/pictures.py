@@ -184,7 +184,7 @@ class Pictures:
         if sort == "index":
             return np.argsort(rows)
         if sort == "random":  # a hash of each row: marking some does not shuffle the others
-            mixed = (rows.astype(np.uint64) + np.uint64(seed % 2**32) * _SECOND) * _FIRST
+            mixed = (rows.astype(np.uint64) + np.uint64(seed % 2**32 * int(_SECOND) % 2**64)) * _FIRST
             mixed = (mixed ^ (mixed >> np.uint64(29))) * _SECOND
             return np.argsort(mixed ^ (mixed >> np.uint64(32)))
         if sort == "outlier":
