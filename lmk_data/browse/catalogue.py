@@ -73,7 +73,8 @@ class Catalogue:
         """
         samples, names = Samples(dataset), ClassNames.of_dataset(dataset)
         labels = {landmark_id: label for label, landmark_id in enumerate(names.ids)}
-        ids = pa.array(names.ids, pa.string())
+        ids = pa.array(names.ids, pa.large_string())
+        exact = Lazy(lambda: exact_groups(samples))
         opened = Opened(
             dataset=dataset,
             samples=samples,
@@ -82,7 +83,8 @@ class Catalogue:
             run=None if run is None else RunFiles(run, samples, ids),
             quality=None if quality is None else QualityFiles(quality, samples, ids),
             marks=Marks(marks, samples, labels),
-            duplicates=Lazy(lambda: exact_groups(samples)),
+            exact=exact,
+            duplicates=exact,
         )
         opened.marks.current()  # a damaged file is said before anything is shown
         return cls(opened, marks)
