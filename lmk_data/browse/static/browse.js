@@ -457,10 +457,11 @@ for (const grid of all(".grid")) {
   if (link) link.tabIndex = 0;
 }
 if (one("[data-proposed]")) for (const button of all('[data-do="propose"]')) button.hidden = false;
-if (single) sessionStorage.setItem("last", single.dataset.key);
-else {
-  const last = sessionStorage.getItem("last");
-  const tile = last && tiles.find((other) => other.dataset.key === last);
+if (single) {
+  sessionStorage.setItem("last", JSON.stringify({ key: single.dataset.key, list: one('[rel="up"]').href }));
+} else {
+  const last = JSON.parse(sessionStorage.getItem("last") ?? "null");
+  const tile = last?.list === location.href && tiles.find((other) => other.dataset.key === last.key);
   if (tile) focusTile(tile);
   sessionStorage.removeItem("last");
 }
