@@ -34,6 +34,7 @@ from lmk_data.browse.run_files import RunFiles
 from lmk_data.browse.samples import Samples
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.decoding import checked_jpeg
+from lmk_data.decoding.jpeg import JPEG_START
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.views.marks import Mark, MarksFile
 
@@ -190,7 +191,10 @@ class Catalogue:
         try:
             if num_bytes > _BYTES_BESIDE + _BYTES_PER_PIXEL * side * side:
                 raise ValueError(f"{num_bytes:,} bytes for {side}x{side} pixels")
-            return checked_jpeg(read_stored(row, opened.dataset, opened.samples), side)
+            data = read_stored(row, opened.dataset, opened.samples)
+            if not data.startswith(JPEG_START):
+                raise ValueError("not a JPEG")
+            return checked_jpeg(data, side)
         except ValueError as error:
             raise DatasetError(f"{key}: cannot be shown ({error}); run `lmk-shard verify`") from error
 

@@ -135,16 +135,17 @@ class QualityFiles:
     def _read_samples(self, samples: Samples, labels: NDArray[np.int32]) -> None:
         path = self.path / SAMPLES
         stated = {split: count for split, count in self._description.splits.items() if count}
-        is_same = self._description.dataset == samples.content_sha256 and [*stated.items()] == samples.counts()
+        is_same = self._description.dataset == samples.content_sha256 and stated.items() <= samples.counts().items()
         read = read_columns(path, _declared_samples(len(labels), "label" if is_same else "key"))
         runs = read.pop("split")
         if len({name for name, _ in runs}) != len(runs) or dict(runs) != stated:
             raise UserError(f"{path}: its splits are not those that {INSPECTION} states; {_AGAIN}")
         self._splits, self._starts = [name for name, _ in runs], np.cumsum([0, *(count for _, count in runs)])
         if is_same:  # the rows are those of the dataset: reading the keys would take most of the time and memory
-            if not np.array_equal(read.pop("label"), samples.labels):
+            ranges = [np.arange(*samples.range_of(split), dtype=np.int32) for split in self._splits]
+            rows = np.concatenate([np.empty(0, np.int32), *ranges])
+            if not np.array_equal(read.pop("label"), samples.labels[rows]):
                 raise UserError(f"{path}: its labels are not those of the dataset that {INSPECTION} names; {_AGAIN}")
-            rows = np.arange(len(samples), dtype=np.int32)
         else:
             rows = self._rows(read.pop("key"), samples)
         known = rows >= 0

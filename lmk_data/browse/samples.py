@@ -87,9 +87,9 @@ class Samples:
         place = self.splits.index(split)
         return int(self.starts[place]), int(self.starts[place + 1])
 
-    def counts(self) -> list[tuple[str, int]]:
-        """Return the splits and their numbers of samples, in order."""
-        return list(zip(self.splits, np.diff(self.starts).tolist(), strict=True))
+    def counts(self) -> dict[str, int]:
+        """Return the number of samples of each split."""
+        return dict(zip(self.splits, np.diff(self.starts).tolist(), strict=True))
 
     def numbers(self, name: str) -> NDArray[Any]:
         """Return a column of numbers of the index, [N]: offset, size, original width, height, or dhash."""

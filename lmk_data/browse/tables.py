@@ -122,7 +122,7 @@ def _checked(name: str, values: pa.Array, column: Column) -> Any:
     """Return a part of a column in the form of its kind. Raises ValueError for what is not as declared."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not _IS[column.kind](kind):
-        raise ValueError(f"its column {name} is {str(values.type)[:40]}")
+        raise ValueError(f"its column {name} is {str(kind)[:40]}")
     if values.null_count and not column.nullable:
         raise ValueError(f"{name} has empty places")
     read = _READ[column.kind](values)
