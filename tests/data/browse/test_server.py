@@ -23,7 +23,7 @@ def test_it_listens_at_a_free_port_of_this_machine_alone() -> None:
         assert server.host_names("127.0.0.1", listening) == ["127.0.0.1"]
         with pytest.raises(UserError, match=f"port {port}: .*give another --port"):
             server.listen("127.0.0.1", port)
-    with pytest.raises(UserError, match="--host nowhere.invalid"):
+    with pytest.raises(UserError, match=f"port {port}: "):
         server.listen("nowhere.invalid", 0)
 
 
