@@ -41,7 +41,7 @@ function save(path, content, keys = []) {
     try {
       const answer = await post(path, content);
       update(answer);
-      one("#said").textContent = answer.said;
+      say(answer.said);
       problem(answer.problem);
     } catch (error) {
       problem(`Not saved: ${error.message}`);
@@ -164,7 +164,8 @@ function act(name, byKey, items = targets(byKey)) {
 }
 
 function say(text) {
-  one("#said").textContent = text;
+  const place = one("#said");
+  place.textContent = place.textContent === text ? `${text}\u00a0` : text; // what does not change is not read out
 }
 
 // ---- Completion of a class by its name or id
