@@ -171,7 +171,7 @@ class MarksFile:
             return MarkTable({})
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        signature = _signature(status)
         if self._read is None or self._read[0] != signature:
             data = _content(str(self._path))
             table = parse_marks(data, str(self._path)) if data.strip() else MarkTable({})
@@ -187,6 +187,9 @@ class MarksFile:
             file.write(data)
             with suppress(OSError):  # there is no file yet, or its file system has no modes
                 os.fchmod(file.fileno(), stat.S_IMODE(self._path.stat().st_mode))
+            file.flush()
+            written = _signature(os.fstat(file.fileno()))
+        self._read = written, MarkTable(marks)  # so that one's own change need not be read again
 
     def _sweep(self) -> None:
         """Remove, once, what writers of this file left that were killed. Nobody else writes it now."""
@@ -195,6 +198,11 @@ class MarksFile:
                 if path.name.startswith(f"{self._path.name}.") and is_unfinished(path.name):
                     path.unlink(missing_ok=True)
             self._is_swept = True
+
+
+def _signature(status: os.stat_result) -> Signature:
+    """Return what tells a file from the one before: each change makes a new file, and an editor changes its time."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def marks_csv(marks: Mapping[str, Mark]) -> bytes:

@@ -8,25 +8,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import SPLITS, canonical_json, content_sha256_of
-from lmk_data.errors import UserError
+from lmk_data.errors import DatasetError, UserError
 from lmk_data.mark import Mark
-from lmk_data.options import Selection
+from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.report.figures import read_figures
 from lmk_data.report.summary import terminal_summary
 from lmk_data.verify.dataset import verify
-from lmk_data.views.marks import marks_csv
+from lmk_data.views.marks import marks_csv, parse_marks
 from lmk_data.views.selection import select
 from lmk_data.views.view import write_view
 from tests.data.views.members import members
+from tests.drawing import draw
 
 Samples = dict[str, tuple[str, int]]  # split and landmark id by key, in the order of the indexes
 
@@ -301,3 +305,43 @@ def test_verify_notices_a_damaged_index_of_the_base(dataset_path: Path, tmp_path
         file.write(b"x")
     problems = verify(str(tmp_path / "view"), workers=1, quick=True, quiet=True).problems
     assert [problem.what for problem in problems] == ["is not the file that the manifest of the base lists"]
+
+
+def test_marks_and_datasets_may_be_behind_urls(dataset_path: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{dataset_path}/", "/marked/shards/", recursive=True)
+    key = ShardedDataset.open(dataset_path).index("train")["key"][0]
+    memory.pipe("/marked/marks.csv", f"key,action,landmark_id\n{key},relabel,7\n".encode())
+    words = ["subset", "memory://marked/shards", "--marks", "memory://marked/marks.csv", "--quiet", "--out"]
+    assert main([*words, "memory://marked/view"]) == 0
+    assert main(["verify", "memory://marked/view", "--quick", "--quiet", "--workers", "1"]) == 0
+    with ShardedDataset.open("memory://marked/view") as view:
+        assert view.sample(key).landmark_id == 7
+    assert main([*words[:-1], "--exclude", "memory://marked/nothing.txt", "--out", str(tmp_path / "view")]) == 1
+
+
+def test_class_names_are_compared_as_people_type_them(tmp_path: Path) -> None:
+    for number, name in enumerate(("K\u00f6ln, Dom", "1.0", "1")):
+        for i in range(2):
+            draw(tmp_path / "train" / name / f"{number}{i}.jpg", number, i)
+    options = BuildOptions(
+        [str(tmp_path / "train")], "classes", tmp_path / "shards", PlanRule(1), Recipe(size=32), workers=1, quiet=True
+    )
+    build(options)
+    with ShardedDataset.open(tmp_path / "shards") as dataset:
+        first = dataset.index("train").groupby("landmark_id")["key"].first()
+        typed = {first["1"]: Mark("relabel", " Ko\u0308ln, Dom"), first["1.0"]: Mark("relabel", "1")}
+        subset = select(dataset, Selection(marks=parse_marks(marks_csv(typed), "marks.csv").marks))
+        given = subset.rows["train"].to_pandas().set_index("key")["landmark_id"]
+        assert [given[first["1"]], given[first["1.0"]]] == ["K\u00f6ln, Dom", "1"]
+
+
+def test_sizes_that_contradict_the_counts_are_refused(dataset: ShardedDataset, tmp_path: Path) -> None:
+    write_view(dataset, Selection(marks={}), str(tmp_path / "view"))
+    path = tmp_path / "view" / "classes.parquet"
+    table = pq.read_table(path)
+    for values in ([0] * table.num_rows, [None] * table.num_rows):
+        changed = table.set_column(table.column_names.index("counted"), "counted", pa.array(values, pa.int32()))
+        pq.write_table(changed, path)
+        with pytest.raises(DatasetError, match="counted"):
+            ShardedDataset.open(tmp_path / "view")
