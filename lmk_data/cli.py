@@ -164,25 +164,6 @@ def _subset(command: Subset) -> None:
         say(f"next: lmk-train --shards {command.out}{f' --base {base}' if is_url(base) else ''}")
 
 
-def _selection(command: Subset) -> Selection:
-    """Return what the command line selects, with the content of the files that it names."""
-    from lmk_data.views.lists import read_class_list, read_key_lists
-    from lmk_data.views.marks import read_mark_files
-
-    def paths(files: tuple[tuple[str, ...], ...]) -> list[str]:
-        return [path for given in files for path in given]
-
-    ignore, quiet = command.ignore_unknown, command.quiet
-    return replace(
-        command.selection,
-        classes=read_class_list(command.classes) if command.classes else None,
-        include=read_key_lists(paths(command.include), "--include") if command.include else None,
-        exclude=read_key_lists(paths(command.exclude), "--exclude") if command.exclude else None,
-        marks=read_mark_files(paths(command.marks), ignore_conflicts=ignore, quiet=quiet) if command.marks else None,
-        ignore_unknown=ignore,
-    )
-
-
 def _browse(command: Browse) -> None:
     from lmk_data.errors import missing_extra
 
@@ -200,9 +181,28 @@ def _browse(command: Browse) -> None:
 
     facts = browse(command, started)
     if not command.quiet:
-        say(f"\n{facts.marks}: {facts.marked.excluded:,} excluded, {facts.marked.relabelled:,} relabelled")
+        say("", f"{facts.marks}: {facts.marked.excluded:,} excluded, {facts.marked.relabelled:,} relabelled")
         if facts.marked.excluded or facts.marked.relabelled:
             say(f"next: {facts.subset_line}")
+
+
+def _selection(command: Subset) -> Selection:
+    """Return what the command line selects, with the content of the files that it names."""
+    from lmk_data.views.lists import read_class_list, read_key_lists
+    from lmk_data.views.marks import read_mark_files
+
+    def paths(files: tuple[tuple[str, ...], ...]) -> list[str]:
+        return [path for given in files for path in given]
+
+    ignore, quiet = command.ignore_unknown, command.quiet
+    return replace(
+        command.selection,
+        classes=read_class_list(command.classes) if command.classes else None,
+        include=read_key_lists(paths(command.include), "--include") if command.include else None,
+        exclude=read_key_lists(paths(command.exclude), "--exclude") if command.exclude else None,
+        marks=read_mark_files(paths(command.marks), ignore_conflicts=ignore, quiet=quiet) if command.marks else None,
+        ignore_unknown=ignore,
+    )
 
 
 def _export(command: Export) -> None:

@@ -52,6 +52,7 @@ ONLY_PARSED = {
     ". .venv": "of the shell",
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
+    "lmk-shard browse": "serves until Ctrl-C; tests/data/browse/test_browser.py",
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
@@ -351,7 +352,9 @@ def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
 def test_messages_that_are_explained_are_those_of_the_programs() -> None:
     """Every part between the `...` of a quoted message stands in one literal of the sources, values left out."""
     sources = "".join(
-        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).rglob("*.py")
+        path.read_text()
+        for pattern in ("lmk_data/**/*.py", "lmk_train/**/*.py", "lmk_data/browse/static/*.js")
+        for path in DOCS.parent.glob(pattern)
     )
     literals = re.sub(r"\{[^{}\n]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
     table = re.findall(r"^\| (`.*?) \| ", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)

@@ -34,6 +34,7 @@ from lmk_data.browse.run_files import RunFiles
 from lmk_data.browse.samples import Samples
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.decoding import checked_jpeg
+from lmk_data.decoding.jpeg import JPEG_START
 from lmk_data.errors import DatasetError, UserError
 from lmk_data.views.marks import Mark, MarksFile
 
@@ -73,7 +74,8 @@ class Catalogue:
         """
         samples, names = Samples(dataset), ClassNames.of_dataset(dataset)
         labels = {landmark_id: label for label, landmark_id in enumerate(names.ids)}
-        ids = pa.array(names.ids, pa.string())
+        ids = pa.array(names.ids, pa.large_string())
+        exact = Lazy(lambda: exact_groups(samples))
         opened = Opened(
             dataset=dataset,
             samples=samples,
@@ -82,7 +84,8 @@ class Catalogue:
             run=None if run is None else RunFiles(run, samples, ids),
             quality=None if quality is None else QualityFiles(quality, samples, ids),
             marks=Marks(marks, samples, labels),
-            duplicates=Lazy(lambda: exact_groups(samples)),
+            exact=exact,
+            duplicates=exact,
         )
         opened.marks.current()  # a damaged file is said before anything is shown
         return cls(opened, marks)
@@ -188,7 +191,10 @@ class Catalogue:
         try:
             if num_bytes > _BYTES_BESIDE + _BYTES_PER_PIXEL * side * side:
                 raise ValueError(f"{num_bytes:,} bytes for {side}x{side} pixels")
-            return checked_jpeg(read_stored(row, opened.dataset, opened.samples), side)
+            data = read_stored(row, opened.dataset, opened.samples)
+            if not data.startswith(JPEG_START):
+                raise ValueError("not a JPEG")
+            return checked_jpeg(data, side)
         except ValueError as error:
             raise DatasetError(f"{key}: cannot be shown ({error}); run `lmk-shard verify`") from error
 

@@ -33,6 +33,7 @@ class Classes:
 
     def page(self, query: ClassQuery) -> Page[ClassRow]:
         """Return a page of the classes that a query asks for; unknown values are last, ties by label."""
+        part = page_slice(query.page, query.page_size)
         labels = self._matching(query.search)
         for name in query.filters:
             labels = labels[self._mask(name)[labels]]
@@ -41,10 +42,8 @@ class Classes:
         else:
             keys = self._column(query.sort)[labels].astype(np.float64)
         ordered = labels[np.argsort(-keys if query.descending else keys, kind="stable")]
-        size = page_size_of(query.page_size)
-        start = query.page * size
-        items = [self.row(int(label)) for label in ordered[start : start + size]]
-        return Page(items, len(ordered), query.page, size)
+        items = [self.row(int(label)) for label in ordered[part]]
+        return Page(items, len(ordered), query.page, query.page_size)
 
     def complete(self, text: str, limit: int) -> list[ClassRow]:
         """Return up to `limit` classes whose id or name contains a text: equal ids first, then beginnings, by size."""
@@ -56,7 +55,7 @@ class Classes:
         begins = pc.or_(pc.starts_with(ids, wanted), pc.starts_with(names, wanted)).to_numpy(False)
         equals = pc.or_(pc.equal(ids, wanted), pc.equal(names, wanted)).to_numpy(False)
         order = np.lexsort((-self._size[labels], ~begins, ~equals))
-        return [self.row(int(label)) for label in labels[order[:limit]]]
+        return [self.row(int(label)) for label in labels[order[page_slice(0, limit)]]]
 
     def row(self, label: int) -> ClassRow:
         """Return a class. Raises KeyError if there is no such label."""
@@ -197,8 +196,8 @@ def most_frequent(labels: NDArray[np.int32]) -> tuple[int, int] | None:
     return int(values[best]), int(counts[best])
 
 
-def page_size_of(size: int) -> int:
-    """Return the size of a page. Raises UserError unless it is 1 to 1,000."""
-    if not 1 <= size <= MAX_PAGE:
-        raise UserError(f"page_size {size}: must be 1 to {MAX_PAGE:,}")
-    return size
+def page_slice(page: int, page_size: int) -> slice:
+    """Return which items of a list are on a page. Raises UserError unless the page has 1 to 1,000, from 0 up."""
+    if not 0 <= page < 2**31 or not 1 <= page_size <= MAX_PAGE:
+        raise UserError(f"page {page} of {page_size}: pages count from 0 and have 1 to {MAX_PAGE:,} items")
+    return slice(page * page_size, (page + 1) * page_size)

@@ -29,7 +29,7 @@ class Details:
     def detail(self, row: int) -> PictureDetail:
         """Return what is known of a row."""
         opened, samples, quality = self._opened, self._opened.samples, self._opened.quality
-        shards = samples.shards()
+        shards, origin = samples.shards(), samples.origin(row)
         run = opened.run
         top = run.top(row) if run else []
         other = self._pictures.proposed(row)
@@ -38,9 +38,9 @@ class Details:
         beside = other or next((p.predicted for p in predictions if p.predicted.label not in (None, own_label)), None)
         return PictureDetail(
             picture=self._pictures.rows([row])[0],
-            source=samples.source(row),
-            source_sha256=samples.source_hashes()[row].tobytes().hex(),
-            original_bytes=int(samples.numbers("original_bytes")[row]),
+            source=origin.source,
+            source_sha256=origin.sha256,
+            original_bytes=origin.num_bytes,
             stored_bytes=int(samples.numbers("jpg_size")[row]),
             side=opened.dataset.recipe.size,
             shard=shards.names[shards.codes[row]],
@@ -65,10 +65,11 @@ class Details:
     def _duplicates(self, row: int) -> list[Duplicate]:
         """Return the exact and near duplicates of a picture, the exact ones first."""
         opened, samples = self._opened, self._opened.samples
-        hashes = samples.source_hashes()
-        same = np.flatnonzero(hashes[:, 0] == hashes[row, 0])
-        exact = same[(hashes[same] == hashes[row]).all(axis=1) & (same != row)][:_MAX_EXACT]
-        near = np.setdiff1d(near_of(row, opened.dataset, samples), exact)
+        groups = opened.exact.get()
+        group = int(groups.group[row])
+        same = groups.rows_of(group) if group >= 0 else np.empty(0, np.int32)
+        exact = same[same != row][:_MAX_EXACT]
+        near = np.setdiff1d(near_of(row, opened.dataset, samples), same)
         kinds = ["exact"] * len(exact) + ["near"] * len(near)
         rows = self._pictures.rows([*exact.tolist(), *near.tolist()])
         return [Duplicate(picture, kind) for picture, kind in zip(rows, kinds, strict=True)]  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """The pictures of a class that are nearest to a picture, by the features of an inspection.
 
-Only the rows of that class are read of the memory-mapped features.
+Only the features of that class are read.
 """
 
 import numpy as np
@@ -31,13 +31,13 @@ class Neighbours:
         place = self._quality.feature_place(row)
         if place is None or place[0] not in self._files:
             return []
-        own = self._files[place[0]][place[1]].astype(np.float32)
+        own = self._files[place[0]].rows(np.array([place[1]]))[0]
         near: list[NDArray[np.int32]] = []
         cosines: list[NDArray[np.float32]] = []
         for split, features in self._files.items():
             compared, places = self._quality.feature_places(rows[rows != row][:_MAX_COMPARED], split)
             for start in range(0, len(places), _BLOCK):
-                block = features[places[start : start + _BLOCK]].astype(np.float32)
+                block = features.rows(places[start : start + _BLOCK])
                 cosines.append(np.nan_to_num(block @ own, nan=-1.0, posinf=-1.0, neginf=-1.0))
             near.append(compared)
         if not cosines:

@@ -1,9 +1,8 @@
 """What is open: a dataset, and what a run, an inspection and a marks file say of it."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 from lmk_data.browse.duplicates import DuplicateGroups
 from lmk_data.browse.lazy import Lazy
@@ -41,7 +40,10 @@ class ClassNames:
 
 @dataclass
 class Opened:
-    """A dataset and everything that is known of it; `duplicates` is replaced when near ones were looked for."""
+    """A dataset and everything that is known of it.
+
+    `exact` are the exact duplicates, `duplicates` the same until near ones were looked for, then these.
+    """
 
     dataset: ShardedDataset
     samples: Samples
@@ -50,30 +52,31 @@ class Opened:
     run: RunFiles | None
     quality: QualityFiles | None
     marks: Marks
+    exact: Lazy[DuplicateGroups]
     duplicates: Lazy[DuplicateGroups]
 
-    @property
-    def ids(self) -> pa.Array:
-        """The landmark ids as Arrow texts [K]."""
-        return pa.array(self.classes.ids, pa.string())
+    def no_run(self) -> str:
+        """Return what opens a run, for pages that need one."""
+        here = shlex.quote(self.dataset.location)
+        return f"no run is open: `lmk-eval RUN --shards {here}`, then `lmk-shard browse {here} --run RUN`"
+
+    def no_quality(self) -> str:
+        """Return what makes and opens an inspection, for pages that need one."""
+        here, run = shlex.quote(self.dataset.location), f"{shlex.quote(str(self.run.path))} " if self.run else ""
+        make = f"lmk-inspect {run}--shards {here} --out DIR"
+        return f"no inspection is open: `{make}`, then `lmk-shard browse {here} --quality DIR`"
 
     def need_run(self) -> RunFiles:
         """Return the run. Raises UserError that says which command gives one."""
         if self.run is None:
-            raise UserError(NO_RUN)
+            raise UserError(self.no_run())
         return self.run
 
     def need_quality(self) -> QualityFiles:
         """Return the inspection. Raises UserError that says which command makes one."""
         if self.quality is None:
-            raise UserError(NO_QUALITY)
+            raise UserError(self.no_quality())
         return self.quality
-
-
-NO_RUN = "no run is open: `lmk-eval RUN --split val`, then `lmk-shard browse DATASET --run RUN`"
-NO_QUALITY = (
-    "no inspection is open: `lmk-inspect --shards DATASET --out DIR`, then `lmk-shard browse DATASET --quality DIR`"
-)
 
 
 def label_of(labels: Sequence[str], label: int) -> int:

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lmk_data.browse.classes import known, page_size_of
+from lmk_data.browse.classes import known, page_slice
 from lmk_data.browse.confusions import Confusions, confusions_of
 from lmk_data.browse.duplicates import DuplicateGroups
 from lmk_data.browse.lazy import Lazy
@@ -39,9 +39,9 @@ class Pictures:
 
     def page(self, query: PictureQuery) -> Page[PictureRow]:
         """Return a page of the pictures that a query asks for. Raises KeyError for an unknown label or group."""
-        rows, size = self.matching(query), page_size_of(query.page_size)
-        start = query.page * size
-        return Page(self.rows(rows[start : start + size]), len(rows), query.page, size)
+        part = page_slice(query.page, query.page_size)
+        rows = self.matching(query)
+        return Page(self.rows(rows[part]), len(rows), query.page, query.page_size)
 
     def matching(self, query: PictureQuery) -> NDArray[np.int32]:
         """Return the rows that a query asks for, in its order, int32 [M]."""

@@ -7,55 +7,48 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lmk_data.browse.feature_file import FeatureFile
 from lmk_data.browse.samples import Samples
 from lmk_data.browse.tables import (
+    Column,
     Declared,
-    Kind,
-    column_of,
+    check_labels,
     labels_by_id,
     one_line,
     read_columns,
-    reals_of,
     rows_of_keys,
 )
 from lmk_data.dataset.format import SPLITS
 from lmk_data.dataset.inspection import CLASSES, FEATURES, INSPECTION, SAMPLES
 from lmk_data.errors import UserError
-from lmk_data.system.files import open_regular, read_bounded
+from lmk_data.system.files import read_bounded
 
 _MAX_JSON_BYTES = 16 << 20
-_MOST = 2**31 - 1
 _MAX_DIM = 65_536
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}")
 _AGAIN = "run lmk-inspect again"
-_SAMPLES: dict[str, Kind] = {
-    "key": "text",
-    "split": "text",
-    "own_similarity": "real",
-    "other_label": "whole",
-    "other_similarity": "real",
-    "wrong_label_score": "real",
-    "wrong_label": "flag",
-    "outlier_score": "real",
-    "outlier": "flag",
-}
-_CLASSES: dict[str, Kind] = {
-    "label": "whole",
-    "landmark_id": "id",
-    "purity": "real",
-    "clusters": "whole",
-    "several": "flag",
-    "twin_label": "whole",
-    "twin": "flag",
-}
+_SIMILARITY = Column("real", -1.01, 1.01, nullable=True)  # of float16 features
+_SCORE = Column("real", 0, 1, nullable=True)
+_CLASSES = Declared(
+    {
+        "label": Column("whole"),
+        "landmark_id": Column("id"),
+        "purity": Column("real", 0, 1, nullable=True),
+        "clusters": Column("whole", nullable=True),
+        "several": Column("flag"),
+        "twin_label": Column("whole", nullable=True),
+        "twin": Column("flag"),
+    },
+    "the classes of an inspection",
+    _AGAIN,
+)
 
 
 class _Features(msgspec.Struct):
@@ -96,18 +89,19 @@ class QualityFiles:
         classes: by label of the dataset.
     """
 
-    def __init__(self, path: Path, samples: Samples, ids: pa.Array) -> None:
+    def __init__(self, path: Path, samples: Samples, ids: pa.LargeStringArray) -> None:
         self.path = path
         self._description = _read_description(path)
-        table = _read_classes(path)
-        labels = labels_by_id(table["landmark_id"], ids)
-        self.classes = _by_label(path / CLASSES, table, labels, len(ids))
+        read = read_columns(path / CLASSES, _CLASSES)
+        check_labels(path / CLASSES, read, _AGAIN)
+        labels = labels_by_id(read["landmark_id"], ids)
+        self.classes = _by_label(path / CLASSES, read, labels, len(ids))
         self._read_samples(samples, labels)
         if not self.covered:
             raise UserError(f"--quality {path}: inspects no picture of this dataset; {_AGAIN} with it")
 
-    def feature_files(self) -> dict[str, NDArray[np.float16]]:
-        """Return the features of each split as memory-mapped arrays, float16 [M, D]; nothing if they were deleted.
+    def feature_files(self) -> dict[str, FeatureFile]:
+        """Return the features of each split; nothing if they were deleted.
 
         Raises UserError for a file that is not what the inspection states.
         """
@@ -120,7 +114,7 @@ class QualityFiles:
         for split, num_samples in self._description.splits.items():
             path = self.path / FEATURES / stated.key / f"{split}.npy"
             if path.exists():
-                files[split] = _mapped(path, (num_samples, stated.dim))
+                files[split] = FeatureFile(path, (num_samples, stated.dim), _AGAIN)
         return files
 
     def feature_place(self, row: int) -> tuple[str, int] | None:
@@ -140,37 +134,31 @@ class QualityFiles:
 
     def _read_samples(self, samples: Samples, labels: NDArray[np.int32]) -> None:
         path = self.path / SAMPLES
-        nullable = frozenset(
-            {"own_similarity", "other_label", "other_similarity", "wrong_label_score", "outlier_score"}
-        )
-        try:
-            table = read_columns(path, Declared(_SAMPLES, nullable, "the table of an inspection", _AGAIN))
-            self._splits, self._starts = _split_starts(table["split"], self._description.splits)
-            rows = self._rows(table["key"], samples)
-            known = rows >= 0
-            own = np.append(labels, np.int32(-1))  # for the place -1, which stands for null
-            columns: dict[str, NDArray[Any]] = {
-                "own_similarity": reals_of(table, "own_similarity", -1.01, 1.01),
-                "other_similarity": reals_of(table, "other_similarity", -1.01, 1.01),
-                "score": reals_of(table, "wrong_label_score", 0, 1),
-                "outlier_score": reals_of(table, "outlier_score", 0, 1),
-                "other": own[column_of(table, "other_label", 0, len(labels) - 1)],
-                "wrong": table["wrong_label"].to_numpy(),
-                "outlier": table["outlier"].to_numpy(),
-            }
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; {_AGAIN}") from None
-        except (ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: {one_line(error)}; {_AGAIN}") from None
+        stated = {split: count for split, count in self._description.splits.items() if count}
+        is_same = self._description.dataset == samples.content_sha256 and stated.items() <= samples.counts().items()
+        read = read_columns(path, _declared_samples(len(labels), "label" if is_same else "key"))
+        runs = read.pop("split")
+        if len({name for name, _ in runs}) != len(runs) or dict(runs) != stated:
+            raise UserError(f"{path}: its splits are not those that {INSPECTION} states; {_AGAIN}")
+        self._splits, self._starts = [name for name, _ in runs], np.cumsum([0, *(count for _, count in runs)])
+        if is_same:  # the rows are those of the dataset: reading the keys would take most of the time and memory
+            ranges = [np.arange(*samples.range_of(split), dtype=np.int32) for split in self._splits]
+            rows = np.concatenate([np.empty(0, np.int32), *ranges])
+            if not np.array_equal(read.pop("label"), samples.labels[rows]):
+                raise UserError(f"{path}: its labels are not those of the dataset that {INSPECTION} names; {_AGAIN}")
+        else:
+            rows = self._rows(read.pop("key"), samples)
+        known = rows >= 0
         self.covered = int(known.sum())
-        scattered = {name: _scattered(column, rows, known, len(samples)) for name, column in columns.items()}
-        self.own_similarity, self.other_similarity = scattered["own_similarity"], scattered["other_similarity"]
-        self.score, self.outlier_score = scattered["score"], scattered["outlier_score"]
-        self.other, self.wrong, self.outlier = scattered["other"], scattered["wrong"], scattered["outlier"]
-        self._places = np.full(len(samples), -1, dtype=np.int32)
-        self._places[rows[known]] = np.flatnonzero(known).astype(np.int32)
+        read["other_label"] = np.append(labels, np.int32(-1))[read["other_label"]]  # the place -1 stands for null
+        places = np.arange(len(rows), dtype=np.int32)
+        columns = {name: _scattered(read.pop(name), rows, known, len(samples)) for name in [*read]}
+        self.own_similarity, self.other_similarity = columns["own_similarity"], columns["other_similarity"]
+        self.score, self.outlier_score = columns["wrong_label_score"], columns["outlier_score"]
+        self.other, self.wrong, self.outlier = columns["other_label"], columns["wrong_label"], columns["outlier"]
+        self._places = _scattered(places, rows, known, len(samples))
 
-    def _rows(self, keys: pa.ChunkedArray, samples: Samples) -> NDArray[np.int32]:
+    def _rows(self, keys: pa.LargeStringArray, samples: Samples) -> NDArray[np.int32]:
         """Return the row of each key of the table, int32 [M]; -1 for other keys."""
         parts = [np.empty(0, np.int32)]
         for number, split in enumerate(self._splits):
@@ -193,33 +181,29 @@ def _read_description(path: Path) -> _Description:
     return description
 
 
-def _read_classes(path: Path) -> pa.Table:
-    location = path / CLASSES
-    try:
-        nullable = frozenset({"purity", "clusters", "twin_label"})
-        table = read_columns(location, Declared(_CLASSES, nullable, "the classes of an inspection", _AGAIN))
-    except FileNotFoundError:
-        raise UserError(f"{location}: no such file; {_AGAIN}") from None
-    if not np.array_equal(table["label"].to_numpy(), np.arange(len(table))):
-        raise UserError(f"{location}: its labels are not 0, 1, 2 and so on; {_AGAIN}")
-    if pc.count_distinct(table["landmark_id"]).as_py() != len(table):
-        raise UserError(f"{location}: a landmark_id occurs twice; {_AGAIN}")
-    return table
+def _declared_samples(num_classes: int, joined_by: Literal["key", "label"]) -> Declared:
+    columns = {
+        joined_by: Column("text" if joined_by == "key" else "whole"),
+        "split": Column("runs"),
+        "own_similarity": _SIMILARITY,
+        "other_label": Column("whole", 0, num_classes - 1, nullable=True),
+        "other_similarity": _SIMILARITY,
+        "wrong_label_score": _SCORE,
+        "wrong_label": Column("flag"),
+        "outlier_score": _SCORE,
+        "outlier": Column("flag"),
+    }
+    return Declared(columns, "the samples of an inspection", _AGAIN)
 
 
-def _by_label(path: Path, table: pa.Table, labels: NDArray[np.int32], num_classes: int) -> ClassQuality:
+def _by_label(path: Path, read: dict[str, Any], labels: NDArray[np.int32], num_classes: int) -> ClassQuality:
     """Return what the table of classes says by label of the dataset; `labels` has that of each row, int32, or -1."""
-    try:
-        twin = column_of(table, "twin_label", 0, len(labels) - 1)
-        columns: dict[str, NDArray[Any]] = {
-            "purity": reals_of(table, "purity", 0, 1),
-            "clusters": column_of(table, "clusters", 0, _MOST),
-            "several": table["several"].to_numpy(),
-        }
-    except (ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: {one_line(error)}; {_AGAIN}") from None
-    columns["twin"] = np.where(table["twin"].to_numpy(), np.append(labels, np.int32(-1))[twin], np.int32(-1))
+    twin = read["twin_label"]
+    if len(twin) and twin.max() >= len(labels):
+        raise UserError(f"{path}: a twin_label is out of range; {_AGAIN}")
     known = labels >= 0
+    columns = {name: read[name] for name in ("purity", "clusters", "several")}
+    columns["twin"] = np.where(read["twin"], np.append(labels, np.int32(-1))[twin], np.int32(-1))
     return ClassQuality(**{name: _scattered(column, labels, known, num_classes) for name, column in columns.items()})
 
 
@@ -229,35 +213,3 @@ def _scattered(column: NDArray[Any], rows: NDArray[np.int32], known: NDArray[np.
     scattered = np.full(num_rows, empty, dtype=column.dtype)
     scattered[rows[known]] = column[known]
     return scattered
-
-
-def _split_starts(splits: pa.ChunkedArray, stated: dict[str, int]) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the splits of a table that is ordered by split, and their first rows and the end, int64 [S + 1].
-
-    Raises ValueError unless the splits are together and have as many rows as the inspection states.
-    """
-    names: list[str] = []
-    counts: list[int] = []
-    codes = splits.combine_chunks().dictionary_encode()
-    numbers = codes.indices.to_numpy()
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    if len(starts) > len(SPLITS):
-        raise ValueError("its rows are not in the order of the splits")
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
-        names.append(codes.dictionary[int(numbers[start])].as_py())
-        counts.append(end - start)
-    if len(set(names)) != len(names) or dict(zip(names, counts, strict=True)) != {k: n for k, n in stated.items() if n}:
-        raise ValueError("its splits are not those that quality.json states")
-    return names, np.cumsum([0, *counts])
-
-
-def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """Return a file of features as a memory-mapped array. Raises UserError unless it has this shape, in float16."""
-    try:
-        open_regular(path).close()  # NumPy would wait for somebody to write into a FIFO
-        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.float16 or array.shape != shape:
-            raise ValueError(f"{array.dtype} {array.shape} instead of float16 {shape}")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not the features of an inspection ({one_line(error)}); {_AGAIN}") from None
-    return array

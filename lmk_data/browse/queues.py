@@ -1,16 +1,18 @@
 """Queues to work through: how many items each has, its groups, and the rejects of the build."""
 
-import numpy as np
+import shlex
 
-from lmk_data.browse.classes import page_size_of
+import numpy as np
+from numpy.typing import NDArray
+
+from lmk_data.browse.classes import page_slice
 from lmk_data.browse.lazy import Lazy
-from lmk_data.browse.opened import NO_QUALITY, NO_RUN, Opened
+from lmk_data.browse.opened import Opened
 from lmk_data.browse.pictures import Pictures
-from lmk_data.browse.records import GroupQuery, GroupRow, Page, Queue, RejectRow
+from lmk_data.browse.records import GroupQuery, GroupRow, Page, Queue, QueueName, RejectRow
 from lmk_data.errors import UserError
 
 _SHOWN = 12  # pictures of a group, and classes
-_NO_REJECTS = "a view has no rejects of its own: `lmk-shard browse` with the dataset that it was made of"
 
 
 class Queues:
@@ -23,39 +25,49 @@ class Queues:
     def all(self) -> list[Queue]:
         """Return all queues; `absent` of those that need a run or an inspection says which command makes it."""
         opened, quality = self._opened, self._opened.quality
-        no_quality = None if quality else NO_QUALITY
+        no_quality = None if quality else opened.no_quality()
         groups = opened.duplicates.get()
-        pairs = len(self._pictures.confusions().targets) if opened.run else None
-        is_view = opened.dataset.is_view
-        rejected = None if is_view else opened.dataset.manifest["counts"]["rejected"]
+        conflicting = groups.rows[groups.conflict[groups.group[groups.rows]]]
+        confusions = self._pictures.confusions() if opened.run else None
+        marked = opened.marks.current().action > 0
+        wrong, outlier = (quality.wrong, quality.outlier) if quality else (None, None)
+        base = shlex.quote(opened.dataset.shards_folder.root) if opened.dataset.is_view else None
         return [
-            Queue("suspects", "Suspects", "pictures", int(quality.wrong.sum()) if quality else None, no_quality),
-            Queue("outliers", "Outliers", "pictures", int(quality.outlier.sum()) if quality else None, no_quality),
-            Queue("duplicates", "Duplicates", "groups", len(groups.conflict)),
-            Queue("conflicts", "Label conflicts", "groups", int(groups.conflict.sum())),
-            Queue("confusions", "Confusions", "groups", pairs, None if opened.run else NO_RUN),
-            Queue("rejects", "Rejects", "files", rejected, _NO_REJECTS if is_view else None),
+            _queue("suspects", "Suspects", wrong, marked, no_quality),
+            _queue("outliers", "Outliers", outlier, marked, no_quality),
+            Queue("duplicates", "Duplicates", "groups", len(groups.conflict), int(marked[groups.rows].sum())),
+            Queue("conflicts", "Label conflicts", "groups", int(groups.conflict.sum()), int(marked[conflicting].sum())),
+            Queue(
+                *("confusions", "Confusions", "groups"),
+                count=len(confusions.targets) if confusions else None,
+                marked=int(marked[confusions.rows].sum()) if confusions else 0,
+                absent=None if confusions else opened.no_run(),
+            ),
+            Queue(
+                *("rejects", "Rejects", "files"),
+                count=None if base else opened.dataset.manifest["counts"]["rejected"],
+                absent=f"a view has no rejects of its own: `lmk-shard browse {base}` has" if base else None,
+            ),
         ]
 
     def groups(self, query: GroupQuery) -> Page[GroupRow]:
         """Return a page of groups. Raises UserError for a queue without groups, or without a run."""
-        size = page_size_of(query.page_size)
-        start = query.page * size
+        part = page_slice(query.page, query.page_size)
         if query.queue == "confusions":
             total = len(self._pictures.confusions().targets)
-            items = [self._confusion(place) for place in range(start, min(start + size, total))]
-            return Page(items, total, query.page, size)
+            return Page([self._confusion(place) for place in range(total)[part]], total, query.page, query.page_size)
         if query.queue not in ("duplicates", "conflicts"):
             raise UserError(f"queue {str(query.queue)[:80]!r}: has no groups")
         conflict = self._opened.duplicates.get().conflict
         chosen = np.flatnonzero(conflict) if query.queue == "conflicts" else np.arange(len(conflict))
-        return Page([self._duplicates(int(g)) for g in chosen[start : start + size]], len(chosen), query.page, size)
+        items = [self._duplicates(int(group)) for group in chosen[part]]
+        return Page(items, len(chosen), query.page, query.page_size)
 
     def rejects(self, page: int, page_size: int) -> Page[RejectRow]:
         """Return a page of the planned pictures that were not written; none for a view."""
-        size, table = page_size_of(page_size), self._rejects.get()
+        part, table = page_slice(page, page_size), self._rejects.get()
         names = self._opened.classes.names
-        rows = table.iloc[page * size : (page + 1) * size].to_dict("records")
+        rows = table.iloc[part].to_dict("records")
         items = [
             RejectRow(
                 key=row["key"],
@@ -68,7 +80,7 @@ class Queues:
             )
             for row in rows
         ]
-        return Page(items, len(table), page, size)
+        return Page(items, len(table), page, page_size)
 
     def _confusion(self, place: int) -> GroupRow:
         confusions, opened = self._pictures.confusions(), self._opened
@@ -84,3 +96,11 @@ class Queues:
         classes = [opened.classes[label] for label in labels[:_SHOWN]]
         name = self._pictures.group_id(groups, group)
         return GroupRow(name, len(rows), classes, self._pictures.rows(rows[:_SHOWN]))
+
+
+def _queue(
+    name: QueueName, title: str, chosen: NDArray[np.bool_] | None, marked: NDArray[np.bool_], absent: str | None
+) -> Queue:
+    """Return a queue of chosen pictures, bool [N], None without what chooses them; `marked` are all marked ones."""
+    count, done = (None, 0) if chosen is None else (int(chosen.sum()), int((chosen & marked).sum()))
+    return Queue(name, title, "pictures", count, done, absent)

@@ -212,6 +212,8 @@ class PictureDetail:
 class Queue:
     """A queue to work through: `count` items, or None with the command that makes it in `absent`.
 
+    `marked` counts the pictures of it that have a mark.
+
     `unit` is `pictures` (page through `Catalogue.pictures`), `groups` (`Catalogue.groups`) or `files`
     (`Catalogue.rejects`).
     """
@@ -220,6 +222,7 @@ class Queue:
     title: str
     unit: Literal["pictures", "groups", "files"]
     count: int | None
+    marked: int = 0
     absent: str | None = None
 
 

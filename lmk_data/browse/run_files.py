@@ -1,25 +1,22 @@
 """What the evaluations of a run say of a dataset: predictions by key, F1 by class. Classes are matched by their ids."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lmk_data.browse.lazy import Lazy
 from lmk_data.browse.records import ClassName
 from lmk_data.browse.samples import Samples
 from lmk_data.browse.tables import (
+    Column,
     Declared,
-    Kind,
-    column_of,
+    check_labels,
     labels_by_id,
-    one_line,
     read_columns,
-    reals_of,
+    read_place,
     rows_of_keys,
 )
 from lmk_data.dataset.format import SPLITS
@@ -28,7 +25,19 @@ from lmk_data.errors import UserError
 TOP_K = 5
 _F1_SPLITS = ("test", "val", "train")  # F1 is shown of the first of these that was evaluated
 _AGAIN = "evaluate the split again with lmk-eval"
-_PER_CLASS: dict[str, Kind] = {"label": "whole", "landmark_id": "id", "name": "text", "support": "whole", "f1": "real"}
+_WHAT = "a table of an evaluation"
+_PROBABILITY = Column("real", 0, 1.001)  # float16 may round a sum up
+_PER_CLASS = Declared(
+    {
+        "label": Column("whole"),
+        "landmark_id": Column("id"),
+        "name": Column("text", nullable=True),
+        "support": Column("whole"),
+        "f1": Column("real", 0, 1, nullable=True),
+    },
+    _WHAT,
+    _AGAIN,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +46,6 @@ class _Evaluated:
 
     path: Path
     rows: NDArray[np.int32]
-    num_classes: int
 
 
 class RunFiles:
@@ -53,36 +61,22 @@ class RunFiles:
         f1: by label of the dataset, float32 [K]; NaN where the split has no picture of the class.
     """
 
-    def __init__(self, path: Path, samples: Samples, ids: pa.Array) -> None:
+    def __init__(self, path: Path, samples: Samples, ids: pa.LargeStringArray) -> None:
         self.path = path
         self.best = np.full(len(samples), -1, dtype=np.int32)
         self.probability = np.full(len(samples), np.nan, dtype=np.float32)
         self.splits = tuple(split for split in SPLITS if _predictions(path, split).exists())
         if not self.splits:
             what = "has no predictions" if path.is_dir() else "no such folder"
-            raise UserError(f"--run {path}: {what}; give the folder of a run after `lmk-eval {path} --split test`")
+            raise UserError(f"--run {path}: {what}; give the folder of a run after `lmk-eval RUN --split test`")
         self._evaluated: list[_Evaluated] = []
-        classes = {split: self._read_classes(split) for split in self.splits}
-        self.f1_split = next(split for split in _F1_SPLITS if split in classes)
-        table = classes[self.f1_split]
-        self._ids, self._names = table["landmark_id"].cast(pa.string()), table["name"]
-        self.labels = labels_by_id(self._ids, ids)
-        self.f1 = self._f1(table, len(ids))
+        self.f1_split = next(split for split in _F1_SPLITS if split in self.splits)
+        self._read_classes(ids)
         for split in self.splits:
-            if not classes[split]["landmark_id"].cast(pa.string()).equals(self._ids):
-                raise UserError(f"{_per_class(path, split)}: other classes than in {self.f1_split}; {_AGAIN}")
             self._read_predictions(split, samples)
+        self.covered = int((self.best >= 0).sum())
         if not self.covered:
             raise UserError(f"--run {path}: its predictions are of no picture of this dataset; run lmk-eval with it")
-        self._top = {
-            evaluated.path: Lazy(lambda evaluated=evaluated: _read_top(evaluated))  # type: ignore[misc]
-            for evaluated in self._evaluated
-        }
-
-    @property
-    def covered(self) -> int:
-        """How many samples have a prediction."""
-        return int((self.best >= 0).sum())
 
     def wrong(self, labels: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return which of M rows are predicted to be of another class than their label in `labels`, bool [M]."""
@@ -100,69 +94,47 @@ class RunFiles:
         for evaluated in self._evaluated:
             places = np.flatnonzero(evaluated.rows == row)
             if len(places):
-                labels, probabilities = self._top[evaluated.path].get()
-                place = int(places[0])
-                return list(zip(labels[place].tolist(), probabilities[place].tolist(), strict=True))
+                count = min(TOP_K, len(self.labels))
+                columns: dict[str, Column] = {}
+                for place in range(1, count + 1):
+                    columns[f"label_{place}"] = self._label_column
+                    columns[f"probability_{place}"] = _PROBABILITY
+                read = read_place(evaluated.path, Declared(columns, _WHAT, _AGAIN), int(places[-1]))
+                return [(read[f"label_{place}"], read[f"probability_{place}"]) for place in range(1, count + 1)]
         return []
 
-    def _read_classes(self, split: str) -> pa.Table:
-        path = _per_class(self.path, split)
-        table = _read(path, _PER_CLASS, nullable=("name", "f1"))
-        if not np.array_equal(table["label"].to_numpy(), np.arange(len(table))):
-            raise UserError(f"{path}: its labels are not 0, 1, 2 and so on; {_AGAIN}")
-        if pc.count_distinct(table["landmark_id"]).as_py() != len(table):
-            raise UserError(f"{path}: a landmark_id occurs twice; {_AGAIN}")
-        return table
+    def _read_classes(self, ids: pa.LargeStringArray) -> None:
+        """Read the classes of the run; those of all splits have to be the same."""
+        for split in sorted(self.splits, key=_F1_SPLITS.index):
+            path = self.path / f"per-class-{split}.parquet"
+            read = read_columns(path, _PER_CLASS)
+            check_labels(path, read, _AGAIN)
+            if split == self.f1_split:
+                self._ids, self._names = read["landmark_id"], read["name"]
+                self.labels = labels_by_id(self._ids, ids)
+                self.f1 = self._f1(read, len(ids))
+            elif not read["landmark_id"].equals(self._ids):
+                raise UserError(f"{path}: other classes than per-class-{self.f1_split}.parquet; {_AGAIN}")
 
-    def _f1(self, table: pa.Table, num_classes: int) -> NDArray[np.float32]:
+    def _f1(self, read: dict[str, Any], num_classes: int) -> NDArray[np.float32]:
         f1 = np.full(num_classes, np.nan, dtype=np.float32)
-        try:
-            values, support = reals_of(table, "f1", 0, 1), column_of(table, "support", 0, 2**31 - 1)
-        except (ValueError, pa.ArrowException) as error:
-            raise UserError(f"{_per_class(self.path, self.f1_split)}: {one_line(error)}; {_AGAIN}") from None
-        known = (self.labels >= 0) & (support > 0)
-        f1[self.labels[known]] = values[known]
+        known = (self.labels >= 0) & (read["support"] > 0)
+        f1[self.labels[known]] = read["f1"][known]
         return f1
+
+    @property
+    def _label_column(self) -> Column:
+        return Column("whole", 0, len(self.labels) - 1)
 
     def _read_predictions(self, split: str, samples: Samples) -> None:
         path = _predictions(self.path, split)
-        table = _read(path, {"key": "text", "label_1": "whole", "probability_1": "real"})
-        try:
-            best = column_of(table, "label_1", 0, len(self.labels) - 1)
-            probability = reals_of(table, "probability_1", 0, 1)
-        except (ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: {one_line(error)}; {_AGAIN}") from None
-        rows = rows_of_keys(samples.keys, table["key"], samples.range_of(split)[0])
+        columns = {"key": Column("text"), "label_1": self._label_column, "probability_1": _PROBABILITY}
+        read = read_columns(path, Declared(columns, _WHAT, _AGAIN))
+        rows = rows_of_keys(samples.keys, read["key"], samples.range_of(split)[0])
         known = rows >= 0
-        self.best[rows[known]], self.probability[rows[known]] = best[known], probability[known]
-        self._evaluated.append(_Evaluated(path, rows, len(self.labels)))
+        self.best[rows[known]], self.probability[rows[known]] = read["label_1"][known], read["probability_1"][known]
+        self._evaluated.append(_Evaluated(path, rows))
 
 
 def _predictions(run: Path, split: str) -> Path:
     return run / f"predictions-{split}.parquet"
-
-
-def _per_class(run: Path, split: str) -> Path:
-    return run / f"per-class-{split}.parquet"
-
-
-def _read(path: Path, columns: dict[str, Kind], nullable: Sequence[str] = ()) -> pa.Table:
-    try:
-        return read_columns(path, Declared(columns, frozenset(nullable), "a table of an evaluation", _AGAIN))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_AGAIN}") from None
-
-
-def _read_top(evaluated: _Evaluated) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the best labels of the run and their probabilities for the rows of a file, [M, up to 5] each."""
-    count = min(TOP_K, evaluated.num_classes)
-    names = [f"label_{place + 1}" for place in range(count)], [f"probability_{place + 1}" for place in range(count)]
-    table = _read(evaluated.path, {**dict.fromkeys(names[0], "whole"), **dict.fromkeys(names[1], "real")})
-    try:
-        if len(table) != len(evaluated.rows):
-            raise ValueError("it changed while it was open")
-        labels = [column_of(table, name, 0, evaluated.num_classes - 1) for name in names[0]]
-        probabilities = [reals_of(table, name, 0, 1) for name in names[1]]
-    except (ValueError, pa.ArrowException) as error:
-        raise UserError(f"{evaluated.path}: {one_line(error)}; {_AGAIN}") from None
-    return np.stack(labels, axis=1), np.stack(probabilities, axis=1)

@@ -221,6 +221,7 @@ class Screens:
         flags: list[tuple[str | None, str]] = [("duplicate", "duplicates"), ("conflict", "conflicts")]
         flags = [("suspect", "suspects"), ("outlier", "outliers"), *flags] if facts.quality else flags
         flags = [*flags, ("misclassified", "misclassified")] if facts.run else flags
+        flags = [(flag, text) for flag, text in flags if text != query.queue]
         states = [("none", "unmarked"), ("any", "marked"), ("exclude", "excluded"), ("relabel", "relabelled")]
         orders: list[tuple[str | None, str]] = [(None, "worst first" if query.queue and not query.group else "index")]
         orders += [("suspicion", "suspicion"), ("outlier", "outliers")] if facts.quality and not query.queue else []

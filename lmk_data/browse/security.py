@@ -29,7 +29,10 @@ _HEADERS = {
 }
 _READS = ("GET", "HEAD")
 # Not a redirect: a browser that came from another site would follow it without the new cookie, which is SameSite.
-_ENTERED = '<!doctype html><html lang="en"><title>lmk</title><meta http-equiv="refresh" content="0; url=/">'
+_ENTERED = (
+    '<!doctype html><html lang="en"><title>lmk</title><link rel="icon" href="/static/icon.svg">'
+    '<meta http-equiv="refresh" content="0; url=/">'
+)
 _NO_COOKIE = "Open the address that lmk-shard browse printed in the terminal: this browser has not shown its token yet."
 
 

@@ -113,11 +113,14 @@ def address_of(host: str, listening: socket.socket) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
 
-def open_browser(address: str) -> None:
-    """Open an address in the browser of this desktop, if there is one. It starts beside this program."""
-    has_display = sys.platform == "darwin" or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    if has_display:
-        Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+def open_browser(address: str) -> Thread | None:
+    """Open an address in the browser of this desktop, in a thread that is returned; None if there is no screen."""
+    has_screen = sys.platform == "darwin" or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if not has_screen:
+        return None
+    thread = Thread(target=webbrowser.open, args=(address,), daemon=True)
+    thread.start()
+    return thread
 
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:

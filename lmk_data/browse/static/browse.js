@@ -41,7 +41,7 @@ function save(path, content, keys = []) {
     try {
       const answer = await post(path, content);
       update(answer);
-      one("#said").textContent = answer.said;
+      say(answer.said);
       problem(answer.problem);
     } catch (error) {
       problem(`Not saved: ${error.message}`);
@@ -164,7 +164,8 @@ function act(name, byKey, items = targets(byKey)) {
 }
 
 function say(text) {
-  one("#said").textContent = text;
+  const place = one("#said");
+  place.textContent = place.textContent === text ? `${text}\u00a0` : text; // what does not change is not read out
 }
 
 // ---- Completion of a class by its name or id
@@ -457,10 +458,11 @@ for (const grid of all(".grid")) {
   if (link) link.tabIndex = 0;
 }
 if (one("[data-proposed]")) for (const button of all('[data-do="propose"]')) button.hidden = false;
-if (single) sessionStorage.setItem("last", single.dataset.key);
-else {
-  const last = sessionStorage.getItem("last");
-  const tile = last && tiles.find((other) => other.dataset.key === last);
+if (single) {
+  sessionStorage.setItem("last", JSON.stringify({ key: single.dataset.key, list: one('[rel="up"]').href }));
+} else {
+  const last = JSON.parse(sessionStorage.getItem("last") ?? "null");
+  const tile = last?.list === location.href && tiles.find((other) => other.dataset.key === last.key);
   if (tile) focusTile(tile);
   sessionStorage.removeItem("last");
 }

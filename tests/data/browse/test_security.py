@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("httpx")
+pytest.importorskip("starlette", reason="the extra `browse` is not installed")
+pytest.importorskip("httpx", reason="the extra `dev` is not installed")
 
 from starlette.websockets import WebSocketDisconnect
 
