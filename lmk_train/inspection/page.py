@@ -116,7 +116,11 @@ def _summary(findings: Findings, description: dict[str, Any]) -> list[Markup]:
     rows = [
         ("pictures", ", ".join(f"{number:,} {split}" for split, number in description["splits"].items())),
         ("network", f"{features['model']}, {features['weights_from']}, {features['dim']:,} features"),
-        ("expected false alarms", f"{thresholds['false_alarms']:.0%} of the classes that are in order"),
+        (
+            "expected false alarms",
+            f"{thresholds['false_alarms_among_flagged_samples']:.0%} of the flagged pictures, "
+            f"{thresholds['false_alarms_among_classes']:.0%} of the classes that are in order",
+        ),
         ("parts of a class count as several things from", f"{thresholds['parts_distance']:.2f} usual distances"),
         (
             "two classes may be the same thing below",

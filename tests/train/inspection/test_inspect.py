@@ -65,24 +65,21 @@ def test_the_files_of_an_inspection(inspected: Path, dataset: ShardedDataset) ->
 
 
 def test_the_same_inspection_is_taken_up_and_gives_the_same_bytes(
-    out: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    out: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     before = {name: (out / name).read_bytes() for name in FILES}
     monkeypatch.setattr(FeaturePass, "__call__", lambda *_: pytest.fail("computed again"))
     for name in FILES:
         (out / name).unlink()
-    assert inspect_main([*arguments, "--out", str(out), "--quiet"]) == 0
-    assert {name: (out / name).read_bytes() for name in FILES} == before
-
-
-def test_the_summary_names_the_next_command(
-    out: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert inspect_main([*arguments, "--out", str(out), "--split", "train"]) == 0
-    assert f"--quality {out}" in capsys.readouterr().out
     marks = tmp_path / "marks.csv"
-    assert inspect_main([*arguments, "--out", str(out), "--marks", str(marks), "--min-confidence", "0"]) == 0
+    assert inspect_main([*arguments, "--out", str(out), "--marks", str(marks)]) == 0
+    assert {name: (out / name).read_bytes() for name in FILES} == before
     said = capsys.readouterr().out
+    assert f"browse {arguments[1]} --quality {out} --marks {marks}" in said
     assert f"subset {arguments[1]} --out VIEW --marks {marks}" in said
 
 
@@ -121,14 +118,7 @@ def test_what_is_refused_in_a_line(
 ) -> None:
     if change is not None:
         change(out)
-    assert (
-        inspect_main(
-            [*more[:1], *arguments, "--out", str(out), *more[1:]]
-            if more == ["RUN"]
-            else [*arguments, "--out", str(out), *more]
-        )
-        == 1
-    )
+    assert inspect_main([*arguments, "--out", str(out), *more]) == 1
     assert message in capsys.readouterr().err
 
 
