@@ -84,12 +84,13 @@ def judge_labels(
     score, other = np.zeros(len(labels), np.float32), np.full(len(labels), -1, np.int32)
     judged = sizes[labels] > 1
     if samples.num_classes > 1 and judged.any():
-        candidates = None
+        candidates: NDArray[np.int32] | None = None
         for _ in range(_ROUNDS):
             candidates, evidence = _evidence(samples, 1 - score, candidates)
             model = LabelModel.fit(evidence[judged], samples.num_classes)
             logits = model.logits(evidence)
             score = np.where(judged, model.wrong(logits), np.float32(0))
+        assert candidates is not None
         other = candidates[np.arange(len(labels)), logits.argmax(1)]
     own_similarity, other_similarity = _similarities(samples, other)
     return LabelJudgement(own_similarity, other, other_similarity, score, flag_probable(score, false_alarms))

@@ -8,6 +8,7 @@ labels are predicted from other samples only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class LabelModel:
     num_classes: int
 
     @classmethod
-    def fit(cls, evidence: NDArray[np.float32], num_classes: int) -> "LabelModel":
+    def fit(cls, evidence: NDArray[np.floating[Any]], num_classes: int) -> "LabelModel":
         """Fit the model to evidence [N, 1 + C, F] of the labelled class, first, and of C candidates."""
         chosen = evidence
         if len(evidence) > _FITTED_ROWS:
@@ -45,7 +46,7 @@ class LabelModel:
 
     def logits(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return how much more likely each candidate is than the labelled class, as logits float32 [N, C]."""
-        logits: NDArray[np.float32] = ((evidence[:, 1:] - evidence[:, :1]) @ self.weights).astype(np.float32)
+        logits: NDArray[np.float32] = (evidence[:, 1:] - evidence[:, :1]) @ self.weights.astype(np.float32)
         return logits
 
     def wrong(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
