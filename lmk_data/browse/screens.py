@@ -224,7 +224,9 @@ class Screens:
         flags = [(flag, text) for flag, text in flags if text != query.queue]
         states = [("none", "unmarked"), ("any", "marked"), ("exclude", "excluded"), ("relabel", "relabelled")]
         orders: list[tuple[str | None, str]] = [(None, "worst first" if query.queue and not query.group else "index")]
-        orders += [("suspicion", "suspicion"), ("outlier", "outliers")] if facts.quality and not query.queue else []
+        if not query.queue:
+            orders += [("suspicion", "suspicion")] if facts.quality or facts.run else []
+            orders += [("outlier", "outliers")] if facts.quality else []
         rows: list[tuple[str, str, list[tuple[str | None, str]]]] = [
             ("Split", "split", [(None, "all"), *((split, split) for split in facts.splits)]),
             ("Show", "flag", [(None, "all"), *flags]),
