@@ -25,7 +25,7 @@ def test_it_listens_at_a_free_port_of_this_machine_alone() -> None:
             server.listen("127.0.0.1", port)
     with pytest.raises(UserError, match="not a name or address of this machine"):
         server.listen("x" * 70, 0)
-    with pytest.raises(UserError, match="cannot listen at 192.0.2.1 port 0: "):
+    with pytest.raises(UserError, match="cannot listen at 192"):
         server.listen("192.0.2.1", 0)
 
 
