@@ -52,6 +52,10 @@ def browse(options: Browse, started: Callable[[str, str], None]) -> Facts:
                 f"--host {options.host}: other machines can reach these pages, and nothing is encrypted; whoever sees "
                 "the address can look and mark"
             )
+        if elsewhere := catalogue.facts().marked.elsewhere:
+            notice(
+                f"{marks}: {elsewhere:,} marks are of pictures that this dataset does not have; is it the right file?"
+            )
         warming = Thread(target=_warm, args=(catalogue,))
         warming.start()
         started(address, str(marks))
