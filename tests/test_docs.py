@@ -299,6 +299,8 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
     for name in ("train", "train.csv"):
         (tmp_path / name).symlink_to(collection / name)
     (tmp_path / "mine.csv").write_text("landmark_id\n20409\n83144\n")
+    key = next(line for line in (collection / "train.csv").read_text().split() if line.endswith(",20409")).split(",")[0]
+    (tmp_path / "marks.csv").write_text(f"key,action,landmark_id,note\n{key},relabel,83144,another building\n")
     monkeypatch.chdir(tmp_path)
     for line in commands(DOCS / "sharding.md"):
         words = shlex.split(line)[1:]
