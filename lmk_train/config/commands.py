@@ -8,8 +8,9 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.defaults import ModelName
 from lmk_train.config.option import Limits, check_limits
-from lmk_train.config.training import LossName, Metric, ModelName, one_of
+from lmk_train.config.training import LossName, Metric, one_of
 
 RunLocation = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
 CheckpointName = Annotated[Literal["best", "last"], tyro.conf.arg(help="Checkpoint of the run.")]

@@ -131,7 +131,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         description = _description(dataset, config)
         device = resolve_device(config.device)
         backbone = make_backbone(config, dataset.recipe.size)
-        source = load_weights(backbone, config.model, config.weights)
+        source = load_weights(backbone, config.model, config.weights, config.conventions)
         announce(f"{config.model}: {source}; computing its features once")
         backbone.to(device).to(memory_format=torch.channels_last).eval()
         check_no_link(folder)
@@ -190,4 +190,5 @@ def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, s
         "weights_sha256": sha256_file(path) if path.is_file() else None,
         "amp": config.amp,
         **({} if config.pool == "avg" else {"pool": config.pool}),
+        **({} if config.conventions == "tensorflow" else {"conventions": config.conventions}),
     }

@@ -107,7 +107,7 @@ def _make_model(
     torch.manual_seed(config.seed)
     model = build_model(config, dataset.num_classes, dataset.recipe.size)
     if not config.resume:
-        loaded = load_weights(model.backbone, config.model, config.weights)
+        loaded = load_weights(model.backbone, config.model, config.weights, config.conventions)
         announce(_headline(config, dataset, model, loaded))
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
