@@ -63,6 +63,7 @@ METHODS = {
     "LDAM-DRW": Method(("--loss", "ldam", "--drw-start", 0.8)),
     "balanced softmax": Method(("--loss", "balanced-softmax")),
     "balanced softmax, cosine head": Method(("--loss", "balanced-softmax", "--head", "cosine")),
+    "balanced softmax, mixup": Method(("--loss", "balanced-softmax", "--mixup", 1)),
     "ArcFace": Method(("--loss", "arcface")),
     "CE, class-balanced sampling": Method(("--loss", "ce", "--sampling", "class-balanced")),
     "CE, retrained head": Method(_NEW_HEAD, backbone="CE"),

@@ -59,6 +59,7 @@ Metric = Literal[
 ]
 
 _SHARE = Limits(at_least=0, at_most=1)
+_ALPHA = Limits(above=0, at_most=32)
 
 
 def one_of(kind: Any) -> Any:
@@ -235,6 +236,16 @@ class _Options(Generic[Omitted]):
         float, tyro.conf.arg(metavar="X"), _SHARE, OptionInfo(acts_on_backbone=True, search=Search())
     ] = 0.0
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
+    mixup: Annotated[
+        float | None, tyro.conf.arg(metavar="ALPHA"), _ALPHA, OptionInfo(acts_on_backbone=True, search=Search())
+    ] = None
+    """Mix each picture and its label with another one, by a share drawn from Beta(ALPHA, ALPHA); by default off.
+    Usual: 0.2; 1 for small pictures. Together with --cutmix each picture draws one of the two."""
+    cutmix: Annotated[
+        float | None, tyro.conf.arg(metavar="ALPHA"), _ALPHA, OptionInfo(acts_on_backbone=True, search=Search())
+    ] = None
+    """Replace a rectangle of each picture by that of another one, and as much of its label; by default off.
+    Its area is 1 minus a share from Beta(ALPHA, ALPHA); usual: 1."""
     amp: Amp = "auto"
     compile: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
     """Compile the backbone: minutes at the start, then faster steps on CUDA, where its kernels are launched at once."""

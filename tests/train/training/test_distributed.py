@@ -81,7 +81,13 @@ def test_three_processes_stop_and_go_on_as_one_with_the_same_batches(dataset_pat
     assert steps(tmp_path / "b") == whole
 
 
-@pytest.mark.parametrize("loss", [["--loss", "ldam", "--drw-start", "0.3"], ["--loss", "ce", "--ema", "0.9"]])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ["--loss", "ldam", "--drw-start", "0.3", "--mixup", "0.4", "--cutmix", "1", "--batch-size", "12"],
+        ["--loss", "ce", "--ema", "0.9"],
+    ],
+)
 def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_the_batch(
     dataset_path: Path, tmp_path: Path, loss: list[str]
 ) -> None:
