@@ -61,6 +61,12 @@ class PredictConfig:
     """Landmarks to name for each picture, the most probable first."""
     json: bool = False
     """Print one line of JSON for each picture."""
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a CSV instead of printing: a row for each picture, in the order given, folders in sorted order.
+    Columns: image, landmark_id_1, probability_1 and so on to K. A picture that cannot be read has an empty row."""
+    submission: bool = False
+    """Write --csv in the form of Kaggle's landmark recognition challenge: id (the name of the file without its suffix)
+    and landmarks (the most probable landmark and its probability, or empty)."""
     checkpoint: CheckpointName = "best"
     batch_size: Annotated[int, tyro.conf.arg(metavar="N"), Limits(at_least=1)] = 64
     """Pictures per batch."""
@@ -75,6 +81,10 @@ class PredictConfig:
         check_limits(self)
         if not self.images:
             raise UserError("no picture is named; give files, folders, or - to read names from stdin")
+        if self.submission and self.csv is None:
+            raise UserError("--submission: needs the file to write; give --csv FILE too")
+        if self.json and self.csv is not None:
+            raise UserError("--json and --csv: a prediction is either printed or written; give one of them")
 
 
 @dataclass(frozen=True)
