@@ -1,5 +1,6 @@
 """State dicts from files and from the network; nothing in them is executed."""
 
+import hashlib
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def read_state_dict(path: Path) -> StateDict:
         return _without_prefix(require_tensors(_unwrapped(value), "it"))
     except ValueError:
         raise UserError(f"--weights {path}: not a state dict, which maps names to tensors; give another file") from None
+
+
+def state_sha256(state: StateDict) -> str:
+    """Return the sha256 of a state dict, over names, dtypes, shapes and values, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unwrapped(value: Any) -> Any:
