@@ -33,6 +33,9 @@ class EvalConfig:
     tau: bool = False
     """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass.
     Prints accuracy against macro F1, and the tau with the best macro F1 on validation if there is such a split."""
+    calibrate: bool = False
+    """Fit the temperature of the run's probabilities on the validation split of the dataset, and keep it in the run.
+    A training does so at its end if it has 30 validation pictures or more."""
     batch_size: _AtLeastOne = None
     """Samples per batch; by default as in training."""
     amp: Amp = "auto"
