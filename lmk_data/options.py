@@ -5,6 +5,7 @@ Every option is declared here, once. The line under a field is its text in --hel
 and `write_copy`. This module imports nothing heavy, because every start of `lmk-shard` imports it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -31,6 +32,8 @@ _Base = Annotated[
     ),
 ]
 _Workers = Annotated[int | None, arg(metavar="N")]
+# In a note: what is neither text nor the end of a line; lone surrogates are in no file.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INLINE = arg(name="", prefix_name=False)  # the fields of a nested dataclass are options of the command itself
 
 
@@ -136,6 +139,30 @@ class BuildOptions:
             raise UserError(f"--workers {self.workers}: is for one machine; a Dask cluster uses all its workers")
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"--max-rejected {self.max_rejected}: must be from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What somebody says of one sample: leave it out, or give it another class.
+
+    Raises UserError for another action, a relabel without a class, an exclude with one, and for control characters.
+    """
+
+    action: Literal["exclude", "relabel"]
+    landmark_id: str = ""
+    """The right class as text, for `relabel` only."""
+    note: str = ""
+    """Free text in one or more lines."""
+
+    def __post_init__(self) -> None:
+        if self.action not in ("exclude", "relabel"):
+            raise UserError(f"the action {ascii(self.action)[:80]} is neither exclude nor relabel")
+        if self.action == "relabel" and not self.landmark_id:
+            raise UserError("relabel needs a landmark_id, the right class")
+        if self.action == "exclude" and self.landmark_id:
+            raise UserError("exclude takes no landmark_id; leave it empty, or write relabel")
+        if not self.landmark_id.isprintable() or _CONTROL.search(self.note):
+            raise UserError("has control characters; remove them")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """The commands `lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`: parse, call, print a summary."""
 
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from lmk_train.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
-    from lmk_train.predict import Guess, Prediction
+    from lmk_train.predict import Prediction
     from lmk_train.training.dry_run import DryRun
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
@@ -175,40 +174,53 @@ def _evaluate(config: EvalConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
+    from lmk_train.answers import with_unique_ids
     from lmk_train.predict import Predictor, named_images
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
     images: Iterable[str] = named_images(config.images, sys.stdin)
+    if config.submission:
+        images = with_unique_ids(images)
     total = None
     if "-" not in config.images:  # names from stdin are predicted as they arrive
         images = list(images)
         total = len(images)
     started, counts = time.monotonic(), [0, 0]
-    with progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
+    with _answers(config) as answer, progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
         for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
             counts[prediction.error is not None] += 1
-            if prediction.error is None:
-                _print_at_once(_prediction_line(prediction, config.json))
-            else:
+            if prediction.error is not None:
                 line = f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}"
                 tqdm.write(printable(line), file=sys.stderr)
+            answer(prediction)
             bar.update()
     recognised, unreadable = counts
     if not config.quiet:
-        print(f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s", file=sys.stderr)
+        written = "" if config.csv is None else f", written to {config.csv}"
+        summary = f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s{written}"
+        print(printable(summary), file=sys.stderr)
     if unreadable:
         raise UserError(f"{unreadable} of the pictures could not be read")
 
 
-def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
-    if as_json:
-        guesses = [asdict(guess) for guess in prediction.guesses]
-        return json.dumps({"image": prediction.image, "predictions": guesses})
-    return f"{prediction.image}: " + ", ".join(
-        f"{_spelled_guess(guess)} {guess.probability:.3f}" for guess in prediction.guesses
-    )
+@contextmanager
+def _answers(config: PredictConfig) -> "Iterator[Callable[[Prediction], object]]":
+    """Yield the function that is told each prediction; a file is whole once the block has ended without an error."""
+    from lmk_train.answers import csv_file, json_line, text_line
+
+    if config.csv is not None:
+        with csv_file(config.csv, None if config.submission else config.top) as add:
+            yield add
+        return
+    line = json_line if config.json else text_line
+
+    def print_answer(prediction: "Prediction") -> None:
+        if prediction.error is None:
+            _print_at_once(line(prediction))
+
+    yield print_answer
 
 
 def _print_at_once(line: str) -> None:
@@ -243,10 +255,6 @@ def _tune(config: TuneConfig) -> None:
         shown = [f"{name} {result.test[name]:.4f}" for name in _SHOWN if result.test.get(name) is not None]
         say(f"test ({result.test['num_samples']:,} images), once, at the end: {', '.join(shown)}")
     say("train it again:", f"  {result.command}", f"report: {result.report}")
-
-
-def _spelled_guess(guess: "Guess") -> str:
-    return str(guess.landmark_id) if guess.name is None else f"{guess.name} ({guess.landmark_id})"
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

@@ -94,8 +94,8 @@ def open_table(data: bytes, path: str) -> Table:
         if data[:4] == b"PAR1":
             names = stated_columns(arrow_reader(data))
             return Table(path, [normal_text(name) for name in names], names, data, None)
-        data = _csv_bytes(data, path)
-        delimiter = _delimiter(data)
+        data = csv_bytes(data, path)
+        delimiter = delimiter_of(data)
         _check_quotes(data, delimiter, path)
         if data[:MAX_LINE_BYTES].partition(b"\n")[0].count(delimiter.encode()) >= MAX_COLUMNS:
             raise UserError(f"{path}: more than {MAX_COLUMNS:,} columns; keep those of the ids and the labels")
@@ -143,7 +143,7 @@ def listed(columns: list[str]) -> str:
     return shown if len(columns) <= 12 else f"{shown} and {len(columns) - 12} more"
 
 
-def _csv_bytes(data: bytes, path: str) -> bytes:
+def csv_bytes(data: bytes, path: str) -> bytes:
     """Return a CSV as UTF-8 without a byte order mark."""
     if data[:2] == b"\x1f\x8b":
         data = _unpacked(data, path)
@@ -177,7 +177,7 @@ def _unpacked(data: bytes, path: str) -> bytes:
     return bytes(unpacked)
 
 
-def _delimiter(data: bytes) -> str:
+def delimiter_of(data: bytes) -> str:
     """Return what separates the columns: the comma, unless the first line has none outside quotes but another one."""
     header = re.sub(r'"[^"]*"', "", data[:65_536].decode(errors="replace").split("\n", 1)[0])
     return next((delimiter for delimiter in _DELIMITERS if delimiter in header), ",")

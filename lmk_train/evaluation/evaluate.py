@@ -19,12 +19,15 @@ from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.reader import SplitReader
+from lmk_train.evaluation.calibration import MIN_SAMPLES, fit_run
 from lmk_train.evaluation.inference import Evaluator
-from lmk_train.evaluation.metrics import ClassCounts, confusion, is_defined, summarize
+from lmk_train.evaluation.metrics import ClassCounts, confusion, is_defined, summarize, summarize_calibrated
 from lmk_train.evaluation.predictions import Predictions
 from lmk_train.models.heads import Classifier
 from lmk_train.models.losses import log_prior
 from lmk_train.models.registry import ARCHITECTURES, build_model
+from lmk_train.models.state_dicts import state_sha256
+from lmk_train.runs.calibration import read_calibration
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder, refuse_links, stored_dataset
@@ -76,12 +79,14 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     with joined_world(device) as world, ShardedDataset.open(shards, base=config.base) as dataset:
         _check_split(config.split, dataset, classes)
         model = build_model(trained, len(classes.ids), dataset.recipe.size)
-        restore_weights(model, weights_to_evaluate(state), RunFolder(config.run).checkpoint(config.checkpoint))
+        weights = weights_to_evaluate(state)
+        restore_weights(model, weights, RunFolder(config.run).checkpoint(config.checkpoint))
         evaluator = make_evaluator(model.to(device), trained, config, device, world)
+        temperature = _temperature(evaluator, dataset, classes, config, state_sha256(weights))
         picking = config.tau and config.split != "val" and classes.num_known(dataset, "val")
         splits = ("val", config.split) if picking else (config.split,)
         evaluations = [
-            evaluate_split(evaluator, dataset, classes, replace(config, split=split))  # type: ignore[arg-type]
+            evaluate_split(evaluator, dataset, classes, replace(config, split=split), temperature)  # type: ignore[arg-type]
             for split in splits
         ]
         if config.tau and world.is_first:
@@ -125,10 +130,43 @@ def make_evaluator(
     )
 
 
-def evaluate_split(evaluator: Evaluator, dataset: ShardedDataset, classes: Classes, config: EvalConfig) -> Evaluation:
+def _temperature(
+    evaluator: Evaluator, dataset: ShardedDataset, classes: Classes, config: EvalConfig, weights_sha256: str
+) -> float | None:
+    """Return the temperature of a run, which is fitted if `config.calibrate`; None without one.
+
+    Raises UserError if it cannot be fitted.
+    """
+    if not config.calibrate:
+        calibration = read_calibration(config.run, weights_sha256)
+        return None if calibration is None else calibration.temperature
+    fitted = fit_run(evaluator, dataset, classes, config, weights_sha256)
+    if fitted is None:
+        there = f"{classes.num_known(dataset, 'val')} validation images of classes of the run"
+        raise UserError(
+            f"--calibrate: {dataset.location} has {there}, and a temperature takes {MIN_SAMPLES}; "
+            "give a dataset that has more with --shards"
+        )
+    return fitted.temperature
+
+
+def evaluate_split(
+    evaluator: Evaluator,
+    dataset: ShardedDataset,
+    classes: Classes,
+    config: EvalConfig,
+    temperature: float | None = None,
+) -> Evaluation:
     """Evaluate a model on the split `config.split` of an opened dataset.
 
     The first rank writes the files of the evaluation into `config.run`.
+
+    Args:
+        evaluator: of the model.
+        dataset: with the split.
+        classes: of the model.
+        config: of the evaluation.
+        temperature: of the run, for the figures at that temperature; None for none of these.
 
     Raises:
         UserError: a probability is not finite.
@@ -140,6 +178,7 @@ def evaluate_split(evaluator: Evaluator, dataset: ShardedDataset, classes: Class
             reader,
             label_map=classes.labels_of(dataset),
             adjustments=adjustments,
+            temperature=temperature,
             quiet=config.quiet or not world.is_first,
         )
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
@@ -153,7 +192,11 @@ def evaluate_split(evaluator: Evaluator, dataset: ShardedDataset, classes: Class
         rank=world.rank,
         split=config.split,
         source=_source(dataset, classes, config.checkpoint),
-        metrics={**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)},
+        metrics={
+            **summarize(known, classes.train_counts),
+            "num_unknown": len(unknown.targets),
+            **({} if temperature is None else {"temperature": temperature, **summarize_calibrated(known)}),
+        },
         predictions=known,
         unknown=unknown,
         by_tau=_tau_sweep(known, classes.train_counts) if config.tau else [],

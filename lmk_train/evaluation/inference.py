@@ -1,6 +1,6 @@
 """Run a split through a model: predictions for every sample exactly once, on any number of ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -46,6 +46,7 @@ class Evaluator:
         *,
         label_map: NDArray[np.int64] | None = None,
         adjustments: torch.Tensor | None = None,
+        temperature: float | None = None,
         quiet: bool = True,
     ) -> Predictions:
         """Return the predictions for all samples of a split, in row order, on every rank; each runs its share.
@@ -56,6 +57,7 @@ class Evaluator:
             reader: of the split, which has at least one sample.
             label_map: the model's label of each of the dataset's labels, int64, -1 for none; None if they are the same.
             adjustments: added to the logits for T more best labels, float32 [T, K], on the device.
+            temperature: that the logits are divided by for the calibrated probabilities; None for none of these.
             quiet: no progress bar.
         """
         targets = reader.labels if label_map is None else label_map[reader.labels]
@@ -64,7 +66,7 @@ class Evaluator:
             torch.inference_mode(),
             progress_bar(len(reader), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
         ):
-            own = self._predict_share(reader, targets, adjustments, bar.update)
+            own = self._predict_share(reader, targets, _Also(adjustments, temperature), bar.update)
         self.model.train()
         gathered = self.world.gather(own)
         all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
@@ -76,34 +78,70 @@ class Evaluator:
         self,
         reader: Reader,
         targets: NDArray[np.int64],
-        adjustments: torch.Tensor | None,
+        also: "_Also",
         progress: Callable[[int], object],
     ) -> tuple[NDArray[np.int64], Predictions]:
         """Return this rank's rows and their predictions; `progress` is told how many samples all ranks have done."""
         rows, keys = np.arange(len(reader), dtype=np.int64), reader.keys()
+        seen: list[NDArray[np.int64]] = []
+        parts: list[Predictions] = []
+        pending: _Pending | None = None
+        for picks, logits in self._share_of(reader, rows, self.model):
+            current = _Pending.of(logits, keys[picks], targets[picks], also)
+            if pending is not None:  # the device is at work on this batch while the last one is fetched
+                parts.append(pending.predictions())
+            pending = current
+            seen.append(picks)
+            progress(len(picks) * self.world.size)
+        assert pending is not None, "a split has at least one sample"
+        parts.append(pending.predictions())
+        return np.concatenate(seen), Predictions.concatenate(parts)
+
+    def describe(self, reader: Reader, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what the head takes, float32 [n, D], and the logits, float32 [n, K], of chosen rows, on every rank.
+
+        Leaves the model in training mode.
+
+        Args:
+            reader: of the split.
+            rows: of the split, int64 [n], ascending; at least one.
+        """
+        self.model.eval()
+        seen, described, logits = [], [], []
+        with torch.inference_mode():
+            for picks, batch in self._share_of(reader, rows, self.model.describe):
+                seen.append(picks)
+                described.append(batch.cpu().numpy())
+                logits.append(self.model.classify(batch).float().cpu().numpy())
+        self.model.train()
+        gathered = self.world.gather(tuple(np.concatenate(parts) for parts in (seen, described, logits)))
+        all_seen, all_described, all_logits = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+        order = np.argsort(all_seen)
+        return all_described[order], all_logits[order]
+
+    def _share_of(
+        self, reader: Reader, rows: NDArray[np.int64], network: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """Yield this rank's share of the rows, int64 [B], and what a network makes of their pictures, [B, ...]."""
         compiled, device = is_compiled(self.model.backbone), self.precision.device
         batch_size = self.batch_size if compiled else min(self.batch_size, len(rows))
         steps, largest = num_batches(len(rows), batch_size, drop_last=False), self.world.largest_share(batch_size)
         shares = (self.world.share(batch_picks(rows, step, batch_size)) for step in range(steps))
-        seen: list[NDArray[np.int64]] = []
-        parts: list[Predictions] = []
-        pending: _Pending | None = None
         with closing(BatchStream(reader, device, largest, self.workers)(shares)) as batches:
             for batch in batches:
-                number = len(batch.picks)
                 fixed = compiled or device.type == "cuda"
                 pixels = _lengthened(batch.pixels, largest) if fixed else batch.pixels
                 with self.precision.autocast():
-                    logits = self.model(self.preprocess(pixels, None))[:number]
-                current = _Pending.of(logits, keys[batch.picks], targets[batch.picks], adjustments)
-                if pending is not None:  # the device is at work on this batch while the last one is fetched
-                    parts.append(pending.predictions())
-                pending = current
-                seen.append(batch.picks)
-                progress(number * self.world.size)
-        assert pending is not None, "a split has at least one sample"
-        parts.append(pending.predictions())
-        return np.concatenate(seen), Predictions.concatenate(parts)
+                    output = network(self.preprocess(pixels, None))[: len(batch.picks)]
+                yield batch.picks, output
+
+
+@dataclass(frozen=True)
+class _Also:
+    """What is wanted beside the best labels: see `Evaluator.predict`."""
+
+    adjustments: torch.Tensor | None
+    temperature: float | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +151,7 @@ class _Pending:
     keys: NDArray[np.object_]
     targets: NDArray[np.int64]
     results: ToHost
+    also: tuple[str, ...]
 
     @classmethod
     def of(
@@ -120,20 +159,24 @@ class _Pending:
         logits: torch.Tensor,
         keys: NDArray[np.object_],
         targets: NDArray[np.int64],
-        adjustments: torch.Tensor | None,
+        also: _Also,
     ) -> "_Pending":
-        """Queue the predictions of a batch, without waiting; logits float32 [B, K], adjustments [T, K]."""
+        """Queue the predictions of a batch, without waiting; logits float32 [B, K]."""
         top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
         losses = _losses(logits, to_device(torch.from_numpy(targets), logits.device))
-        results = [top.indices, top.values, losses]
-        if adjustments is not None:
-            results.append(torch.stack([(logits + adjustment).argmax(dim=1) for adjustment in adjustments], dim=1))
-        return cls(keys, targets, ToHost(results))
+        more: dict[str, torch.Tensor] = {}
+        if also.adjustments is not None:
+            adjusted = [(logits + adjustment).argmax(dim=1) for adjustment in also.adjustments]
+            more["adjusted"] = torch.stack(adjusted, dim=1)
+        if also.temperature is not None:
+            more["calibrated"] = (logits.float() / also.temperature).softmax(dim=1).amax(dim=1)
+        return cls(keys, targets, ToHost([top.indices, top.values, losses, *more.values()]), tuple(more))
 
     def predictions(self) -> Predictions:
         """Wait for the batch and return its predictions."""
-        labels, probabilities, losses, *adjusted = self.results.arrays()
-        return Predictions(self.keys, self.targets, labels, probabilities, losses, *adjusted)
+        labels, probabilities, losses, *more = self.results.arrays()
+        also = dict(zip(self.also, more, strict=True))
+        return Predictions(self.keys, self.targets, labels, probabilities, losses, **also)
 
 
 def _lengthened(pixels: torch.Tensor, number: int) -> torch.Tensor:

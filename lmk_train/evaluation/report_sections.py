@@ -29,6 +29,9 @@ _METRIC_NAMES = {
     "num_unknown": "images of unknown classes",
     "top5_accuracy": "top-5 accuracy",
     "gap": "GAP",
+    "temperature": "temperature, fitted on validation",
+    "calibrated_error": "calibration error at this temperature",
+    "calibrated_gap": "GAP at this temperature",
 }
 
 

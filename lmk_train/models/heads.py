@@ -55,6 +55,23 @@ class Classifier(nn.Module):
             logits: torch.Tensor = self.head(self.neck(self.dropout(features.float())))
         return logits
 
+    def describe(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return what the head takes, float32 [B, D]: the features, through the neck if there is one.
+
+        In evaluation mode `classify` makes of it the same logits as `forward` of the pictures.
+        """
+        begin_call(self.backbone)
+        features = self.backbone(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            described: torch.Tensor = self.neck(features.float())
+        return described
+
+    def classify(self, described: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32 [B, K], of what `describe` returned."""
+        with torch.autocast(described.device.type, enabled=False):
+            logits: torch.Tensor = self.head(described)
+        return logits
+
 
 def make_neck(num_features: int, width: int) -> nn.Module:
     """Return a linear layer and a batch normalisation: float32 [B, D] to [B, width].

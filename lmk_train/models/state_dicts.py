@@ -1,5 +1,6 @@
 """State dicts from files and from the network; nothing in them is executed."""
 
+import hashlib
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -73,6 +74,15 @@ def _state_in(value: Any) -> StateDict:
         return weights_to_evaluate(value)
     state = require_tensors(_unwrapped(value), "it")
     return _without_prefix({name: one for name, one in state.items() if name != _AVERAGED})
+
+
+def state_sha256(state: StateDict) -> str:
+    """Return the sha256 of a state dict, over names, dtypes, shapes and values, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unwrapped(value: Any) -> Any:

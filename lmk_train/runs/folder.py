@@ -85,6 +85,11 @@ class RunFolder:
         """Return the path of the sparse confusion matrix of a split, Parquet."""
         return self.path / f"confusion-{split}.parquet"
 
+    @property
+    def calibration(self) -> Path:
+        """Return the path of the temperature of the run's probabilities, JSON."""
+        return self.path / "calibration.json"
+
     def report(self, split: str = "test") -> Path:
         """Return the path of the report on a split, HTML."""
         return self.path / _REPORT / ("index.html" if split == "test" else f"{split}.html")

@@ -18,11 +18,13 @@ from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.data.features import FeatureStore
 from lmk_train.data.order import counter_hash
 from lmk_train.data.stream import Batch, BatchStream
+from lmk_train.evaluation.calibration import fit_run
 from lmk_train.evaluation.evaluate import Evaluation, evaluate_split, make_evaluator
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
 from lmk_train.evaluation.report import write_run_report
-from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
+from lmk_train.models.state_dicts import state_sha256
+from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
 from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
@@ -260,11 +262,15 @@ def _sign(config: ResolvedConfig) -> int:
 
 
 def _evaluate_best(trainer: Trainer) -> Evaluation | None:
-    """Evaluate the best checkpoint on the test split; None without one."""
-    if not trainer.dataset.num_samples("test"):
+    """Calibrate the best checkpoint on the validation split and evaluate it on the test split, as far as there are.
+
+    Returns None without a test split.
+    """
+    dataset, config = trainer.dataset, trainer.config
+    if not dataset.num_samples("test") and not dataset.num_samples("val"):
         return None
-    trainer.evaluated.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
-    config = trainer.config
+    state = load_checkpoint(trainer.run, BEST)
+    trainer.evaluated.load_state_dict(state["model"])
     evaluation = EvalConfig(
         trainer.run,
         amp=config.amp,
@@ -274,4 +280,9 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         quiet=True,
     )
     evaluator = make_evaluator(trainer.evaluated, config, evaluation, trainer.precision.device, trainer.world)
-    return evaluate_split(evaluator, trainer.dataset, Classes.of_dataset(trainer.dataset), evaluation)
+    classes, weights_sha256 = Classes.of_dataset(dataset), state_sha256(weights_to_evaluate(state))
+    calibration = fit_run(evaluator, dataset, classes, evaluation, weights_sha256)
+    if not dataset.num_samples("test"):
+        return None
+    temperature = None if calibration is None else calibration.temperature
+    return evaluate_split(evaluator, dataset, classes, evaluation, temperature)

@@ -88,6 +88,38 @@ def test_folders_lists_and_odd_formats_are_read_and_bad_ones_are_named(
     assert summary == "lmk-predict: error: 2 of the pictures could not be read"
 
 
+def test_submissions_have_every_picture_and_unreadable_ones_are_named(
+    run: Path, photos: dict[str, str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for place, name in enumerate(list(photos.values())[:2]):
+        shutil.copy(name, folder / f"{place}.jpg")
+    latin = os.fsencode(folder) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(latin)).write_bytes(b"<html>")
+    out = tmp_path / "answers.csv"
+    words = [str(run), str(folder), "--csv", str(out), "--quiet", *EXACT]
+    assert predict_main([*words, "--top", "2"]) == 1
+    table = pd.read_csv(out, encoding="latin-1").set_index("image")
+    assert table.index.tolist() == [f"{folder}/0.jpg", f"{folder}/1.jpg", latin.decode("latin-1")]
+    assert table.loc[latin.decode("latin-1")].isna().all()
+    assert (table["probability_1"] >= table["probability_2"])[:2].all()
+    assert predict_main([*words, "--submission"]) == 1
+    header, *rows, empty = out.read_bytes().split(b"\n")[:-1]
+    assert header == b"id,landmarks"
+    assert empty == b"caf\xe9,"
+    named = [f"{place},{row.landmark_id_1:.0f} " for place, row in enumerate(table.itertuples()) if place < 2]
+    assert [row.decode().startswith(start) for row, start in zip(rows, named, strict=True)] == [True, True]
+    said = capfdbinary.readouterr()
+    assert said.out == b""
+    assert said.err.count(b"not-an-image") == 2
+    shutil.copy(folder / "0.jpg", folder / "0.png")
+    out.unlink()
+    assert predict_main([*words, "--submission"]) == 1
+    assert b"have the same id, 0;" in capfdbinary.readouterr().err
+    assert not out.exists()
+
+
 def test_odd_names_are_a_line_each_and_the_others_go_on(
     run: Path,
     photos: dict[str, str],
@@ -182,6 +214,8 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for words, said in (
         ([str(tmp_path), "a.jpg"], "no such checkpoint"),
         ([str(run), "a.jpg", "--top", "0"], "--top 0: must be at least 1"),
+        ([str(run), "a.jpg", "--submission"], "--submission: needs the file to write; give --csv FILE too"),
+        ([str(run), "a.jpg", "--json", "--csv", str(tmp_path / "a.csv")], "--json and --csv: a prediction is either"),
     ):
         assert predict_main(words) == 1
         error = capsys.readouterr().err

@@ -83,9 +83,7 @@ def test_a_batch_whose_pairs_would_be_divided_is_refused(
     with ShardedDataset.open(dataset_path) as dataset:
         asked = config(**{option: 0.4}, batch_size=12, grad_accum=4).resolved()
         multiple = 8 * world.size
-        with pytest.raises(
-            UserError, match=rf"^--{option}: .* {world.size} ranks .* a multiple of {multiple}$"
-        ):
+        with pytest.raises(UserError, match=rf"^--{option}: .* {world.size} ranks .* a multiple of {multiple}$"):
             make_trainer(asked, dataset, world, lambda _: None)
 
 

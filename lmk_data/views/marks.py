@@ -1,0 +1,266 @@
+"""Marks: a CSV of samples to leave out or to give another class, read with care and changed by several windows at once.
+
+docs/format.md describes the file. `lmk-shard subset --marks` makes a view of it.
+"""
+
+import csv
+import io
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+
+from lmk_data.dataset.format import is_safe_key
+from lmk_data.errors import TooLargeError, UserError, storage_failure
+from lmk_data.options import Mark
+from lmk_data.sources.tables import csv_bytes, delimiter_of
+from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder
+from lmk_data.system.storage import is_url, read_file
+from lmk_data.typed_text import normal_text, shown
+
+__all__ = ["Mark", "MarkTable", "MarksFile", "read_mark_table", "read_marks"]
+
+COLUMNS = ("key", "action", "landmark_id", "note")
+MAX_BYTES = 64 << 20
+MAX_MARKS = 2_000_000
+_SHOWN_CONFLICTS = 5
+Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MarkTable:
+    """The marks of a file, the keys that it marks in contradicting ways, and its columns that no mark has."""
+
+    marks: dict[str, Mark]
+    conflicts: tuple[str, ...] = ()
+    other_columns: tuple[str, ...] = ()
+
+
+def read_marks(path: str) -> dict[str, Mark]:
+    """Return the marks of a CSV file, a path or a URL, by key.
+
+    Raises UserError that names line and fault, and for a key that has two different marks.
+    """
+    table = read_mark_table(path)
+    check_conflicts(path, table.conflicts)
+    return table.marks
+
+
+def read_mark_table(path: str) -> MarkTable:
+    """Return what a CSV file of marks holds; keys with contradicting marks are in `conflicts` only.
+
+    It may be separated by semicolons or tabs, as spreadsheets write it, in UTF-8 or UTF-16. Raises UserError that names
+    line and fault, StorageError if a URL fails.
+    """
+    return parse_marks(_content(path), path)
+
+
+def check_conflicts(where: str, conflicts: tuple[str, ...]) -> None:
+    """Raise UserError if there are keys with contradicting marks."""
+    if conflicts:
+        named = ", ".join(conflicts[:_SHOWN_CONFLICTS])
+        raise UserError(
+            f"{where}: different marks for {len(conflicts):,} key{'s' * (len(conflicts) != 1)}, such as {named}; "
+            "keep one mark of each"
+        )
+
+
+class MarksFile:
+    """A local file of marks that several windows and processes may change at the same time.
+
+    Changes are made under a lock (`.NAME.lock` beside the file) and are on disk when `apply` returns. Whoever is killed
+    leaves the file as it was, or with the whole change.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+        self._guard = Lock()
+        self._read: tuple[Signature, MarkTable] | None = None
+        self._is_swept = False
+
+    @property
+    def path(self) -> Path:
+        """The file, which need not exist yet."""
+        return self._path
+
+    def read(self) -> dict[str, Mark]:
+        """Return the marks by key, none if there is no file. It is read again only if it has changed.
+
+        Raises UserError for what `read_marks` refuses.
+        """
+        with self._guard:
+            return dict(self._table().marks)
+
+    def apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        """Set the mark of each key, or remove it (None); return what these keys had before.
+
+        Raises UserError for a key of no sample, for a file that `read_marks` refuses or that has other columns, which
+        would be lost, for a symbolic link, and if the file cannot be written.
+        """
+        for key in changes:
+            if not is_safe_key(key):
+                raise UserError(f"{self._path}: {shown(key)} is not the key of a sample")
+        with self._guard:
+            try:
+                return self._apply(changes)
+            except OSError as error:
+                raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+
+    def _apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        make_folder(self._path.parent)
+        with file_lock(self._path.with_name(f".{self._path.name}.lock")):
+            check_no_link(self._path)
+            self._sweep()
+            table = self._table()
+            if table.other_columns:
+                named = ", ".join(map(shown, table.other_columns[:_SHOWN_CONFLICTS]))
+                raise UserError(f"{self._path}: has other columns ({named}), which would be lost; remove them")
+            previous = {key: table.marks.get(key) for key in changes}
+            marks = {key: mark for key, mark in {**table.marks, **changes}.items() if mark is not None}
+            if marks != table.marks:
+                self._write(marks)
+        return previous
+
+    def _table(self) -> MarkTable:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return MarkTable({})
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
+        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._read is None or self._read[0] != signature:
+            data = _content(str(self._path))
+            table = parse_marks(data, str(self._path)) if data.strip() else MarkTable({})
+            check_conflicts(str(self._path), table.conflicts)
+            self._read = signature, table
+        return self._read[1]
+
+    def _write(self, marks: dict[str, Mark]) -> None:
+        data = marks_csv(marks)
+        if len(marks) > MAX_MARKS or len(data) > MAX_BYTES:
+            raise UserError(f"{self._path}: would have more than {MAX_MARKS:,} marks or {MAX_BYTES >> 20} MB")
+        with atomic_file(self._path) as file:
+            file.write(data)
+            with suppress(OSError):  # there is no file yet, or its file system has no modes
+                os.fchmod(file.fileno(), stat.S_IMODE(self._path.stat().st_mode))
+
+    def _sweep(self) -> None:
+        """Remove, once, what writers of this file left that were killed. Nobody else writes it now."""
+        if not self._is_swept:
+            for path in self._path.parent.iterdir():
+                if path.name.startswith(f"{self._path.name}.") and is_unfinished(path.name):
+                    path.unlink(missing_ok=True)
+            self._is_swept = True
+
+
+def marks_csv(marks: Mapping[str, Mark]) -> bytes:
+    """Return a file of marks, one line for each key, sorted by key."""
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for key in sorted(marks):
+        mark = marks[key]
+        note = mark.note.replace("\r\n", "\n").replace("\r", "\n")
+        writer.writerow((key, mark.action, mark.landmark_id, note))
+    return sink.getvalue().encode()
+
+
+def _content(path: str) -> bytes:
+    try:
+        return read_file(path, MAX_BYTES)
+    except TooLargeError:
+        raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB, the most for a file of marks; split it") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of marks; name another with --marks") from None
+    except OSError as error:
+        if is_url(path):
+            raise storage_failure(error, path) from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def parse_marks(data: bytes, path: str) -> MarkTable:
+    """Return what the bytes of a file of marks hold; raises as `read_mark_table` does, naming `path`."""
+    if data[:4] == b"PAR1":
+        raise UserError(f"{path}: is Parquet; marks are a CSV, and --exclude takes a Parquet file of keys")
+    if data[:2] == b"\x1f\x8b":
+        raise UserError(f"{path}: is compressed with gzip; unpack it")
+    data = csv_bytes(data, path)
+    rows = _rows(data.decode(), delimiter_of(data), path)
+    place, others = _places(next(rows, (1, []))[1], path)
+    marks: dict[str, Mark] = {}
+    conflicts: dict[str, None] = {}
+    for line, cells in rows:
+        if len(marks) >= MAX_MARKS:
+            raise UserError(f"{path}: more than {MAX_MARKS:,} marks; split the file")
+        key, mark = _mark(cells, place, f"{path}: line {line:,}")
+        earlier = marks.setdefault(key, mark)
+        if (earlier.action, earlier.landmark_id) != (mark.action, mark.landmark_id):
+            conflicts[key] = None
+        elif mark.note not in earlier.note:
+            marks[key] = replace(earlier, note="; ".join(filter(None, (earlier.note, mark.note))))
+    for key in conflicts:
+        del marks[key]
+    return MarkTable(marks, tuple(conflicts), others)
+
+
+def _rows(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, in normal form, and the line where each begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            reason = str(error)
+            if "end of data" in reason or "field larger" in reason:
+                reason = "a quote is opened and never closed, or a cell is too long"
+            raise UserError(f"{path}: line {line:,}: {reason}; write a quote within quotes twice") from None
+        if cells is None:
+            return
+        cells = [cell.strip() if cell.isascii() else normal_text(cell) for cell in cells]
+        if any(cells):
+            yield line, cells
+
+
+def _places(header: list[str], path: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return where the columns of marks are, and the names of all others."""
+    names = [name.lower() for name in header]
+    for column in ("key", "action"):
+        if column not in names:
+            found = ", ".join(map(shown, header[:12])) or "nothing"
+            advice = "; a list of keys alone is for --exclude" if column == "action" and "key" in names else ""
+            raise UserError(
+                f"{path}: has no column {column}; its first line is {found}, not {','.join(COLUMNS)}{advice}"
+            )
+    for column in COLUMNS:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: has several columns {column}; keep one")
+    others = tuple(name for name in header if name and name.lower() not in COLUMNS)
+    return {column: names.index(column) for column in COLUMNS if column in names} | {"": len(names)}, others
+
+
+def _mark(cells: list[str], place: dict[str, int], where: str) -> tuple[str, Mark]:
+    """Return key and mark of a row. Raises UserError for what is none."""
+    if any(cells[place[""] :]):
+        raise UserError(f"{where}: more cells than the first line; put a note with commas into quotes")
+    key, action, landmark_id, note = (
+        cells[place[column]] if place.get(column, len(cells)) < len(cells) else "" for column in COLUMNS
+    )
+    if not is_safe_key(key):
+        raise UserError(f"{where}: {shown(key)} is not the key of a sample{_advice(key)}")
+    try:
+        return key, Mark(action.lower(), landmark_id, note.replace("\r\n", "\n").replace("\r", "\n"))  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{where} ({key}): {error}") from None
+
+
+def _advice(key: str) -> str:
+    if not key:
+        return "; fill it in or drop the line"
+    if "E+" in key.upper():
+        return "; a spreadsheet made a number of it: format the column as text there, and paste the keys again"
+    return "; keys are in the column key of index/*.parquet, without folders and extensions"
