@@ -25,8 +25,10 @@ from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.evaluation.sweep import ADJUSTMENT, PostHoc
 from lmk_train.training.loop import train
 from pipelines import cifar10_lt, landmarks_lt
+from pipelines.bench import post_hoc
 from pipelines.cifar10_lt import METHODS, Benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
 from pipelines.landmarks_lt import Scores
@@ -180,6 +182,18 @@ def test_the_difference_of_methods_weighs_classes_alike() -> None:
     assert middle == pytest.approx(25.0)  # half of one class of two
     assert 0 < low < 25 < high < 50
     assert landmarks_lt.difference(first, first) == (0.0, 0.0, 0.0)
+
+
+def test_a_tau_is_judged_on_the_half_that_did_not_pick_it() -> None:
+    """A tau that is right about one half only is picked there, and wrong on the other; the plain head is half right."""
+    targets, head = np.tile([0, 0, 1, 1], 20), torch.nn.Linear(2, 2)
+    methods, first = PostHoc.of(head, np.array([30, 10]), None), np.arange(80) % 2 == 0
+    answers = np.repeat((1 - targets)[:, None], len(methods.columns), axis=1)
+    answers[first, 2], answers[~first, 4] = targets[first], targets[~first]
+    answers[:40, 0] = targets[:40]
+    found = post_hoc._both_halves(methods, answers, targets, np.array([30, 10]))
+    assert found["as it is"]["accuracy"] == 50
+    assert found[ADJUSTMENT]["accuracy"] == 0
 
 
 def test_the_table_in_the_docs_is_that_of_its_results() -> None:

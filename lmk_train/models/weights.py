@@ -51,6 +51,17 @@ def load_weights(backbone: nn.Module, name: str, weights: str, conventions: Conv
     return f"{source}; the head is new"
 
 
+def conventions_in(weights: str, name: str) -> Conventions:
+    """Return the conventions that weights for the architecture `name` are for: TensorFlow's unless their file tells.
+
+    Raises UserError if the file is none of weights.
+    """
+    if weights in ("imagenet", "none") or not name.startswith("efficientnet"):
+        return "tensorflow"
+    file = read_weight_file(Path(weights))
+    return _conventions_of(file, weights, library_of(file.state)) or "tensorflow"
+
+
 def _weights_in(path: str, is_efficientnet: bool, conventions: Conventions) -> tuple[StateDict, str]:
     """Return the weights of a file under our names, and what they are.
 
