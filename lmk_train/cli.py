@@ -1,4 +1,4 @@
-"""The commands `lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`: parse, call, print a summary."""
+"""The commands of the trainer, from `lmk-train` to `lmk-tune`: parse, call, print a summary."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
 from lmk_data.system.terminal import EXIT_UNREAD, notice, printable, progress_bar, run_command, say
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.memory import memory_advice
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -44,6 +44,11 @@ def eval_main(arguments: Sequence[str] | None = None) -> int:
 def predict_main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-predict` and return the exit code, 1 if a picture could not be read."""
     return _main("lmk-predict", PredictConfig, _predict, arguments)
+
+
+def inspect_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-inspect` and return the exit code."""
+    return _main("lmk-inspect", InspectConfig, _inspect, arguments)
 
 
 def export_main(arguments: Sequence[str] | None = None) -> int:
@@ -251,6 +256,15 @@ def _print_at_once(line: str) -> None:
     sys.stdout.flush()
     if stdout_is_abandoned():
         raise SystemExit(EXIT_UNREAD)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from lmk_train.inspection.inspect import inspect_dataset
+    from lmk_train.inspection.summary import summary_lines
+
+    inspection = inspect_dataset(config, announce=(lambda _: None) if config.quiet else say)
+    if not config.quiet:
+        say(*summary_lines(inspection, config))
 
 
 def _export(config: ExportConfig) -> None:
