@@ -5,43 +5,95 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lmk_data.errors import UserError
 from lmk_data.system.files import atomic_file
 from lmk_data.system.storage import is_url
 from lmk_data.system.terminal import without_secrets
-from lmk_train.predict import Guess, Prediction
+from lmk_train.predict import Guess, Neighbour, Prediction
 
 _URL_END = re.compile("[?#]")  # where the path of a URL ends
 _QUOTED = set(',"\r\n')  # a cell with one of these is written in quotes
-SUBMISSION_COLUMNS = ("id", "landmarks")
 
 
 def text_line(prediction: Prediction) -> str:
-    """Return the landmarks of a picture with their probabilities in one line."""
+    """Return the landmarks of a picture with their probabilities in one line, and its nearest training pictures."""
     said = ", ".join(f"{_named(guess)} {guess.probability:.3f}" for guess in prediction.guesses)
-    return f"{prediction.image}: {said}"
+    if prediction.left_out is not None:
+        said = f"no landmark is probable enough (the best has {prediction.left_out:.3f})"
+    near = ", ".join(f"{one.key} ({_named(one)}) {one.similarity:.3f}" for one in prediction.neighbours)
+    return f"{prediction.image}: {said}" + (f"; nearest: {near}" if near else "")
 
 
 def json_line(prediction: Prediction) -> str:
-    """Return the prediction for a picture as one line of JSON: `image`, `predictions`."""
-    guesses = [asdict(guess) for guess in prediction.guesses]
-    return json.dumps({"image": prediction.image, "predictions": guesses})
+    """Return the prediction for a picture as one line of JSON.
+
+    It has `image` and `predictions`; `neighbours` if they were asked for; and `left_out`, the probability of the best
+    landmark, if none is named.
+    """
+    said: dict[str, Any] = {
+        "image": prediction.image,
+        "predictions": [asdict(guess) for guess in prediction.guesses],
+    }
+    if prediction.neighbours:
+        said["neighbours"] = [asdict(one) for one in prediction.neighbours]
+    if prediction.left_out is not None:
+        said["left_out"] = prediction.left_out
+    return json.dumps(said)
 
 
-def _named(guess: Guess) -> str:
-    return str(guess.landmark_id) if guess.name is None else f"{guess.name} ({guess.landmark_id})"
+def _named(one: Guess | Neighbour) -> str:
+    return str(one.landmark_id) if one.name is None else f"{one.name} ({one.landmark_id})"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a CSV: `top` landmarks with probabilities, and `neighbours` training pictures."""
+
+    top: int
+    neighbours: int = 0
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        landmarks = [f"{name}_{place + 1}" for place in range(self.top) for name in ("landmark_id", "probability")]
+        near = ("neighbour_key", "neighbour_landmark_id", "similarity")
+        return ["image", *landmarks, *(f"{name}_{place + 1}" for place in range(self.neighbours) for name in near)]
+
+    def row(self, prediction: Prediction) -> list[str]:
+        """Return the cells of a picture, empty where nothing is named."""
+        landmarks = [(str(guess.landmark_id), _number(guess.probability)) for guess in prediction.guesses]
+        near = [(one.key, str(one.landmark_id), _number(one.similarity)) for one in prediction.neighbours]
+        return [
+            without_secrets(prediction.image),
+            *(cell for cells in landmarks for cell in cells),
+            *[""] * (2 * (self.top - len(landmarks))),
+            *(cell for cells in near for cell in cells),
+            *[""] * (3 * (self.neighbours - len(near))),
+        ]
+
+
+class Submission:
+    """The columns of Kaggle's landmark recognition challenge."""
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        return ["id", "landmarks"]
+
+    def row(self, prediction: Prediction) -> list[str]:
+        """Return the id of a picture, and its most probable landmark and the probability with a space between.
+
+        The second is empty without an answer.
+        """
+        best = [f"{guess.landmark_id} {_number(guess.probability)}" for guess in prediction.guesses[:1]]
+        return [picture_id(prediction.image), *(best or [""])]
 
 
 @contextmanager
-def csv_file(path: Path, top: int | None) -> Iterator[Callable[[Prediction], object]]:
+def csv_file(path: Path, form: Table | Submission) -> Iterator[Callable[[Prediction], object]]:
     """Write a CSV at `path` once the block ends without an error; yield the function that adds a picture's row.
-
-    Args:
-        path: of the file.
-        top: landmarks of a row, see `table_row`; None for the form of a submission, see `submission_row`.
 
     Raises UserError if there is no folder for the file.
     """
@@ -51,32 +103,10 @@ def csv_file(path: Path, top: int | None) -> Iterator[Callable[[Prediction], obj
         raise UserError(f"--csv {path}: there is no folder {path.parent}; make it first")
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")  # names of files are bytes
-        text.write(csv_line(SUBMISSION_COLUMNS if top is None else table_columns(top)))
-        yield lambda prediction: text.write(
-            csv_line(submission_row(prediction) if top is None else table_row(prediction, top))
-        )
+        text.write(csv_line(form.columns()))
+        yield lambda prediction: text.write(csv_line(form.row(prediction)))
         text.flush()
         text.detach()
-
-
-def table_columns(top: int) -> list[str]:
-    """Return the names of the columns of `table_row`."""
-    return ["image", *(f"{name}_{place}" for place in range(1, top + 1) for name in ("landmark_id", "probability"))]
-
-
-def table_row(prediction: Prediction, top: int) -> list[str]:
-    """Return the cells of a picture: its name, and `top` landmarks with probabilities, empty where none is named."""
-    named = [cell for guess in prediction.guesses for cell in (str(guess.landmark_id), _number(guess.probability))]
-    return [without_secrets(prediction.image), *named, *[""] * (2 * top - len(named))]
-
-
-def submission_row(prediction: Prediction) -> list[str]:
-    """Return the cells of a picture in the form of Kaggle's landmark recognition challenge: id and landmarks.
-
-    The landmarks are the most probable one and its probability with a space between, or empty without an answer.
-    """
-    best = [f"{guess.landmark_id} {_number(guess.probability)}" for guess in prediction.guesses[:1]]
-    return [picture_id(prediction.image), *(best or [""])]
 
 
 def csv_line(cells: Iterable[str]) -> str:

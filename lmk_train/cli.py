@@ -1,4 +1,4 @@
-"""The commands `lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`: parse, call, print a summary."""
+"""The commands of the trainer, from `lmk-train` to `lmk-tune`: parse, call, print a summary."""
 
 import io
 import os
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
-from lmk_data.system.terminal import EXIT_UNREAD, printable, progress_bar, run_command, say
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_data.system.terminal import EXIT_UNREAD, notice, printable, progress_bar, run_command, say
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.memory import memory_advice
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -24,7 +24,7 @@ from lmk_train.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
-    from lmk_train.predict import Prediction
+    from lmk_train.predict import Prediction, Predictor
     from lmk_train.training.dry_run import DryRun
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
@@ -44,6 +44,11 @@ def eval_main(arguments: Sequence[str] | None = None) -> int:
 def predict_main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-predict` and return the exit code, 1 if a picture could not be read."""
     return _main("lmk-predict", PredictConfig, _predict, arguments)
+
+
+def inspect_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-inspect` and return the exit code."""
+    return _main("lmk-inspect", InspectConfig, _inspect, arguments)
 
 
 def export_main(arguments: Sequence[str] | None = None) -> int:
@@ -177,6 +182,7 @@ def _predict(config: PredictConfig) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
+    _prepare(predictor, config)
     images: Iterable[str] = named_images(config.images, sys.stdin)
     if config.submission:
         images = with_unique_ids(images)
@@ -185,8 +191,16 @@ def _predict(config: PredictConfig) -> None:
         images = list(images)
         total = len(images)
     started, counts = time.monotonic(), [0, 0]
+    predictions = predictor(
+        images,
+        top=config.top,
+        neighbours=config.neighbours or 0,
+        min_confidence=config.min_confidence,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
     with _answers(config) as answer, progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
-        for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
+        for prediction in predictions:
             counts[prediction.error is not None] += 1
             if prediction.error is not None:
                 line = f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}"
@@ -202,13 +216,26 @@ def _predict(config: PredictConfig) -> None:
         raise UserError(f"{unreadable} of the pictures could not be read")
 
 
+def _prepare(predictor: "Predictor", config: PredictConfig) -> None:
+    """Open the index of neighbours if it is wanted, and say if the probabilities are not calibrated."""
+    from lmk_train.neighbours.index import TrainingPictures
+
+    if config.neighbours is not None:
+        pictures = TrainingPictures(config.shards, config.base, config.cache, config.workers, config.quiet)
+        predictor.load_neighbours(pictures, (lambda _: None) if config.quiet else notice)
+    if predictor.temperature is None and not config.quiet:
+        how = f"lmk-eval {config.run} --calibrate fits a temperature on validation pictures"
+        notice(f"{config.run}: its probabilities are not calibrated; {how}")
+
+
 @contextmanager
 def _answers(config: PredictConfig) -> "Iterator[Callable[[Prediction], object]]":
     """Yield the function that is told each prediction; a file is whole once the block has ended without an error."""
-    from lmk_train.answers import csv_file, json_line, text_line
+    from lmk_train.answers import Submission, Table, csv_file, json_line, text_line
 
     if config.csv is not None:
-        with csv_file(config.csv, None if config.submission else config.top) as add:
+        form = Submission() if config.submission else Table(config.top, config.neighbours or 0)
+        with csv_file(config.csv, form) as add:
             yield add
         return
     line = json_line if config.json else text_line
@@ -226,6 +253,15 @@ def _print_at_once(line: str) -> None:
     sys.stdout.flush()
     if stdout_is_abandoned():
         raise SystemExit(EXIT_UNREAD)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from lmk_train.inspection.inspect import inspect_dataset
+    from lmk_train.inspection.summary import summary_lines
+
+    inspection = inspect_dataset(config, announce=(lambda _: None) if config.quiet else say)
+    if not config.quiet:
+        say(*summary_lines(inspection, config))
 
 
 def _export(config: ExportConfig) -> None:

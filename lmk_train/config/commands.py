@@ -76,12 +76,21 @@ class PredictConfig:
     submission: bool = False
     """Write --csv in the form of Kaggle's landmark recognition challenge: id (the name of the file without its suffix)
     and landmarks (the most probable landmark and its probability, or empty)."""
+    min_confidence: Annotated[float, tyro.conf.arg(metavar="X"), Limits(at_least=0, at_most=1)] = 0.0
+    """Name no landmark whose probability is below X; a picture may then have no answer."""
+    neighbours: Annotated[int | None, tyro.conf.arg(metavar="K"), Limits(at_least=1, at_most=50)] = None
+    """Name the K nearest training pictures by the features of the run, and blend their votes with its probabilities, by
+    the weight that validation picks. The first time, this writes an index into the run's folder, from its dataset."""
+    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    """Dataset that the run was trained on, for the index; by default the one that the run names."""
+    base: DatasetBase = None
     checkpoint: CheckpointName = "best"
     batch_size: Annotated[int, tyro.conf.arg(metavar="N"), Limits(at_least=1)] = 64
     """Pictures per batch."""
     amp: Amp = "auto"
     device: Device = "auto"
     workers: Workers = None
+    cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     quiet: Annotated[
         bool, tyro.conf.arg(help="Print no progress and no summary; pictures that cannot be read are still reported.")
     ] = False

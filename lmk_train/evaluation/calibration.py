@@ -152,6 +152,19 @@ def mean_loss(logits: NDArray[np.float32], targets: NDArray[np.int64], temperatu
     return total / len(logits)
 
 
+def probabilities_of(
+    logits: NDArray[np.float32], targets: NDArray[np.int64], temperature: float
+) -> NDArray[np.float64]:
+    """Return the probability of each target, float64 [n], of logits float32 [n, K] at a temperature."""
+    parts = []
+    for start in range(0, len(logits), _ROWS):
+        scaled = torch.from_numpy(logits[start : start + _ROWS]).double() / temperature
+        of_target = scaled.gather(1, torch.from_numpy(targets[start : start + _ROWS, None]))
+        parts.append((of_target[:, 0] - scaled.logsumexp(dim=1)).exp().numpy())
+    found: NDArray[np.float64] = np.concatenate(parts)
+    return found
+
+
 def confidences(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
     """Return the probability of the best label of logits float32 [n, K] at a temperature, float64 [n]."""
     parts = []

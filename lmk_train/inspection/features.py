@@ -22,46 +22,11 @@ from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.feature_pass import FeatureFile, FeaturePass
 from lmk_train.data.reader import SplitReader
 from lmk_train.inspection.network import FeatureNetwork
+from lmk_train.inspection.rows import SplitFeatures
 from lmk_train.runtime.precision import Precision, resolve_device
 
 _KEY_DIGITS = 16
 _SPARE_BYTES = 64 << 20  # for tables, pages and records beside the features
-
-
-class SplitFeatures:
-    """The features of several splits, one below the other, as one float16 array [N, D] on disk.
-
-    It is read as an array is: a slice or an array of rows gives float16 [B, D] in memory.
-    """
-
-    def __init__(self, parts: Sequence[NDArray[np.float16]]) -> None:
-        """Join the features of splits, float16 [n, D] each, memory-mapped."""
-        self._parts = list(parts)
-        self._starts = np.cumsum([0, *map(len, parts)])
-        self.shape: tuple[int, int] = (int(self._starts[-1]), int(parts[0].shape[1]))
-        self.dtype: np.dtype[Any] = np.dtype(np.float16)
-        self.ndim = 2
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[np.float16]:
-        """Return these rows, float16 [B, D]."""
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                return self[np.arange(start, stop, step)]
-            bounds = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), self._parts, strict=True)
-            return np.concatenate(
-                [part[max(start, low) - low : max(min(stop, high), low) - low] for low, high, part in bounds]
-            )
-        wanted = np.asarray(rows)
-        out = np.empty((len(wanted), self.shape[1]), np.float16)
-        part_of_row = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number in np.unique(part_of_row).tolist():
-            own = part_of_row == number
-            out[own] = self._parts[number][wanted[own] - self._starts[number]]
-        return out
 
 
 @dataclass(frozen=True)
@@ -153,6 +118,7 @@ def _unit_vectors(precision: str) -> Callable[[NDArray[np.float32]], NDArray[np.
         lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             raise UserError(f"the features are not finite in {precision}; give --amp off, or other weights")
-        return (features / np.maximum(lengths, 1e-12)).astype(np.float16)
+        unit: NDArray[np.float16] = (features / np.maximum(lengths, 1e-12)).astype(np.float16)
+        return unit
 
     return convert

@@ -32,6 +32,11 @@ class Classifier(nn.Module):
         """The number K of outputs."""
         return int(self.head.weight.shape[0])  # type: ignore[index]
 
+    @property
+    def num_described(self) -> int:
+        """The number D of features that the head takes."""
+        return int(self.head.weight.shape[-1])  # type: ignore[index]
+
     def freeze(self, frozen: bool) -> None:
         """Freeze the backbone, its running statistics included, or let it train."""
         self._frozen = frozen

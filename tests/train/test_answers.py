@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
-from lmk_train.answers import csv_file, csv_line, picture_id, submission_row, table_columns, table_row, with_unique_ids
-from lmk_train.predict import Guess, Prediction
+from lmk_train.answers import Submission, Table, csv_file, csv_line, json_line, picture_id, text_line, with_unique_ids
+from lmk_train.predict import Guess, Neighbour, Prediction
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 IDS = st.one_of(st.integers(-(2**63), 2**63 - 1), NAMES.filter(lambda text: not set(text) & set("\r\n")))
 GUESSES = st.lists(st.builds(Guess, st.just(0), IDS, st.none(), st.floats(0, 1, width=32)), max_size=3).map(tuple)
+NEAR = st.lists(st.builds(Neighbour, NAMES, st.just(0), IDS, st.none(), st.floats(-1, 1, width=32)), max_size=2)
 PREDICTIONS = st.lists(
     st.one_of(
-        st.builds(Prediction, NAMES, GUESSES),
+        st.builds(Prediction, NAMES, GUESSES, st.none(), NEAR.map(tuple)),
         st.builds(Prediction, NAMES, st.just(()), st.just("not-an-image: html")),
     ),
     max_size=5,
@@ -34,7 +36,7 @@ def read_back(lines: list[list[str]]) -> list[list[str]]:
 @given(PREDICTIONS)
 @settings(max_examples=40)
 def test_a_submission_has_a_row_for_each_picture_in_the_order_given(predictions: list[Prediction]) -> None:
-    written = read_back([submission_row(prediction) for prediction in predictions])
+    written = read_back([Submission().row(prediction) for prediction in predictions])
     assert [name for name, _ in written] == [picture_id(prediction.image) for prediction in predictions]
     for (_, landmarks), prediction in zip(written, predictions, strict=True):
         if prediction.guesses:
@@ -48,22 +50,39 @@ def test_a_submission_has_a_row_for_each_picture_in_the_order_given(predictions:
 @given(PREDICTIONS)
 @settings(max_examples=40)
 def test_a_table_names_as_many_landmarks_as_were_found(predictions: list[Prediction]) -> None:
-    written = read_back([table_columns(3), *(table_row(prediction, 3) for prediction in predictions)])
-    assert {len(cells) for cells in written} == {7}
+    form = Table(top=3, neighbours=2)
+    written = read_back([form.columns(), *map(form.row, predictions)])
+    assert {len(cells) for cells in written} == {13}
     for cells, prediction in zip(written[1:], predictions, strict=True):
-        named = [(name, np.float32(number)) for name, number in zip(cells[1::2], cells[2::2], strict=True) if number]
+        named = [(name, np.float32(number)) for name, number in zip(cells[1:7:2], cells[2:7:2], strict=True) if number]
         assert named == [(str(guess.landmark_id), np.float32(guess.probability)) for guess in prediction.guesses]
+        near = [(cells[place], cells[place + 1], np.float32(cells[place + 2])) for place in (7, 10) if cells[place + 2]]
+        expected = [(one.key, str(one.landmark_id), np.float32(one.similarity)) for one in prediction.neighbours]
+        assert near == expected
+
+
+def test_lines_say_what_was_left_out_and_what_is_near() -> None:
+    near = Neighbour("key", 1, 7, "Tower", 0.75)
+    prediction = Prediction("a.jpg", (), None, (near,), 0.125)
+    left_out = "no landmark is probable enough (the best has 0.125)"
+    assert text_line(prediction) == f"a.jpg: {left_out}; nearest: key (Tower (7)) 0.750"
+    assert json.loads(json_line(prediction)) == {
+        "image": "a.jpg",
+        "predictions": [],
+        "neighbours": [{"key": "key", "label": 1, "landmark_id": 7, "name": "Tower", "similarity": 0.75}],
+        "left_out": 0.125,
+    }
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     path.write_text("earlier")
-    with suppress(InterruptedError), csv_file(path, 1) as add:
+    with suppress(InterruptedError), csv_file(path, Table(1)) as add:
         add(Prediction("a.jpg", (Guess(0, 7, None, 0.5),)))
         raise InterruptedError
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
-    with csv_file(path, 1) as add:
+    with csv_file(path, Table(1)) as add:
         add(Prediction("https://user:secret@host/a.jpg?token=secret", (Guess(0, 7, None, 0.5),)))
     assert pd.read_csv(path).to_dict("records") == [
         {"image": "https://host/a.jpg", "landmark_id_1": 7, "probability_1": 0.5}
@@ -91,5 +110,5 @@ def test_no_id_comes_twice() -> None:
 
 def test_a_file_without_a_place_is_refused_at_once(tmp_path: Path) -> None:
     for path, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "a.csv", "there is no folder")):
-        with pytest.raises(UserError, match=said), csv_file(path, None):
+        with pytest.raises(UserError, match=said), csv_file(path, Submission()):
             raise AssertionError("nothing is predicted")

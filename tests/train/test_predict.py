@@ -9,14 +9,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
+from lmk_data.options import PlanRule, Recipe
 from lmk_train.cli import eval_main, export_main, predict_main
+from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
+from lmk_train.evaluation.calibration import MIN_SAMPLES
+from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.neighbours.blend import UNPICKED
+from lmk_train.neighbours.index import TrainingPictures
 from lmk_train.predict import Predictor, named_images
 from lmk_train.training.loop import train
 
@@ -230,3 +239,143 @@ def test_the_dataset_is_not_needed(run: Path, photos: dict[str, str], tmp_path: 
     (prediction,) = Predictor(alone, device="cpu")([next(iter(photos.values()))])
     assert len(prediction.guesses) == 5
     assert sum(guess.probability for guess in prediction.guesses) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def judged(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pictures of the collection as a validation split, which is large enough to fit a temperature."""
+    out = tmp_path_factory.mktemp("judged") / "shards"
+    images, labels = [str(collection / "train")], str(collection / "train.csv")
+    rule, recipe = PlanRule(split=(0.0, 1.0, 0.0)), Recipe(size=32)
+    build(BuildOptions(images=images, labels=labels, out=out, rule=rule, recipe=recipe, workers=1, quiet=True))
+    return out
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_calibrated_run_says_so_and_predicts_at_its_temperature(
+    copied: Path, judged: Path, photos: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = next(iter(photos.values()))
+    (plain,) = Predictor(copied, device="cpu", amp="off")(photo, top=9)
+    assert predict_main([str(copied), photo, *EXACT]) == 0
+    assert capsys.readouterr().err.count("its probabilities are not calibrated; lmk-eval") == 1
+    earlier = json.loads((copied / "eval-test.json").read_text())
+    assert "temperature" not in earlier, "its validation split is too small"
+    assert eval_main([str(copied), "--calibrate", "--quiet", *EXACT]) == 1
+    said = capsys.readouterr().err
+    assert f"validation images of classes of the run, and a temperature takes {MIN_SAMPLES}" in said
+    exact = {"device": "cpu", "amp": "off", "quiet": True}
+    evaluate_run(EvalConfig(copied, str(judged), split="val", calibrate=True, **exact))  # type: ignore[arg-type]
+    fitted = json.loads((copied / "calibration.json").read_text())
+    assert fitted["loss_after"] <= fitted["loss_before"]
+    written = json.loads((copied / "eval-val.json").read_text())
+    assert written["temperature"] == fitted["temperature"]
+    assert written["loss"] == pytest.approx(fitted["loss_before"], rel=1e-4)
+    assert written["calibration_error"] == pytest.approx(fitted["error_before"], abs=1e-3)
+    assert written["calibrated_error"] == pytest.approx(fitted["error_after"], abs=1e-3)
+    evaluate_run(EvalConfig(copied, **exact))  # type: ignore[arg-type]
+    again = json.loads((copied / "eval-test.json").read_text())
+    assert {name: value for name, value in again.items() if name in earlier} == earlier
+    (calibrated,) = Predictor(copied, device="cpu", amp="off")(photo, top=9)
+    expected = np.array([guess.probability for guess in plain.guesses]) ** (1 / fitted["temperature"])
+    assert [guess.label for guess in calibrated.guesses] == [guess.label for guess in plain.guesses]
+    np.testing.assert_allclose(
+        [guess.probability for guess in calibrated.guesses], expected / expected.sum(), rtol=1e-4
+    )
+    assert predict_main([str(copied), photo, "--min-confidence", "1", *EXACT]) == 0
+    said_all = capsys.readouterr()
+    assert "no landmark is probable enough (the best has" in said_all.out
+    assert "calibrated" not in said_all.err
+
+
+def test_neighbours_are_named_and_counted(
+    copied: Path, dataset_path: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        training = dataset.index("train", ["key", "label"])
+    keys = training["key"].tolist()[:5]
+    named = [str(collection / "train" / key[0] / key[1] / key[2] / f"{key}.jpg") for key in keys]
+    words = [str(copied), *named, "--top", "9", "--json", *EXACT]
+    assert predict_main(words) == 0
+    plain = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for shards in ([], ["--shards", str(tmp_path / "nowhere")]):  # once the index is there, no dataset is needed
+        assert predict_main([*words, "--neighbours", "4", *shards]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("writing the index of") == (not shards)
+        lines = [json.loads(line) for line in said.out.splitlines()]
+        for key, line, without in zip(keys, lines, plain, strict=True):
+            near = line["neighbours"]
+            assert near[0]["key"] == key
+            assert near[0]["similarity"] == pytest.approx(1, abs=2e-3)
+            assert [one["similarity"] for one in near] == sorted((one["similarity"] for one in near), reverse=True)
+            votes = np.exp([one["similarity"] / UNPICKED.temperature for one in near])
+            expected = {
+                guess["label"]: guess["probability"] * (1 - UNPICKED.weight) for guess in without["predictions"]
+            }
+            for one, vote in zip(near, votes / votes.sum(), strict=True):
+                expected[one["label"]] += UNPICKED.weight * vote
+            found = {guess["label"]: guess["probability"] for guess in line["predictions"]}
+            assert found == pytest.approx(expected, abs=1e-4)
+    table = tmp_path / "answers.csv"
+    assert predict_main([*words[:2], "--csv", str(table), "--neighbours", "2", "--quiet", *EXACT]) == 0
+    assert pd.read_csv(table)["neighbour_key_1"].tolist() == keys[:1]
+
+
+def test_an_index_follows_the_weights_and_is_checked(
+    copied: Path, judged: Path, dataset_path: Path, photos: dict[str, str]
+) -> None:
+    """An index of other weights is written again, one of another dataset is refused."""
+    said_by: list[str] = []
+
+    def load(shards: Path) -> None:
+        predictor = Predictor(copied, device="cpu", amp="off")
+        predictor.load_neighbours(TrainingPictures(str(shards)), said_by.append)
+
+    with pytest.raises(UserError, match="is not the dataset that"):
+        load(judged)
+    load(dataset_path)
+    load(dataset_path)
+    assert len(said_by) == 1
+    path = copied / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["head.weight"] *= 2
+    torch.save(state, path)
+    load(dataset_path)
+    assert len(said_by) == 2
+    description = copied / "neighbours" / "index.json"
+    said = json.loads(description.read_text())
+    assert said["num_validation"] == 0
+    for change, message in (
+        ({"dataset": "0" * 64}, "an index of another dataset than the run's"),
+        ({"version": 2}, "not the description of an index"),
+        ({"blends": [[0.5, float("nan")]]}, "not finite|not the description"),
+        ({"blends": [[1.0, 0.1]]}, "not the description of an index"),
+        ({"num_samples": said["num_samples"] + 1}, "instead of float16"),
+        ({"num_features": 9}, "instead of float16"),
+    ):
+        description.write_text(json.dumps(said | change))
+        with pytest.raises(UserError, match=message):
+            load(dataset_path)
+    description.write_text(json.dumps(said))
+    for name, data, message in (
+        ("samples.parquet", b"PAR1", "not the samples of an index"),
+        ("train.npy", b"\x93NUMPY", "not readable features"),
+    ):
+        content = (copied / "neighbours" / name).read_bytes()
+        (copied / "neighbours" / name).write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            load(dataset_path)
+        (copied / "neighbours" / name).write_bytes(content)
+    features = np.lib.format.open_memmap(copied / "neighbours" / "train.npy", "r+")
+    features[:] = np.nan
+    features.flush()
+    predictor = Predictor(copied, device="cpu", amp="off")
+    predictor.load_neighbours()
+    with pytest.raises(UserError, match="no unit vectors"):
+        list(predictor(next(iter(photos.values())), neighbours=1))

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lmk_data.build import BuildOptions, build
 from lmk_data.errors import UserError
-from lmk_data.options import PlanRule, Recipe
-from lmk_train.cli import eval_main
-from lmk_train.evaluation.calibration import MIN_SAMPLES, confidences, fit_temperature, mean_loss, sampled_rows
+from lmk_train.evaluation.calibration import confidences, fit_temperature, mean_loss, probabilities_of, sampled_rows
 from lmk_train.evaluation.metrics import global_average_precision
 from lmk_train.runs.calibration import read_calibration
-
-EXACT = ["--amp", "off", "--device", "cpu", "--quiet"]
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
@@ -45,12 +40,14 @@ def test_the_temperature_has_the_least_loss(scale: float) -> None:
     assert mean_loss(logits, targets, fitted) == pytest.approx(loss(fitted), rel=1e-12)
     grid = np.exp(np.linspace(np.log(fitted) - 0.01, np.log(fitted) + 0.01, 21))
     assert abs(np.log(grid[np.argmin([loss(value) for value in grid])] / fitted)) < 0.0011
+    of_target = probabilities(logits, fitted)[rows, targets]
+    np.testing.assert_allclose(probabilities_of(logits, targets, fitted), of_target, rtol=1e-9)
     np.testing.assert_allclose(confidences(logits, fitted), probabilities(logits, fitted).max(axis=1), rtol=1e-9)
 
 
 def test_a_temperature_is_bounded() -> None:
     """Without mistakes no probability is raised, with random answers there is an end to lowering them."""
-    logits, targets = drawn(1.0)
+    logits, _ = drawn(1.0)
     right = logits.argmax(axis=1)
     assert fit_temperature(logits, right) == pytest.approx(1.0, rel=1e-3)
     wrong = np.where(np.arange(len(right)) < 10, (right + 1) % 5, right)
@@ -74,37 +71,10 @@ def test_pictures_of_nothing_count_against_the_answers_before_them() -> None:
     assert global_average_precision(correct, confidence, keys, 2) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_a_run_is_calibrated_on_request_and_says_so(
-    run: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    earlier = json.loads((run / "eval-test.json").read_text())
-    assert "temperature" not in earlier, "its validation split is too small"
-    assert eval_main([str(run), "--calibrate", *EXACT]) == 1
-    assert f"validation images of classes of the run, and a temperature takes {MIN_SAMPLES}" in capsys.readouterr().err
-    judged = tmp_path / "judged"
-    images, labels = [str(collection / "train")], str(collection / "train.csv")
-    rule, recipe = PlanRule(split=(0.0, 1.0, 0.0)), Recipe(size=32)
-    build(BuildOptions(images=images, labels=labels, out=judged, rule=rule, recipe=recipe, workers=1, quiet=True))
-    assert eval_main([str(run), "--shards", str(judged), "--split", "val", "--calibrate", *EXACT]) == 0
-    said = json.loads((run / "calibration.json").read_text())
-    assert said["loss_after"] <= said["loss_before"]
-    written = json.loads((run / "eval-val.json").read_text())
-    assert written["temperature"] == said["temperature"]
-    assert written["loss"] == pytest.approx(said["loss_before"], rel=1e-4)
-    assert written["calibration_error"] == pytest.approx(said["error_before"], abs=1e-4)
-    assert written["calibrated_error"] == pytest.approx(said["error_after"], abs=1e-4)
-    assert "calibration error at this temperature" in (run / "report" / "val.html").read_text()
-    assert eval_main([str(run), *EXACT]) == 0
-    again = json.loads((run / "eval-test.json").read_text())
-    assert again["temperature"] == said["temperature"]
-    assert {name: value for name, value in again.items() if name in earlier} == earlier
-    assert read_calibration(run, "0" * 64) is None, "one of other weights does not count"
-
-
 @pytest.mark.parametrize("value", ["NaN", "0", "1e9", '"1"', "null"])
-def test_a_calibration_of_a_stranger_is_checked(run: Path, value: str) -> None:
+def test_a_calibration_of_a_stranger_is_checked(tmp_path: Path, value: str) -> None:
     told = {"weights_sha256": "0" * 64, "dataset": "0" * 64, "split": "val", "num_samples": 50}
     told |= dict.fromkeys(("loss_before", "loss_after", "error_before", "error_after"), 0.5)
-    (run / "calibration.json").write_text(json.dumps(told)[:-1] + f', "temperature": {value}}}')
+    (tmp_path / "calibration.json").write_text(json.dumps(told)[:-1] + f', "temperature": {value}}}')
     with pytest.raises(UserError, match="not a calibration"):
-        read_calibration(run, "0" * 64)
+        read_calibration(tmp_path, "0" * 64)

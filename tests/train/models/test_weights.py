@@ -14,7 +14,7 @@ from lmk_data.errors import UserError
 from lmk_train.config.training import TrainConfig
 from lmk_train.models.registry import build_model, make_backbone
 from lmk_train.models.state_dicts import download_state_dict
-from lmk_train.models.weights import load_weights
+from lmk_train.models.weights import conventions_in, load_weights
 from tests.train.networks import network
 
 
@@ -255,6 +255,10 @@ def test_weights_for_other_conventions_say_which_flag_to_give(
     assert "taken as tf_efficientnet's" in load_weights(backbone, "efficientnet-lite0", str(path))
     with pytest.raises(UserError, match=r"add --conventions tensorflow$"):
         load_weights(backbone, "efficientnet-lite0", str(path), "pytorch")
+    assert conventions_in(str(path), "efficientnet-lite0") == "tensorflow"
+    assert (
+        conventions_in(str(tmp_path / "timm-efficientnet_lite0.ra_in1k/model.pth"), "efficientnet-lite0") == "pytorch"
+    )
     torch.save(state, tmp_path / "model.pth")  # nothing tells: the option decides, and the line says so
     assert "taken as efficientnet's" in load_weights(
         backbone, "efficientnet-lite0", str(tmp_path / "model.pth"), "pytorch"
