@@ -91,7 +91,7 @@ def conventions_named(text: str) -> Conventions | None:
 
     The last name counts: those of files follow those of folders.
     """
-    found = _TIMM_NAME.findall(text.lower().replace("-", "_"))
+    found = _TIMM_NAME.findall(text)
     return None if not found else "tensorflow" if found[-1] else "pytorch"
 
 

@@ -90,6 +90,11 @@ def test_without_a_validation_split_no_tau_is_picked(
     build(made)
     assert eval_main([str(run), "--shards", str(made.out), "--tau", *EXACT]) == 0
     assert "no validation split to pick one on" in capsys.readouterr().out
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    state["config"]["shards"] = str(made.out)
+    torch.save(state, run / "checkpoints" / "best.pt")
+    assert eval_main([str(run), "--tau", "--class-means", *EXACT]) == 1
+    assert "is not the dataset that the run was trained on; leave it out" in capsys.readouterr().err
     said = json.loads((run / "tau-test.json").read_text())
     assert (said["picked"], said["picked_on"], len(said["sweep"])) == (None, None, len(TAUS))
     assert "no validation split to pick one on" in (run / "report" / "index.html").read_text()

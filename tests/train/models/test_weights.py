@@ -259,10 +259,12 @@ def test_weights_for_other_conventions_say_which_flag_to_give(
     assert (
         conventions_in(str(tmp_path / "timm-efficientnet_lite0.ra_in1k/model.pth"), "efficientnet-lite0") == "pytorch"
     )
-    torch.save(state, tmp_path / "model.pth")  # nothing tells: the option decides, and the line says so
-    assert "taken as efficientnet's" in load_weights(
-        backbone, "efficientnet-lite0", str(tmp_path / "model.pth"), "pytorch"
-    )
+    unnamed = tmp_path / "efficientnet-lite0-ldam" / "model.pth"  # a folder of ours tells nothing of timm's file
+    unnamed.parent.mkdir()
+    torch.save(state, unnamed)
+    for conventions, name in (("pytorch", "efficientnet"), ("tensorflow", "tf_efficientnet")):
+        said = load_weights(backbone, "efficientnet-lite0", str(unnamed), conventions)  # type: ignore[arg-type]
+        assert f"timm's, taken as {name}'s" in said
     with pytest.raises(UserError, match="the ImageNet weights are TensorFlow's"):
         load_weights(backbone, "efficientnet-lite0", "imagenet", "pytorch")
     ours = {"model": {f"backbone.{key}": one for key, one in backbone.state_dict().items()}, "config": {}}
