@@ -1,6 +1,6 @@
 """What post-hoc methods gain on the heads and features of `pipelines.landmarks_lt`, which has to be done.
 
-    python -m pipelines.bench.post_hoc [runs/landmarks-lt] [--methods "cross entropy" "balanced softmax"]
+    python -m pipelines.bench.post_hoc [runs/landmarks-lt] [--methods "cross entropy" LDAM] [--csv FILE]
 
 The test pictures are halved: tau is picked on each half by macro F1, and judged on the other. Printed is the mean over
 all seeds, in %.
@@ -26,8 +26,9 @@ from lmk_train.runs.checkpoint import BEST, load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
 from lmk_train.runtime.precision import Precision
 
-_PLAIN = "as it is"
+_PLAIN = "none"
 _SHOWN = tuple(name for name in METRICS if name != "many_accuracy")  # no class is so large
+_LOSSES = ["cross entropy", "LDAM", "balanced softmax", "balanced softmax, cosine head"]
 _CPU = torch.device("cpu")
 
 
@@ -64,24 +65,41 @@ def _both_halves(
     return figures
 
 
-def table(out: Path, names: list[str]) -> str:
-    """Return the means over the seeds of each loss, as Markdown."""
-    lines = [f"| loss | post-hoc | {' | '.join(_SHOWN)} |", f"|---|---|{'---:|' * len(_SHOWN)}"]
+def judge_all(out: Path, names: list[str]) -> pd.DataFrame:
+    """Return a row for each loss, seed and post-hoc method."""
+    rows = []
     for name in names:
-        slug = name.replace(",", "").replace(" ", "-")
-        found = [judge(run, out) for run in sorted((out / "heads").glob(f"{slug}-[0-9]"))]
-        for method in found[0]:
-            means = pd.DataFrame([one[method] for one in found]).mean()
-            lines.append(f"| {name} | {method} | {' | '.join(f'{means[one]:.1f}' for one in _SHOWN)} |")
+        slug = name.lower().replace(",", "").replace(" ", "-")
+        for seed, run in enumerate(sorted((out / "heads").glob(f"{slug}-[0-9]"))):
+            found = judge(run, out).items()
+            rows += [{"loss": name, "post_hoc": method, "seed": seed, **figures} for method, figures in found]
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return the means over the seeds as Markdown."""
+    lines = [f"| loss | post-hoc | {' | '.join(_SHOWN)} |", f"|---|---|{'---:|' * len(_SHOWN)}"]
+    for _, group in rows.groupby(["loss", "post_hoc"], sort=False):
+        first, means = group.iloc[0], group[list(_SHOWN)].mean()
+        figures = " | ".join(f"{value:.1f}" for value in means)
+        lines.append(f"| {first['loss']} | {first['post_hoc']} | {figures} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs") / "landmarks-lt")
-    parser.add_argument("--methods", nargs="+", default=["cross entropy", "balanced softmax"])
+    parser.add_argument("--methods", nargs="+", default=_LOSSES)
+    parser.add_argument("--csv", type=Path, help="write every seed's figures to this file too")
     given = parser.parse_args()
-    return run_command("post_hoc", lambda: print(table(given.out, given.methods)))
+
+    def run() -> None:
+        rows = judge_all(given.out, given.methods)
+        if given.csv is not None:
+            rows.to_csv(given.csv, index=False, float_format="%.4f")
+        print(table(rows))
+
+    return run_command("post_hoc", run)
 
 
 if __name__ == "__main__":
