@@ -23,7 +23,7 @@ Resume: finished steps are not repeated. After an interruption, run the same com
 --out are refused. `--jobs N` trains N runs side by side, each with one thread and a log beside its folder.
 
 Hardware: a CPU suffices. An epoch takes about 18 s at imbalance 100 (12,406 images) on 2 cores, and 30 s at 10
-(20,431). A run of 200 epochs takes an hour or 1.6 hours, the 12 runs of a method and its imbalances about 8 hours. On a
+(20,431). A run of 200 epochs takes an hour or 1.6 hours, the 6 runs of a method about 8 hours. On a
 GPU a run takes minutes.
 
 Expected score: the published column, from Cao et al. 2019 (table 2). Their code keeps the best epoch on the test set,
