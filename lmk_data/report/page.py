@@ -48,6 +48,23 @@ class PictureRow:
     jpegs: Sequence[bytes]
 
 
+@dataclass(frozen=True)
+class Side:
+    """A group of images of a comparison, with the name of what they show."""
+
+    caption: str
+    jpegs: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of images side by side: a caption, a note beside it, and the groups."""
+
+    caption: str
+    note: str
+    sides: Sequence[Side]
+
+
 class Number(str):
     """A number as text, such as `12.5 %`: tables align it to the right."""
 
@@ -123,6 +140,11 @@ def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]]) -
 def picture_rows(rows: Iterable[PictureRow]) -> Markup:
     """Return rows of images with their captions."""
     return _piece("picture_rows", rows)
+
+
+def comparisons(rows: Iterable[Comparison]) -> Markup:
+    """Return groups of images side by side, one row below the other."""
+    return _piece("comparisons", rows)
 
 
 def thumbnail(jpeg: bytes, size: int, location: str) -> bytes:
