@@ -87,7 +87,8 @@ def draw_patterns(folder: Path, num_classes: int, num_images: int) -> Path:
 def test_the_loop_regains_two_thirds_of_what_wrong_labels_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
-    def run(*command: object) -> None:
+    def run(*command: object, log: Path | None = None) -> None:
+        assert log is None
         program, *words = map(str, command)
         commands.append(program)
         assert MAINS[program]([*words, "--quiet"]) == 0, command

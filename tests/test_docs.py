@@ -53,6 +53,7 @@ ONLY_PARSED = {
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
     "lmk-shard browse": "serves until Ctrl-C; tests/data/browse/test_browser.py",
+    "lmk-inspect ": "minutes on a CPU; tests/train/inspection/test_inspect.py has a small dataset",
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
@@ -306,6 +307,8 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
     for name in ("train", "train.csv"):
         (tmp_path / name).symlink_to(collection / name)
     (tmp_path / "mine.csv").write_text("landmark_id\n20409\n83144\n")
+    key = next(line for line in (collection / "train.csv").read_text().split() if line.endswith(",20409")).split(",")[0]
+    (tmp_path / "marks.csv").write_text(f"key,action,landmark_id,note\n{key},relabel,83144,another building\n")
     monkeypatch.chdir(tmp_path)
     for line in commands(DOCS / "sharding.md"):
         words = shlex.split(line)[1:]

@@ -143,7 +143,7 @@ class Catalogue:
 
     def class_row(self, label: int) -> ClassRow:
         """Return a class, with the class to show beside it."""
-        return self._classes.row_with_beside(label)
+        return self._classes.row(label)
 
     def complete(self, text: str, limit: int = 10) -> list[ClassRow]:
         """Return classes whose id or name contains a text: equal ones first, then beginnings, each by size."""

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.browse.lazy import Lazy
+from lmk_data.browse.marked import MarkedRows
 from lmk_data.browse.opened import Opened, label_of
 from lmk_data.browse.records import Beside, ClassFilter, ClassQuery, ClassRow, ClassSort, Page
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE, SPLITS
@@ -42,7 +43,8 @@ class Classes:
         else:
             keys = self._column(query.sort)[labels].astype(np.float64)
         ordered = labels[np.argsort(-keys if query.descending else keys, kind="stable")]
-        items = [self.row(int(label)) for label in ordered[part]]
+        marks = self._opened.marks.current()
+        items = [self._row(int(label), marks) for label in ordered[part]]
         return Page(items, len(ordered), query.page, query.page_size)
 
     def complete(self, text: str, limit: int) -> list[ClassRow]:
@@ -55,13 +57,21 @@ class Classes:
         begins = pc.or_(pc.starts_with(ids, wanted), pc.starts_with(names, wanted)).to_numpy(False)
         equals = pc.or_(pc.equal(ids, wanted), pc.equal(names, wanted)).to_numpy(False)
         order = np.lexsort((-self._size[labels], ~begins, ~equals))
-        return [self.row(int(label)) for label in labels[order[page_slice(0, limit)]]]
+        marks = self._opened.marks.current()
+        return [self._row(int(label), marks) for label in labels[order[page_slice(0, limit)]]]
 
     def row(self, label: int) -> ClassRow:
-        """Return a class. Raises KeyError if there is no such label."""
-        opened = self._opened
-        name = opened.classes[label_of(opened.classes.ids, label)]
-        marks, quality, run = opened.marks.current(), opened.quality, opened.run
+        """Return a class and the class to show beside it. Raises KeyError if there is no such label."""
+        row = self._row(label_of(self._opened.classes.ids, label), self._opened.marks.current())
+        return replace(row, beside=self._beside(label))
+
+    def forget_duplicates(self) -> None:
+        """Count the duplicates again: others are known now."""
+        self._duplicates = Lazy(self._count_duplicates)
+
+    def _row(self, label: int, marks: MarkedRows) -> ClassRow:
+        opened, name = self._opened, self._opened.classes[label]
+        quality, run = opened.quality, opened.run
         duplicates = opened.duplicates.peek() and self._duplicates.get()
         rows = opened.samples.of_label(label)
         return ClassRow(
@@ -85,14 +95,6 @@ class Classes:
             relabelled=int(marks.relabelled[label]),
             cover=opened.samples.keys.key(int(rows[0])) if len(rows) else None,
         )
-
-    def row_with_beside(self, label: int) -> ClassRow:
-        """Return a class and the class to show beside it. Raises KeyError if there is no such label."""
-        return replace(self.row(label), beside=self._beside(label))
-
-    def forget_duplicates(self) -> None:
-        """Count the duplicates again: others are known now."""
-        self._duplicates = Lazy(self._count_duplicates)
 
     def _beside(self, label: int) -> Beside | None:
         opened, rows = self._opened, self._opened.samples.of_label(label)

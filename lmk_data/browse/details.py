@@ -29,7 +29,7 @@ class Details:
     def detail(self, row: int) -> PictureDetail:
         """Return what is known of a row."""
         opened, samples, quality = self._opened, self._opened.samples, self._opened.quality
-        shards, origin = samples.shards(), samples.origin(row)
+        shards, origin, duplicates = samples.shards(), samples.origin(row), self._duplicates(row)
         run = opened.run
         top = run.top(row) if run else []
         other = self._pictures.proposed(row)
@@ -50,7 +50,7 @@ class Details:
             other_similarity=known(quality.other_similarity[row]) if quality else None,
             own_neighbours=self._nearest(row, opened.classes[own_label]),
             other_neighbours=self._nearest(row, beside),
-            duplicates=self._duplicates(row),
+            duplicates=duplicates,
         )
 
     def _nearest(self, row: int, where: ClassName | None) -> list[Neighbour]:
@@ -65,7 +65,7 @@ class Details:
     def _duplicates(self, row: int) -> list[Duplicate]:
         """Return the exact and near duplicates of a picture, the exact ones first."""
         opened, samples = self._opened, self._opened.samples
-        groups = opened.exact.get()
+        groups = opened.exact.get()  # before any row is made, which says so if it has duplicates
         group = int(groups.group[row])
         same = groups.rows_of(group) if group >= 0 else np.empty(0, np.int32)
         exact = same[same != row][:_MAX_EXACT]

@@ -76,7 +76,7 @@ class Queues:
                 class_name=names[row["label"]],
                 split=row["split"],
                 reason=row["reason"],
-                detail=row["detail"] or "",
+                detail=row["detail"] if isinstance(row["detail"], str) else "",
             )
             for row in rows
         ]

@@ -91,7 +91,7 @@ class RunFiles:
 
     def top(self, row: int) -> list[tuple[int, float]]:
         """Return up to five labels of the run and their probabilities, the best first; nothing without a prediction."""
-        for evaluated in self._evaluated:
+        for evaluated in reversed(self._evaluated):  # of a picture in two files the last one counts, as in `best`
             places = np.flatnonzero(evaluated.rows == row)
             if len(places):
                 count = min(TOP_K, len(self.labels))
@@ -100,6 +100,8 @@ class RunFiles:
                     columns[f"label_{place}"] = self._label_column
                     columns[f"probability_{place}"] = _PROBABILITY
                 read = read_place(evaluated.path, Declared(columns, _WHAT, _AGAIN), int(places[-1]))
+                if read["label_1"] != self.best[row]:
+                    raise UserError(f"{evaluated.path}: was written again since; start lmk-shard browse again")
                 return [(read[f"label_{place}"], read[f"probability_{place}"]) for place in range(1, count + 1)]
         return []
 

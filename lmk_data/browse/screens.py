@@ -1,8 +1,7 @@
 """The pages that show a dataset: for each address what it shows of the catalogue, and the links to go on from there."""
 
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 from starlette.exceptions import HTTPException
@@ -10,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from lmk_data.browse.catalogue import Catalogue
+from lmk_data.browse.choices import class_choices, class_columns, new_seed, picture_choices
 from lmk_data.browse.pages import (
     PICTURES_BESIDE,
     Address,
@@ -22,10 +22,7 @@ from lmk_data.browse.pages import (
     render,
 )
 from lmk_data.browse.records import (
-    ClassFilter,
-    ClassQuery,
     ClassRow,
-    Facts,
     MarkCounts,
     Page,
     PictureQuery,
@@ -36,56 +33,7 @@ from lmk_data.browse.records import (
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
-_SEEDS = 1_000_000
 _ROWS_PER_PAGE = 100
-_FILTERS: dict[ClassFilter, str] = {
-    "suspects": "suspects",
-    "outliers": "outliers",
-    "several": "several things",
-    "twin": "twins",
-    "duplicates": "duplicates",
-    "conflicts": "conflicts",
-    "marked": "marks",
-    "many": "many-shot",
-    "medium": "medium-shot",
-    "few": "few-shot",
-    "no-val": "no val",
-    "no-test": "no test",
-}
-_NEEDS_QUALITY = ("suspects", "outliers", "several", "twin", "suspect", "outlier", "suspicion")
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One way to narrow or order a list: the text of its link, where it leads, and whether it holds now."""
-
-    text: str
-    href: str
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A row of options."""
-
-    title: str
-    options: list[Option]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table of classes: `value` makes the text of a cell; `sort` is None if it orders nothing."""
-
-    title: str
-    sort: str | None
-    number: bool
-    value: Callable[[ClassRow], str]
-
-    def next_order(self, query: ClassQuery) -> str:
-        """Return the order that a click on its head asks for: numbers begin with the largest."""
-        if query.sort == self.sort:
-            return "up" if query.descending else "down"
-        return "down" if self.number else "up"
 
 
 class Screens:
@@ -97,22 +45,20 @@ class Screens:
 
     def start(self, request: Request) -> Response:
         """Return the first page: what is open, the queues, and the command that makes a view of the marks."""
-        return self._page("start.html", Address("/"), seed=_new_seed())
+        return self._page("start.html", Address("/"), seed=new_seed())
 
     def classes(self, request: Request) -> Response:
         """Return a page of the table of classes."""
         query = class_query(request.query_params)
         address = _address(request)
         facts = self._catalogue.facts()
-        kept = [(name, text) for name, text in _FILTERS.items() if facts.quality or name not in _NEEDS_QUALITY]
-        options = [Option(text, address.toggled("filter", name), name in query.filters) for name, text in kept]
         return self._page(
             "classes.html",
             address,
             query=query,
             list=self._catalogue.classes(query),
-            rows=[Choice("Only with", options)],
-            columns=_columns(facts),
+            rows=class_choices(query, address, facts),
+            columns=class_columns(facts),
         )
 
     def one_class(self, request: Request) -> Response:
@@ -143,7 +89,7 @@ class Screens:
             href=_hrefs(query),
             whole=list_parameters(query),
             narrowed=len(list_parameters(query)) > 1,
-            rows=self._choices(query, address),
+            rows=picture_choices(query, address, self._catalogue.facts()),
             **values,
         )
 
@@ -212,34 +158,8 @@ class Screens:
             list=found(self._catalogue.pictures, query),
             href=_hrefs(query),
             whole=list_parameters(query),
-            rows=self._choices(query, address),
+            rows=picture_choices(query, address, self._catalogue.facts()),
         )
-
-    def _choices(self, query: PictureQuery, address: Address) -> list[Choice]:
-        """Return the rows of links that narrow and order a list of pictures."""
-        facts = self._catalogue.facts()
-        flags: list[tuple[str | None, str]] = [("duplicate", "duplicates"), ("conflict", "conflicts")]
-        flags = [("suspect", "suspects"), ("outlier", "outliers"), *flags] if facts.quality else flags
-        flags = [*flags, ("misclassified", "misclassified")] if facts.run else flags
-        flags = [(flag, text) for flag, text in flags if text != query.queue]
-        states = [("none", "unmarked"), ("any", "marked"), ("exclude", "excluded"), ("relabel", "relabelled")]
-        orders: list[tuple[str | None, str]] = [(None, "worst first" if query.queue and not query.group else "index")]
-        orders += [("suspicion", "suspicion"), ("outlier", "outliers")] if facts.quality and not query.queue else []
-        rows: list[tuple[str, str, list[tuple[str | None, str]]]] = [
-            ("Split", "split", [(None, "all"), *((split, split) for split in facts.splits)]),
-            ("Show", "flag", [(None, "all"), *flags]),
-            ("Marks", "mark", [(None, "all"), *states]),
-            ("Order", "sort", orders),
-        ]
-        choices = [
-            Choice(
-                title, [Option(text, address.but(**{name: value}), _is(query, name, value)) for value, text in values]
-            )
-            for title, name, values in rows
-        ]
-        at_random = address.but(sort="random", seed=_new_seed())
-        choices[-1].options.append(Option("at random", at_random, query.sort == "random"))
-        return choices
 
     def _class_row(self, label: int) -> ClassRow:
         return found(self._catalogue.class_row, label)
@@ -312,40 +232,7 @@ def _alone(picture: PictureRow) -> dict[str, object]:
     return {"before": None, "after": None, "up": f"/class/{picture.label}", "place": None}
 
 
-def _is(query: PictureQuery, name: str, value: str | None) -> bool:
-    return bool(getattr(query, name) == value)
-
-
 def _label(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise HTTPException(404, "There is no such class.")
     return int(text)
-
-
-def _new_seed() -> int:
-    return secrets.randbelow(_SEEDS)
-
-
-def _columns(facts: Facts) -> list[Column]:
-    """Return the columns of the table of classes; what neither a run nor an inspection says has none."""
-    columns = [Column("class", "name", False, lambda row: row.name), _counted("pictures", "size", "num_samples")]
-    columns += [_counted(split, None, split) for split in facts.splits]
-    if facts.f1_split is not None:
-        columns.append(Column(f"F1 ({facts.f1_split})", "f1", True, lambda row: _decimals(row.f1, 3)))
-    if facts.quality is not None:
-        columns.append(Column("purity", "purity", True, lambda row: _decimals(row.purity, 2)))
-        columns += [_counted("suspects", "suspects", "suspects"), _counted("outliers", "outliers", "outliers")]
-    columns += [_counted("duplicates", "duplicates", "duplicates"), _counted("conflicts", "conflicts", "conflicts")]
-    return [*columns, Column("marked", "marked", True, lambda row: f"{row.excluded + row.relabelled:,}")]
-
-
-def _counted(title: str, sort: str | None, field: str) -> Column:
-    def value(row: ClassRow) -> str:
-        number = getattr(row, field)
-        return "" if number is None else f"{number:,}"
-
-    return Column(title, sort, True, value)
-
-
-def _decimals(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

@@ -19,7 +19,7 @@ from lmk_data.browse.catalogue import Catalogue
 from lmk_data.browse.records import Facts
 from lmk_data.browse.security import Guard, new_token
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.errors import UserError
+from lmk_data.errors import LmkError, UserError
 from lmk_data.options import Browse
 from lmk_data.system.storage import is_url
 from lmk_data.system.terminal import notice
@@ -52,12 +52,24 @@ def browse(options: Browse, started: Callable[[str, str], None]) -> Facts:
                 f"--host {options.host}: other machines can reach these pages, and nothing is encrypted; whoever sees "
                 "the address can look and mark"
             )
-        Thread(target=catalogue.warm, daemon=True).start()
+        if elsewhere := catalogue.facts().marked.elsewhere:
+            notice(
+                f"{marks}: {elsewhere:,} marks are of pictures that this dataset does not have; is it the right file?"
+            )
+        warming = Thread(target=_warm, args=(catalogue,))
+        warming.start()
         started(address, str(marks))
         if not options.no_open:
             open_browser(address)
         serve(guarded, listening)
+        warming.join()
         return catalogue.facts()
+
+
+def _warm(catalogue: Catalogue) -> None:
+    """Read what the first pages need. What cannot be read is said by the page that needs it."""
+    with suppress(LmkError):
+        catalogue.warm()
 
 
 def marks_path(marks: str | None, dataset: str) -> Path:

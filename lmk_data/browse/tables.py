@@ -52,13 +52,19 @@ def read_columns(path: Path, declared: Declared) -> dict[str, Any]:
 
     Raises UserError for a file that is missing or is not as declared.
     """
-    parts: dict[str, list[Any]] = {name: [] for name in declared.columns}
+    texts = [name for name, column in declared.columns.items() if column.kind == "text"]
+    others = [name for name in declared.columns if name not in texts]
+    read: dict[str, Any] = {}
     with _opened(path, declared) as source:
-        for batch in read_batches(source, list(declared.columns), LIMITS):
-            for name, column in declared.columns.items():
-                parts[name].append(_checked(name, batch.column(name), column))
-        read = {name: _JOIN[column.kind](parts.pop(name)) for name, column in declared.columns.items()}
-    pa.default_memory_pool().release_unused()
+        for names in (texts, others):  # Arrow holds a dictionary of all texts of a row group while it reads them
+            parts: dict[str, list[Any]] = {name: [] for name in names}
+            for batch in read_batches(source, names, LIMITS) if names else ():
+                for name in names:
+                    parts[name].append(_checked(name, batch.column(name), declared.columns[name]))
+            read |= {name: _JOIN[declared.columns[name].kind](parts.pop(name)) for name in names}
+            pa.default_memory_pool().release_unused()
+    if len({len(column) for name, column in read.items() if declared.columns[name].kind != "runs"}) > 1:
+        raise UserError(f"{path}: it changed while it was read; {declared.again}")
     return read
 
 

@@ -105,11 +105,13 @@ class MarksFile:
     """A local file of marks that several windows and processes may change at the same time.
 
     Changes are made under a lock (`.NAME.lock` beside the file) and are on disk when `apply` returns. Whoever is killed
-    leaves the file as it was, or with the whole change.
+    leaves the file as it was, or with the whole change. Raises UserError for a URL, which has no locks.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
+        if ":/" in str(path):
+            raise UserError(f"--marks {path}: marks are made in a file of this machine; name a local path")
         self._guard = Lock()
         self._read: tuple[Signature, MarkTable] | None = None
         self._is_swept = False

@@ -10,7 +10,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
 from lmk_data.errors import UserError
 from lmk_data.report import page
-from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord
+from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord, TauSweep
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.evaluation.report_plots import (
     accuracy_plot,
@@ -32,6 +32,9 @@ _METRIC_NAMES = {
     "num_unknown": "images of unknown classes",
     "top5_accuracy": "top-5 accuracy",
     "gap": "GAP",
+    "temperature": "temperature, fitted on validation",
+    "calibrated_error": "calibration error at this temperature",
+    "calibrated_gap": "GAP at this temperature",
 }
 
 
@@ -40,7 +43,7 @@ def run_sections(record: RunRecord, dataset: ShardedDataset, run: Path) -> list[
     evaluated = record.evaluated
     browse = page.command("lmk-shard", "browse", dataset.location, "--run", str(run))
     inspect = page.command("lmk-inspect", str(run), "--shards", dataset.location)
-    sweep = [page.Section("Post-hoc logit adjustment", [tau_plot(record.sweep)])] if record.sweep else []
+    sweep = [page.Section("Post-hoc logit adjustment", _sweep(record.sweep))] if record.sweep else []
     return [
         page.Section("Summary", _summary(record)),
         page.Section("Training", _curves(record)),
@@ -55,6 +58,17 @@ def run_sections(record: RunRecord, dataset: ShardedDataset, run: Path) -> list[
         page.Section("All classes", [_class_table(evaluated)]),
         page.Section("Configuration", [_configuration(record)]),
     ]
+
+
+def _sweep(sweep: TauSweep) -> list[Markup]:
+    """Return the plot of the logit adjustment, and a table of the other post-hoc methods if there are any."""
+    if not sweep.others:
+        return [tau_plot(sweep)]
+    rows = [
+        (method, "" if tau is None else f"{tau:g}", *(f"{figure:.4f}" for figure in figures))
+        for method, tau, *figures in sweep.others
+    ]
+    return [tau_plot(sweep), page.table(("other methods", "tau", "accuracy", "macro F1", "macro recall"), rows)]
 
 
 def _summary(record: RunRecord) -> list[Markup]:

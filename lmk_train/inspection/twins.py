@@ -1,4 +1,4 @@
-"""Classes that are the same thing twice: their means are too close for their spread, or they share near duplicates."""
+"""Classes that are the same thing twice: much nearer to each other than to others, or with shared near duplicates."""
 
 import math
 from dataclasses import dataclass

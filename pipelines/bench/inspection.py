@@ -33,7 +33,7 @@ _MEASURED = ("labels", "outliers", "parts", "twins")
 def class_sizes(num_samples: int, num_classes: int) -> NDArray[np.int64]:
     """Return sizes of classes, the largest first, that add up to `num_samples`; at least 6 each."""
     weights = 1 / (np.arange(num_classes) + 20.0)
-    sizes = 6 + np.floor((num_samples - 6 * num_classes) * weights / weights.sum()).astype(np.int64)
+    sizes: NDArray[np.int64] = 6 + np.floor((num_samples - 6 * num_classes) * weights / weights.sum()).astype(np.int64)
     sizes[: num_samples - int(sizes.sum())] += 1
     return sizes
 

@@ -3,7 +3,8 @@ const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const tiles = all(".tile");
 const single = one("[data-single]");
-const shown = [...new Set(all("[data-key]").map((item) => item.dataset.key))];
+const MAX_SHOWN = 1000; // what the server takes at once
+const shown = [...new Set(all("[data-key]").map((item) => item.dataset.key))].slice(0, MAX_SHOWN);
 const POLL_MILLISECONDS = 2000;
 const KEEPALIVE_BYTES = 60000; // browsers refuse more than 64 KB in flight
 

@@ -2,12 +2,15 @@
 
 import csv
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lmk_data.build import BuildOptions, build
+from lmk_data.dataset import ShardedDataset
 from lmk_data.options import PlanRule, Recipe
+from tests.data.browse.drawn_files import write_quality, write_run
 from tests.drawing import make_collection, write_labels
 
 NAMES = {
@@ -45,3 +48,23 @@ def named_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return folder / "shards"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run and an inspection of the dataset; `suspect` is in val, and both say that it shows the Bridge of Sighs."""
+
+    run: Path
+    quality: Path
+    suspect: str
+
+
+@pytest.fixture(scope="session")
+def judged(named_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    folder = tmp_path_factory.mktemp("judged")
+    with ShardedDataset.open(named_dataset) as dataset:
+        val, train = dataset.index("val"), dataset.index("train")
+        suspect = val["key"][val["landmark_id"] == 138982].iloc[0]
+        write_run(dataset, folder / "run", {suspect: 83144})
+        write_quality(dataset, folder / "quality", {suspect: 83144}, {train["key"].iloc[0]})
+    return Judged(folder / "run", folder / "quality", suspect)

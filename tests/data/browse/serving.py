@@ -18,8 +18,9 @@ ONE, TWO = "1" * 32, "2" * 32  # windows
 class Pages:
     """A browser with two windows over a dataset and a marks file."""
 
-    def __init__(self, dataset: Path, marks: Path) -> None:
-        self.catalogue = Catalogue.open(ShardedDataset.open(dataset), run=None, quality=None, marks=MarksFile(marks))
+    def __init__(self, dataset: Path, marks: Path, run: Path | None = None, quality: Path | None = None) -> None:
+        opened = ShardedDataset.open(dataset)
+        self.catalogue = Catalogue.open(opened, run=run, quality=quality, marks=MarksFile(marks))
         guarded = Guard(make_app(self.catalogue, "version"), TOKEN, COOKIE, ["here"])
         self.client = TestClient(guarded, base_url=f"http://{HOST}", raise_server_exceptions=True)
 
@@ -38,7 +39,3 @@ class Pages:
         response = self.client.post(path, json=body, headers={"Origin": f"http://{HOST}"})
         assert response.status_code == code, response.text
         return response.json() if code == 200 else response.text
-
-    def keys(self, label: int) -> list[str]:
-        with self.catalogue._opened.dataset as dataset:
-            return [sample.key for sample in dataset if sample.label == label]

@@ -13,6 +13,7 @@ from lmk_data.browse import undo
 from lmk_data.browse.records import PictureQuery
 from lmk_data.browse.undo import MAX_STEPS, MAX_WINDOWS, Steps
 from lmk_data.views.marks import Mark, MarksFile, read_marks
+from tests.data.browse.conftest import Judged
 from tests.data.browse.serving import ONE, TWO, Pages
 
 EXCLUDE = {"action": "exclude"}
@@ -67,6 +68,23 @@ def test_every_page_shows_names_as_text(pages: Pages, keys: list[str]) -> None:
         assert not policed.refused, f"{path}: the policy refuses {policed.refused}"
     assert "&lt;img src=x" in pages.get("/class/0")
     assert "Bridge of Sighs" in pages.get("/classes?search=sighs")
+
+
+def test_what_a_run_and_an_inspection_say_is_shown(named_dataset: Path, marks: Path, judged: Judged) -> None:
+    pages = Pages(named_dataset, marks, judged.run, judged.quality).enter()
+    classes = pages.get("/classes?sort=f1&filter=suspects")
+    assert "F1 (val)" in classes
+    assert "purity" in classes
+    suspects = pages.get("/queue/suspects")
+    assert f'data-key="{judged.suspect}" data-mark="" data-proposed="83144"' in suspects
+    picture = pages.get(f"/picture/{judged.suspect}?queue=suspects&at=0")
+    for part in ("Proposed", "Predictions", "Similarity", "Nearest in its own class", "1 of 1"):
+        assert part in picture, part
+    assert "predicted as" in pages.get("/queue/confusions")
+    assert 'href="/class/0?beside=2">Side by side' in pages.get("/class/0")
+    for path in ("/", "/class/0?sort=suspicion&flag=misclassified", "/class/0?beside=2&sort=outlier"):
+        pages.get(path)
+    pages.get("/queue/outliers")
 
 
 def test_what_is_not_there_is_said(pages: Pages) -> None:

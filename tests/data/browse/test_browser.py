@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from lmk_data.cli import main
 from lmk_data.views.marks import Mark, read_marks
+from tests.data.browse.conftest import Judged
 
 pytestmark = pytest.mark.slow
 BRIDGE = "\u2192 Bridge of Sighs"
@@ -24,9 +25,10 @@ EXCLUDED = '[data-mark="exclude"]'
 class Server:
     """A process of `lmk-shard browse` over a dataset, in a folder that gets the marks."""
 
-    def __init__(self, dataset: Path, folder: Path, port: int = 0) -> None:
+    def __init__(self, dataset: Path, folder: Path, port: int = 0, judged: Judged | None = None) -> None:
         words = [sys.executable, "-m", "lmk_data.cli", "browse", str(dataset), "--no-open", "--quiet"]
         words += ["--port", str(port), "--marks", "marks.csv"]
+        words += ["--run", str(judged.run), "--quality", str(judged.quality)] if judged else []
         self.process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().split()[-1]
@@ -52,8 +54,8 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def shared_server(named_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(named_dataset, tmp_path_factory.mktemp("browse"))
+def shared_server(named_dataset: Path, judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(named_dataset, tmp_path_factory.mktemp("browse"), judged=judged)
     yield server
     assert server.end() == 0
 
@@ -112,7 +114,7 @@ def test_search_open_mark_and_undo_with_the_mouse(server: Server, window: Opened
     key = key_of(page, 1)
     page.locator(".open").nth(1).click()
     expect(page.locator("article img")).to_have_js_property("naturalWidth", 32)
-    page.get_by_role("toolbar").get_by_role("button", name="Exclude").click()
+    page.get_by_role("group", name="Mark pictures").get_by_role("button", name="Exclude").click()
     expect(page.get_by_role("status")).to_have_text("1 picture excluded.")
     assert read_marks(str(server.marks)) == {key: Mark("exclude")}
     page.get_by_role("link", name="List").click()
@@ -132,7 +134,7 @@ def test_search_open_mark_and_undo_with_the_mouse(server: Server, window: Opened
     expect(page.locator("[data-counts]")).to_have_text("6 excluded, 0 relabelled")
 
 
-def test_the_keyboard_alone_is_enough(server: Server, window: Opened) -> None:
+def test_the_keyboard_alone_is_enough(server: Server, window: Opened, judged: Judged) -> None:
     page = window(server, "/classes?sort=name")
     press = page.keyboard.press
     press("/")
@@ -173,6 +175,11 @@ def test_the_keyboard_alone_is_enough(server: Server, window: Opened) -> None:
     press("Escape")
     press("Tab")
     assert page.evaluate("!document.activeElement.closest('.grid')"), "Tab leaves the grid"
+    page.goto(f"{server.root}/queue/suspects")
+    press("l")
+    press("y")
+    expect(page.locator(".tile .mark")).to_have_text(BRIDGE)
+    assert read_marks(str(server.marks)) == {judged.suspect: Mark("relabel", "83144")}
 
 
 def test_two_windows_see_each_other_and_undo_only_their_own(server: Server, window: Opened) -> None:
@@ -221,7 +228,7 @@ def test_the_view_of_the_marks_is_whole_and_can_be_looked_at_again(
 ) -> None:
     page = window(server, "/queue/conflicts")
     page.get_by_role("button", name="Choose all but the first").click()
-    page.get_by_role("toolbar").get_by_role("button", name="Exclude").click()
+    page.get_by_role("group", name="Mark pictures").get_by_role("button", name="Exclude").click()
     expect(page.locator(EXCLUDED)).to_have_count(1)
     (excluded,) = read_marks(str(server.marks))
     view = tmp_path / "view"
@@ -251,7 +258,7 @@ def test_phones_and_dark_mode(server: Server, browser: Browser) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than the phone"
         nameless = "[...document.querySelectorAll('img:not([alt])')].length"
         assert page.evaluate(nameless) == 0
-    button = page.get_by_role("toolbar").get_by_role("button", name="Exclude", exact=True)
+    button = page.get_by_role("group", name="Mark pictures").get_by_role("button", name="Exclude", exact=True)
     box = button.bounding_box()
     assert box is not None
     assert min(box["width"], box["height"]) >= 44

@@ -361,6 +361,16 @@ def test_a_base_that_has_to_be_named_is_in_the_line(edited: Path, tmp_path: Path
     assert shlex.split(catalogue.facts().subset_line)[-2:] == ["--base", str(edited)]
 
 
+def test_a_dataset_behind_a_url_is_shown_as_a_local_one(edited: Path, drawn: Opened, full: Catalogue) -> None:
+    with ShardedDataset.open(f"file://{edited}") as dataset:
+        assert not dataset.is_local
+        catalogue = drawn.open(dataset)
+        key = next(iter(drawn.suspects))
+        assert catalogue.picture(key) == full.picture(key)
+        assert catalogue.jpeg(key) == full.jpeg(key)
+        assert catalogue.queue_names()[2:4] == full.queue_names()[2:4]
+
+
 def test_two_threads_see_the_same(drawn: Opened) -> None:
     catalogue = drawn.open()
     queries = [PictureQuery(label=label, sort="suspicion") for label in range(5)] * 4

@@ -173,6 +173,16 @@ def test_an_inspection_of_another_version_is_joined_by_key(dataset_64: Path, own
     assert catalogue.picture(keys[1]).own_similarity is not None
 
 
+def test_predictions_that_were_written_again_are_noticed(dataset_64: Path, own: Path) -> None:
+    catalogue = opened(dataset_64, own, "run")
+    path = own / "run" / "predictions-val.parquet"
+    key = pq.read_table(path)["key"][0].as_py()
+    assert len(catalogue.picture(key).predictions) == 5
+    edit(path, lambda columns: columns["label_1"].__setitem__(0, 5 - columns["label_1"][0]))
+    with pytest.raises(UserError, match="written again"):
+        catalogue.picture(key)
+
+
 def test_features_that_were_deleted_are_not_missed(dataset_64: Path, own: Path) -> None:
     shutil.rmtree(own / "quality" / "features")
     catalogue = opened(dataset_64, own, "quality")
