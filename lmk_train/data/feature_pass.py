@@ -14,12 +14,10 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from lmk_data.errors import UserError
 from lmk_data.system.files import check_no_link, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
-from lmk_train.data.augment import Preprocess
 from lmk_train.data.order import batch_picks, num_batches
 from lmk_train.data.reader import Reader
 from lmk_train.data.stream import BatchStream
@@ -41,8 +39,8 @@ class FeaturePass:
         workers: threads that decode; the reader's default if None.
     """
 
-    network: nn.Module
-    preprocess: Preprocess
+    network: Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     precision: Precision
     workers: int | None = None
 
