@@ -40,5 +40,8 @@ def _marks(inspection: Inspection, config: InspectConfig) -> Iterator[str]:
     )
     if proposals.undecided:
         yield f"  {proposals.undecided:,} suspects have no mark: their class is several things, or a twin"
+    if not config.marks.exists():
+        yield from ("look and mark:", f"  {browse} --marks {path}")
+        return
     yield from ("look at them first:", f"  {browse} --marks {path}")
     yield from ("a view without them:", f"  lmk-shard subset {dataset}{base} --out VIEW --marks {path}")
