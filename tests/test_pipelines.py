@@ -193,6 +193,16 @@ def test_the_table_in_the_docs_is_that_of_its_results() -> None:
         assert shown[name] == [*means, f"{recalls.min():.1f} to {recalls.max():.1f}"], name
 
 
+def test_the_table_of_answers_in_the_docs_is_that_of_its_results() -> None:
+    results = pd.read_csv(ROOT / "docs" / "results" / "answers.csv")
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    mean = results[results["run"] == "mean"].drop(columns="run").set_index("answers")
+    for name, *values in mean.itertuples():
+        assert f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |" in page
+    runs = results[results["run"] != "mean"].drop(columns="run").groupby("answers").mean()
+    pd.testing.assert_frame_equal(runs, mean.sort_index(), rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (name, size) in enumerate({"a": 60, "b": 30, "c": 15}.items()):
