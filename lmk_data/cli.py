@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from lmk_data import __version__
-from lmk_data.options import Build, BuildOptions, Export, Report, Sample, Subset, Verify
+from lmk_data.options import Build, BuildOptions, Export, Report, Sample, Selection, Subset, Verify
 from lmk_data.system.terminal import run_command, say
 
 if TYPE_CHECKING:
@@ -125,14 +125,13 @@ def _verify(command: Verify) -> None:
 
 
 def _subset(command: Subset) -> None:
+    from lmk_data.dataset.format import SPLITS
     from lmk_data.dataset.reader import ShardedDataset
     from lmk_data.system.storage import is_url
     from lmk_data.views.copy import write_copy
-    from lmk_data.views.selection import read_class_list
     from lmk_data.views.view import write_view
 
-    classes = read_class_list(command.classes) if command.classes else None
-    selection = replace(command.selection, classes=classes)
+    selection = _selection(command)
     with ShardedDataset.open(command.dataset, base=command.base) as dataset:
         write = write_copy if command.copy else write_view
         manifest = write(
@@ -151,9 +150,34 @@ def _subset(command: Subset) -> None:
             say(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
         base = "" if command.copy else manifest["view_of"]["path"]
-        if dropped := origin["removed"].get("duplicates"):
-            say(f"  duplicates left out: {', '.join(f'{number:,} of {split}' for split, number in dropped.items())}")
+        counted: dict[str, Any] = {
+            "left out by marks and lists of keys": origin["removed"].get("marked"),
+            "duplicates left out": origin["removed"].get("duplicates"),
+            "relabelled": origin.get("relabelled"),
+        }
+        for what, numbers in counted.items():
+            if numbers:
+                say(f"  {what}: {', '.join(f'{numbers[split]:,} of {split}' for split in SPLITS)}")
         say(f"next: lmk-train --shards {command.out}{f' --base {base}' if is_url(base) else ''}")
+
+
+def _selection(command: Subset) -> Selection:
+    """Return what the command line selects, with the content of the files that it names."""
+    from lmk_data.views.lists import read_class_list, read_key_lists
+    from lmk_data.views.marks import read_mark_files
+
+    def paths(files: tuple[tuple[str, ...], ...]) -> list[str]:
+        return [path for given in files for path in given]
+
+    ignore, quiet = command.ignore_unknown, command.quiet
+    return replace(
+        command.selection,
+        classes=read_class_list(command.classes) if command.classes else None,
+        include=read_key_lists(paths(command.include), "--include") if command.include else None,
+        exclude=read_key_lists(paths(command.exclude), "--exclude") if command.exclude else None,
+        marks=read_mark_files(paths(command.marks), ignore_conflicts=ignore, quiet=quiet) if command.marks else None,
+        ignore_unknown=ignore,
+    )
 
 
 def _export(command: Export) -> None:

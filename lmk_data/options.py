@@ -5,17 +5,17 @@ Every option is declared here, once. The line under a field is its text in --hel
 and `write_copy`. This module imports nothing heavy, because every start of `lmk-shard` imports it.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from math import gcd, lcm
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Fixed, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import Fixed, OmitArgPrefixes, Positional, Suppress, UseAppendAction, arg
 
 from lmk_data.errors import UserError
+from lmk_data.mark import Mark
 
 Fit = Literal["squash", "crop", "pad"]
 Subsampling = Literal["4:2:0", "4:4:4"]
@@ -32,8 +32,7 @@ _Base = Annotated[
     ),
 ]
 _Workers = Annotated[int | None, arg(metavar="N")]
-# In a note: what is neither text nor the end of a line; lone surrogates are in no file.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_Files = Annotated[tuple[tuple[str, ...], ...], arg(metavar="FILE ..."), UseAppendAction]
 _INLINE = arg(name="", prefix_name=False)  # the fields of a nested dataclass are options of the command itself
 
 
@@ -142,37 +141,21 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """What somebody says of one sample: leave it out, or give it another class.
-
-    Raises UserError for another action, a relabel without a class, an exclude with one, and for control characters.
-    """
-
-    action: Literal["exclude", "relabel"]
-    landmark_id: str = ""
-    """The right class as text, for `relabel` only."""
-    note: str = ""
-    """Free text in one or more lines."""
-
-    def __post_init__(self) -> None:
-        if self.action not in ("exclude", "relabel"):
-            raise UserError(f"the action {ascii(self.action)[:80]} is neither exclude nor relabel")
-        if self.action == "relabel" and not self.landmark_id:
-            raise UserError("relabel needs a landmark_id, the right class")
-        if self.action == "exclude" and self.landmark_id:
-            raise UserError("exclude takes no landmark_id; leave it empty, or write relabel")
-        if not self.landmark_id.isprintable() or _CONTROL.search(self.note):
-            raise UserError("has control characters; remove them")
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """Rules that choose classes and images. They apply in the order in which they stand here."""
 
+    include: Suppress[Fixed[tuple[str, ...] | None]] = None
+    """Keys of the samples to choose from, which the command line reads from files; None means all."""
+    exclude: Suppress[Fixed[tuple[str, ...] | None]] = None
+    """Keys of samples to leave out, which the command line reads from files."""
+    marks: Suppress[Fixed[Mapping[str, Mark] | None]] = None
+    """Samples to leave out or to give another class, by key; the command line reads them from files."""
+    ignore_unknown: Suppress[Fixed[bool]] = False
+    """Ignore keys that the dataset does not have, and those that are left out and relabelled; else an error."""
     classes: Suppress[Fixed[tuple[str, ...] | None]] = None
     """Landmark ids as strings, which the command line reads from a file."""
     min_samples: Annotated[int | None, arg(metavar="N")] = None
-    """Keep classes with at least this many listed images in the original dataset."""
+    """Keep classes with at least this many listed images in the original dataset, after marks."""
     top: Annotated[int | None, arg(metavar="K")] = None
     """Of these classes, keep only the K with the most listed images."""
     drop_duplicates: Annotated[DuplicateKind | None, arg(metavar="{exact,near}")] = None
@@ -259,12 +242,20 @@ class Verify:
 
 @dataclass(frozen=True)
 class Subset:
-    """Choose classes of a dataset and write a view: made in seconds, opens as a dataset, copies no picture.
+    """Choose classes and images of a dataset and write a view: made in seconds, opens as a dataset, copies no picture.
 
-    The rules combine: first the listed classes, then those with enough images, then the largest of these. With --copy
-    the result is an independent dataset with the same JPEG bytes.
+    The rules combine: first --include, --exclude and --marks, then the listed classes, then those with enough images,
+    then the largest of these. With --copy the result is an independent dataset with the same JPEG bytes.
 
     Example: lmk-shard subset shards --out shards-top20 --top 20 --max-per-class 500
+
+    Marks leave samples out or give them another class. They are a CSV, such as these three lines:
+
+    key,action,landmark_id,note
+    0a1b2c3d4e5f6071,exclude,,a floor plan
+    17234fa0b1c2d3e4,relabel,138982,the other church
+
+    Example: lmk-shard subset shards --out shards-clean --marks marks.csv --min-samples 6
     """
 
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]
@@ -274,6 +265,14 @@ class Subset:
     selection: Annotated[Selection, OmitArgPrefixes] = field(default_factory=Selection)
     classes: Annotated[str | None, arg(metavar="FILE")] = None
     """Keep the landmark ids in this file: one per line, or the column landmark_id of a CSV or Parquet file."""
+    marks: _Files = ()
+    """Apply the marks in these CSV files: samples marked `exclude` are left out, `relabel` gives another class."""
+    exclude: _Files = ()
+    """Leave out the samples with these keys: one per line, or the column key of a CSV or Parquet file."""
+    include: _Files = ()
+    """Choose from the samples with these keys only, from files as for --exclude."""
+    ignore_unknown: bool = False
+    """Ignore keys in these files that the dataset does not have, and those with two different marks."""
     base: _Base = None
     copy: bool = False
     """Write shards with new labels instead of a view."""
@@ -283,6 +282,10 @@ class Subset:
     """Delete what another build or view left in --out."""
     quiet: bool = False
     """Print no progress and no summary."""
+
+    def __post_init__(self) -> None:
+        if self.ignore_unknown and not (self.marks or self.exclude or self.include):
+            raise UserError("--ignore-unknown: is for --marks, --exclude and --include; leave it out")
 
 
 @dataclass(frozen=True)

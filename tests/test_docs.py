@@ -20,7 +20,7 @@ import tyro
 import lmk_data.cli
 from lmk_data.cli import main
 from lmk_train.cli import eval_main, export_main, predict_main, train_main
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.option import options_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import read_space
@@ -31,6 +31,7 @@ PROGRAMS = {
     "lmk-train": TrainConfig,
     "lmk-eval": EvalConfig,
     "lmk-predict": PredictConfig,
+    "lmk-inspect": InspectConfig,
     "lmk-export": ExportConfig,
     "lmk-tune": TuneConfig,
 }
@@ -47,6 +48,7 @@ ONLY_PARSED = {
     ". .venv": "of the shell",
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
+    "lmk-inspect ": "minutes on a CPU; tests/train/inspection/test_inspect.py has a small dataset",
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",

@@ -10,7 +10,7 @@ from lmk_data.decoding import exif, jpeg, picture, png, refusal
 from lmk_data.options import Recipe
 from lmk_data.sources import archives, links, rows, tables, tar_headers
 from lmk_data.system import files, parquet, remote, storage, web
-from lmk_data.views import selection
+from lmk_data.views import lists, marks
 from lmk_train.evaluation import evaluation_files
 
 SHARDING = Path(__file__).resolve().parents[1] / "docs/sharding.md"
@@ -54,7 +54,9 @@ LIMITS = {
     "any other file that is read in one piece": size(files.MAX_FILE_BYTES),
     "one listing of a web server": size(web.MAX_LISTING_BYTES),
     "a file that a web server sends whole where a part is asked for": size(web.MAX_WHOLE_BYTES),
-    "a list of classes": size(selection.MAX_LIST_BYTES),
+    "a list of classes": size(lists.MAX_CLASSES_BYTES),
+    "a list of keys": size(lists.MAX_KEYS_BYTES),
+    "a file of marks": f"{size(marks.MAX_BYTES)}, {marks.MAX_MARKS:,} marks",
     "folders below a URL of a web server": f"{remote.MAX_FOLDERS:,}, {remote.MAX_DEPTH} deep",
     "files below a URL of a web server": f"{remote.MAX_FILES:,}",
     "silence of a web server": f"{web.SILENT_SECONDS} s",

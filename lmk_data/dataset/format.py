@@ -25,6 +25,7 @@ REJECTS = "rejects.parquet"
 CARD = "README.md"
 REPORT_FOLDER = "report"
 SPLITS = ("train", "val", "test")
+MARKED_SIZE = "counted"  # a column of classes.parquet: images that the base lists, after marks
 Split = Literal["train", "val", "test"]
 REJECT_REASONS = (
     "missing",
@@ -130,9 +131,27 @@ class ClassList(TypedDict):
     sha256: Sha256
 
 
+class MarkList(TypedDict):
+    """The marks that a selection was given: how many of each kind, and the hash of keys, actions and classes."""
+
+    num_excluded: Count
+    num_relabelled: Count
+    sha256: Sha256
+
+
+class KeyList(TypedDict):
+    """A list of keys that a selection was given: its length, and the hash of the sorted keys."""
+
+    num_keys: Count
+    sha256: Sha256
+
+
 class SelectionStep(TypedDict, total=False):
     """The rules of one selection; those that were not given are missing."""
 
+    marks: MarkList
+    exclude: KeyList
+    include: KeyList
     classes: ClassList
     min_samples: Count
     top: Count
@@ -141,13 +160,26 @@ class SelectionStep(TypedDict, total=False):
 
 
 class Removed(TypedDict):
-    """How many classes, and samples of each split, selections removed; `duplicates` are the duplicates among these."""
+    """How many classes, and samples of each split, selections removed.
+
+    Of these samples, `marked` are those that marks or lists of keys removed, `duplicates` the duplicates.
+    """
 
     classes: Count
     train: Count
     val: Count
     test: Count
+    marked: NotRequired[dict[str, Count]]
     duplicates: NotRequired[dict[str, Count]]
+
+
+class Relabelled(TypedDict):
+    """How many samples of each split carry another class than in the base, and the hash of their keys and classes."""
+
+    train: Count
+    val: Count
+    test: Count
+    sha256: Sha256
 
 
 class SubsetOrigin(TypedDict):
@@ -156,6 +188,7 @@ class SubsetOrigin(TypedDict):
     content_sha256: Sha256
     selection: list[SelectionStep]
     removed: Removed
+    relabelled: NotRequired[Relabelled]
 
 
 class ViewOrigin(SubsetOrigin):
@@ -260,9 +293,12 @@ def recipe_json(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     return {**asdict(recipe), "encoder": {**asdict(encoder), "codecs": list(encoder.codecs)}}
 
 
-def classes_schema(landmark_id: pa.DataType) -> pa.Schema:
-    """Return the schema of classes.parquet: one row per class kept, in order of dense labels."""
-    counts = [(name, pa.int32()) for name in ("listed", *SPLITS, "rejected")]
+def classes_schema(landmark_id: pa.DataType, *, is_marked: bool = False) -> pa.Schema:
+    """Return the schema of classes.parquet: one row per class kept, in order of dense labels.
+
+    A view that `is_marked` also states the size by which further selections choose classes.
+    """
+    counts = [(name, pa.int32()) for name in ("listed", *SPLITS, "rejected", *([MARKED_SIZE] if is_marked else []))]
     return pa.schema([("label", pa.int32()), ("landmark_id", landmark_id), ("name", pa.string()), *counts])
 
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from lmk_data.dataset.format import (
     CLASSES,
+    MARKED_SIZE,
     SPLITS,
     classes_schema,
     dropped_classes_schema,
@@ -141,7 +142,7 @@ def _is_within(column: pa.ChunkedArray, least: int, most: int) -> bool:
 def read_classes(folder: Folder, num_classes: int) -> pd.DataFrame:
     """Return classes.parquet of a dataset whose manifest states `num_classes`, checked: one row per label, in order."""
     table, location = read_table(folder, CLASSES), folder.location(CLASSES)
-    wanted = classes_schema(landmark_id_of(table))
+    wanted = classes_schema(landmark_id_of(table), is_marked=MARKED_SIZE in table.column_names)
     if missing := [name for name in wanted.names if name not in table.column_names]:
         raise DatasetError(f"{location}: has no column {missing[0]}; {_VERIFY_HINT}")
     check_schema(table, wanted, location)
@@ -156,6 +157,8 @@ def read_classes(folder: Folder, num_classes: int) -> pd.DataFrame:
         wrong = "a landmark_id occurs twice"
     elif (counts < 0).any(axis=None) or (counts.sum(axis=1) != frame["listed"]).any():
         wrong = "its counts do not add up"
+    elif MARKED_SIZE in frame and (frame[MARKED_SIZE] < frame["listed"]).any():
+        wrong = f"a class has more images than it states as {MARKED_SIZE}"
     if wrong:
         raise DatasetError(f"{location}: {wrong}; {_VERIFY_HINT}")
     return frame

@@ -40,10 +40,11 @@ def image_accounts(figures: DatasetFigures) -> list[tuple[str, int]]:
     if (origin := figures.origin) is not None:
         removed = origin["removed"]
         left_out = removed["train"] + removed["val"] + removed["test"]
-        duplicates = sum(removed.get("duplicates", {}).values())
+        duplicates, marked = sum(removed.get("duplicates", {}).values()), sum(removed.get("marked", {}).values())
         return [
             ("chosen", counts["written"]),
-            ("not chosen", left_out - duplicates),
+            ("not chosen", left_out - duplicates - marked),
+            *([("left out by marks", marked)] if "marked" in removed else []),
             ("left out as duplicates", duplicates),
             ("in the original dataset", counts["written"] + left_out),
         ]
@@ -63,12 +64,18 @@ def origin_rows(figures: DatasetFigures) -> list[tuple[str, str]]:
     content = f"content {origin['content_sha256'][:12]}"
     view = figures.view_of
     first = ("a view of", f"{view['path']}, {content}") if view else ("a copy from a dataset of", content)
-    return [first, ("chosen", "; then ".join(_describe(step) for step in origin["selection"]) or "everything")]
+    rows = [first, ("chosen", "; then ".join(_describe(step) for step in origin["selection"]) or "everything")]
+    if moved := origin.get("relabelled"):
+        rows.append(("relabelled", f"{moved['train']:,} of train, {moved['val']:,} of val, {moved['test']:,} of test"))
+    return rows
 
 
 def _describe(step: SelectionStep) -> str:
     """Return the rules of one selection in words, in the order in which they apply."""
     words = {
+        "include": "{0[num_keys]:,} listed samples",
+        "exclude": "without {0[num_keys]:,} listed samples",
+        "marks": "marks that leave out {0[num_excluded]:,} samples and relabel {0[num_relabelled]:,}",
         "classes": "{0[num_classes]:,} listed classes",
         "min_samples": "classes of at least {0:,} images",
         "top": "the {0:,} largest classes",

@@ -1,6 +1,5 @@
 """Verify that a dataset is what its manifest says: every hash, every byte of every tar, every count."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,10 +33,10 @@ from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
 from lmk_data.system.terminal import progress_bar
 from lmk_data.verify.shard import Problem, ShardToCheck, check_shard, first_difference
+from lmk_data.verify.view import check_against_base, hashed
 from lmk_data.views.view import view_fingerprint
 
 _DECODED_PICTURES = 2_000
-_READ_BYTES = 1 << 20  # at once
 _MAX_CARD_BYTES = 16 << 20
 _NO_LABELS = np.empty(0, dtype=np.int32)
 
@@ -81,6 +80,8 @@ def verify(
         problems += _check_indexes(dataset)
     if {problem.location for problem in problems} & set(map(folder.location, _tables_of_samples(manifest))):
         return Verification(len(manifest["files"]), 0, 0, 0, problems)  # there is nothing to compare the tars with
+    if dataset.is_view:
+        problems += check_against_base(dataset)
     if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
         problems += _check_counts(dataset)
     tasks = list(_tasks(dataset, quick))
@@ -146,23 +147,13 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
         if name.endswith(".tar"):
             continue
         try:
-            num_bytes, sha256 = _hashed(folder, name, entry["num_bytes"])
+            num_bytes, sha256 = hashed(folder, name, entry["num_bytes"])
         except OSError as error:
             yield Problem(folder.location(name), f"cannot be read: {error.strerror or error}")
             continue
         if (num_bytes, sha256) != (entry["num_bytes"], entry["sha256"]):
             what = f"its sha256 is not that of the manifest ({num_bytes:,} bytes, {entry['num_bytes']:,} expected)"
             yield Problem(folder.location(name), what, 0, max(1, num_bytes))
-
-
-def _hashed(folder: Folder, name: str, num_bytes: int) -> tuple[int, str]:
-    """Return size and sha256 of a file, which is read no further than a little beyond `num_bytes`."""
-    total, digest = 0, hashlib.sha256()
-    with folder.open(name) as file:
-        while total <= num_bytes and (data := file.read(_READ_BYTES)):
-            total += len(data)
-            digest.update(data)
-    return total, digest.hexdigest()
 
 
 def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:

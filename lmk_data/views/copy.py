@@ -73,11 +73,7 @@ def write_copy(
 def _provenance(dataset: ShardedDataset, subset: Subset) -> Provenance:
     """Return what the manifest of a copy states of its base and of the selection."""
     base = dataset.manifest
-    subset_of = {
-        "content_sha256": dataset.shards_content_sha256,
-        "selection": subset.steps,
-        "removed": subset.removed,
-    }
+    subset_of = {"content_sha256": dataset.shards_content_sha256, **subset.origin()}
     num_samples = sum(table.num_rows for table in subset.rows.values())
     inputs: dict[str, Any] = {
         "source": {**base["source"], "subset_of": subset_of},

@@ -3,6 +3,7 @@
 Exact: the same source bytes. Near: perceptual hashes at most 4 bits apart, confirmed on the stored images.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -64,18 +65,32 @@ class Duplicates:
 
 
 def find_duplicates(
-    dataset: ShardedDataset, kind: DuplicateKind, *, workers: int | None = None, quiet: bool = True
+    dataset: ShardedDataset,
+    kind: DuplicateKind,
+    *,
+    labels: Mapping[str, NDArray[np.int32]] | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
 ) -> Duplicates:
     """Find the duplicates among all splits of a dataset or a view.
 
-    Near duplicates are compared by `workers` threads, by default one per core. Raises DatasetError if an image
-    cannot be read.
+    Raises DatasetError if an image cannot be read.
+
+    Args:
+        dataset: the dataset or view.
+        kind: which images count as duplicates.
+        labels: labels instead of those of the index, int32 [N] for each split; samples below 0 are left out.
+        workers: threads that compare pictures for near duplicates; by default one per core.
+        quiet: show no progress.
     """
     columns = ["key", "label", "source_sha256", "dhash", "shard", "jpg_offset", "jpg_size"]
     frames = []
     for split in dataset.splits:
         frame = dataset.index(split, columns)
-        frames.append(frame.assign(split=split, row=np.arange(len(frame), dtype=np.int64)))
+        frame = frame.assign(split=split, row=np.arange(len(frame), dtype=np.int64))
+        if labels is not None:
+            frame = frame.assign(label=labels[split])[labels[split] >= 0]
+        frames.append(frame)
     samples = pd.concat(frames, ignore_index=True)
     group = pd.factorize(samples["source_sha256"])[0].astype(np.int64)
     if kind == "near":

@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +15,19 @@ from threading import Lock
 
 from lmk_data.dataset.format import is_safe_key
 from lmk_data.errors import TooLargeError, UserError, storage_failure
-from lmk_data.options import Mark
+from lmk_data.mark import Mark
 from lmk_data.sources.tables import csv_bytes, delimiter_of
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder
 from lmk_data.system.storage import is_url, read_file
+from lmk_data.system.terminal import notice
 from lmk_data.typed_text import normal_text, shown
 
-__all__ = ["Mark", "MarkTable", "MarksFile", "read_mark_table", "read_marks"]
+__all__ = ["Mark", "MarkTable", "MarksFile", "read_mark_files", "read_mark_table", "read_marks"]
 
 COLUMNS = ("key", "action", "landmark_id", "note")
 MAX_BYTES = 64 << 20
 MAX_MARKS = 2_000_000
-_SHOWN_CONFLICTS = 5
+_SHOWN_KEYS = 5
 Signature = tuple[int, int, int]
 
 
@@ -58,14 +59,46 @@ def read_mark_table(path: str) -> MarkTable:
     return parse_marks(_content(path), path)
 
 
+def read_mark_files(paths: Sequence[str], *, ignore_conflicts: bool = False, quiet: bool = True) -> dict[str, Mark]:
+    """Return the marks of several files by key.
+
+    Raises UserError as `read_marks` does, also for a key with different marks in two files; with `ignore_conflicts`
+    such keys are left out instead, and a note says so unless `quiet`.
+    """
+    marks: dict[str, Mark] = {}
+    conflicts: dict[str, None] = {}
+    for path in paths:
+        table = read_mark_table(path)
+        conflicts |= dict.fromkeys(table.conflicts)
+        for key, mark in table.marks.items():
+            add_mark(marks, conflicts, key, mark)
+    where = f"--marks {' '.join(paths)}"
+    if not ignore_conflicts:
+        check_conflicts(where, tuple(conflicts))
+    elif conflicts and not quiet:
+        notice(f"{where}: different marks for {named_keys(list(conflicts))}; these are ignored")
+    return {key: mark for key, mark in marks.items() if key not in conflicts}
+
+
+def add_mark(marks: dict[str, Mark], conflicts: dict[str, None], key: str, mark: Mark) -> None:
+    """Add a mark to those that were read; note its key among the conflicts if it has another mark already."""
+    earlier = marks.setdefault(key, mark)
+    if (earlier.action, earlier.landmark_id) != (mark.action, mark.landmark_id):
+        conflicts[key] = None
+    elif mark.note not in earlier.note:
+        marks[key] = replace(earlier, note="; ".join(filter(None, (earlier.note, mark.note))))
+
+
+def named_keys(keys: Sequence[str]) -> str:
+    """Return how many keys these are, and some of them, for a message."""
+    named = ", ".join(key if is_safe_key(key) else shown(key) for key in keys[:_SHOWN_KEYS])
+    return f"{len(keys):,} key{'s' * (len(keys) != 1)}, such as {named}"
+
+
 def check_conflicts(where: str, conflicts: tuple[str, ...]) -> None:
     """Raise UserError if there are keys with contradicting marks."""
     if conflicts:
-        named = ", ".join(conflicts[:_SHOWN_CONFLICTS])
-        raise UserError(
-            f"{where}: different marks for {len(conflicts):,} key{'s' * (len(conflicts) != 1)}, such as {named}; "
-            "keep one mark of each"
-        )
+        raise UserError(f"{where}: different marks for {named_keys(conflicts)}; keep one mark of each")
 
 
 class MarksFile:
@@ -116,7 +149,7 @@ class MarksFile:
             self._sweep()
             table = self._table()
             if table.other_columns:
-                named = ", ".join(map(shown, table.other_columns[:_SHOWN_CONFLICTS]))
+                named = ", ".join(map(shown, table.other_columns[:_SHOWN_KEYS]))
                 raise UserError(f"{self._path}: has other columns ({named}), which would be lost; remove them")
             previous = {key: table.marks.get(key) for key in changes}
             marks = {key: mark for key, mark in {**table.marks, **changes}.items() if mark is not None}
@@ -131,7 +164,7 @@ class MarksFile:
             return MarkTable({})
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        signature = _signature(status)
         if self._read is None or self._read[0] != signature:
             data = _content(str(self._path))
             table = parse_marks(data, str(self._path)) if data.strip() else MarkTable({})
@@ -147,6 +180,9 @@ class MarksFile:
             file.write(data)
             with suppress(OSError):  # there is no file yet, or its file system has no modes
                 os.fchmod(file.fileno(), stat.S_IMODE(self._path.stat().st_mode))
+            file.flush()
+            written = _signature(os.fstat(file.fileno()))
+        self._read = written, MarkTable(marks)  # so that one's own change need not be read again
 
     def _sweep(self) -> None:
         """Remove, once, what writers of this file left that were killed. Nobody else writes it now."""
@@ -155,6 +191,11 @@ class MarksFile:
                 if path.name.startswith(f"{self._path.name}.") and is_unfinished(path.name):
                     path.unlink(missing_ok=True)
             self._is_swept = True
+
+
+def _signature(status: os.stat_result) -> Signature:
+    """Return what tells a file from the one before: each change makes a new file, and an editor changes its time."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def marks_csv(marks: Mapping[str, Mark]) -> bytes:
@@ -197,11 +238,7 @@ def parse_marks(data: bytes, path: str) -> MarkTable:
         if len(marks) >= MAX_MARKS:
             raise UserError(f"{path}: more than {MAX_MARKS:,} marks; split the file")
         key, mark = _mark(cells, place, f"{path}: line {line:,}")
-        earlier = marks.setdefault(key, mark)
-        if (earlier.action, earlier.landmark_id) != (mark.action, mark.landmark_id):
-            conflicts[key] = None
-        elif mark.note not in earlier.note:
-            marks[key] = replace(earlier, note="; ".join(filter(None, (earlier.note, mark.note))))
+        add_mark(marks, conflicts, key, mark)
     for key in conflicts:
         del marks[key]
     return MarkTable(marks, tuple(conflicts), others)

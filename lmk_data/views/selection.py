@@ -8,18 +8,15 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lmk_data.dataset.format import SPLITS, Counts, Removed, SelectionStep, fingerprint_of
-from lmk_data.dataset.manifest import read_manifest
+from lmk_data.dataset.format import MARKED_SIZE, SPLITS, Counts, Relabelled, Removed, SelectionStep, fingerprint_of
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.dataset.tables import read_classes
-from lmk_data.errors import UserError
+from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import Selection
-from lmk_data.sources.tables import open_table
-from lmk_data.system.storage import read_file
-from lmk_data.typed_text import normal_form, normal_series, normal_text
+from lmk_data.typed_text import normal_series, normal_text
 from lmk_data.views.duplicates import find_duplicates
+from lmk_data.views.marking import MarkedLabels, marked_labels, relabelled_since, root_dataset
 
-MAX_LIST_BYTES = 64 << 20
+_OF_SAMPLES = {"include", "exclude", "marks"}  # rules that name samples
 _SHOWN_UNKNOWN = 5
 
 
@@ -29,49 +26,39 @@ class Subset:
 
     `classes` has the columns of classes.parquet. `rows` is the label index of each split that has samples, in shard
     order. `steps` and `removed` are the manifest's `view_of.selection` and `view_of.removed`: they lead from the
-    dataset that holds the shards to this subset.
+    dataset that holds the shards to this subset. `relabelled` is `view_of.relabelled`, None if there were no marks.
     """
 
     classes: pd.DataFrame
     rows: dict[str, pa.Table]
     steps: list[SelectionStep]
     removed: Removed
+    relabelled: Relabelled | None = None
 
-
-def read_class_list(path: str) -> tuple[str, ...]:
-    """Return landmark ids as strings: the lines of a text file, or the column `landmark_id` of a CSV or Parquet file.
-
-    Raises UserError if the file cannot be read or is none of these.
-    """
-    try:
-        data = read_file(path, MAX_LIST_BYTES)
-    except OSError as error:
-        raise UserError(f"--classes {path}: cannot be read: {error.strerror or error}") from error
-    try:
-        if data[:4] == b"PAR1" or _has_ids(data, path):
-            read = open_table(data, path).rows(["landmark_id"]).columns["landmark_id"]
-        else:
-            read = pa.chunked_array([data.decode("utf-8-sig").splitlines()], pa.string())
-    except (UnicodeDecodeError, UserError) as error:
-        raise UserError(f"--classes {path}: not a list of classes: {error}") from error
-    return tuple(text for text in normal_form(read).to_pylist() if text)
-
-
-def _has_ids(data: bytes, path: str) -> bool:
-    """Return whether this is a CSV with the column `landmark_id`, and not lines of text."""
-    try:
-        return "landmark_id" in open_table(data, path).columns
-    except UserError:
-        return False
+    def origin(self) -> dict[str, Any]:
+        """Return what the manifest of a view or a copy states of the selections that led to it."""
+        stated: dict[str, Any] = {"selection": self.steps, "removed": self.removed}
+        return stated if self.relabelled is None else {**stated, "relabelled": self.relabelled}
 
 
 def selection_json(selection: Selection) -> SelectionStep:
-    """Return the rules that were given, for the manifest; a list of classes as their number and a hash."""
+    """Return the rules that were given, for the manifest; lists and marks as their numbers and a hash."""
     rules = ("min_samples", "top", "drop_duplicates", "max_per_class")
     given: dict[str, Any] = {name: getattr(selection, name) for name in rules}
     if selection.classes is not None:
         chosen = sorted(set(selection.classes))
         given["classes"] = {"num_classes": len(chosen), "sha256": fingerprint_of({"classes": chosen})}
+    for name, listed in (("include", selection.include), ("exclude", selection.exclude)):
+        if listed is not None:
+            keys = sorted(set(listed))
+            given[name] = {"num_keys": len(keys), "sha256": fingerprint_of({"keys": keys})}
+    if selection.marks is not None:
+        marks = [[key, mark.action, mark.landmark_id] for key, mark in sorted(selection.marks.items())]
+        given["marks"] = {
+            "num_excluded": sum(action == "exclude" for _, action, _ in marks),
+            "num_relabelled": sum(action == "relabel" for _, action, _ in marks),
+            "sha256": fingerprint_of({"marks": marks}),
+        }
     return cast(SelectionStep, {name: value for name, value in given.items() if value is not None})
 
 
@@ -85,50 +72,86 @@ def select(
 ) -> Subset:
     """Return what a selection leaves of a dataset or a view. Classes without images are left out.
 
-    Raises UserError if the selection names unknown classes or leaves nothing.
+    Raises UserError if the selection names unknown classes or keys, or leaves nothing.
 
     Args:
         dataset: the dataset or view to select from.
-        selection: which classes and images to keep.
+        selection: which classes and images to keep, and which labels to change.
         by_size: number the classes by descending size, as in a dataset that is built; otherwise keep their order.
         workers: threads that compare pictures for near duplicates; by default one per core.
         quiet: show no progress.
     """
-    root = _root_classes(dataset)
-    classes = dataset.classes.assign(root_listed=root["listed"].reindex(dataset.classes["landmark_id"]).to_numpy())
+    root, marked = root_dataset(dataset), marked_labels(dataset, selection, quiet=quiet)
+    classes = dataset.classes.assign(size=_sizes(dataset, root, marked))
     wanted = _choose(classes, selection, dataset.location)["label"].to_numpy()
-    superfluous = _superfluous(dataset, selection, wanted, workers, quiet)
+    superfluous: dict[str, NDArray[np.int64]] = {}
+    if (kind := selection.drop_duplicates) is not None:
+        labels = marked.labels if marked else None
+        duplicates = find_duplicates(dataset, kind, labels=labels, workers=workers, quiet=quiet)
+        rows_of = duplicates.among(wanted).superfluous().groupby("split")
+        superfluous = {str(split): part["row"].to_numpy() for split, part in rows_of}
     rows = {}
     for split in dataset.splits:
         table = dataset.index_table(split)
-        label = table["label"].to_numpy()
-        chosen = np.isin(label, wanted)
-        chosen[superfluous.get(split, [])] = False
-        if split == "train" and selection.max_per_class is not None:
-            chosen[chosen] = pd.Series(label[chosen]).groupby(label[chosen]).cumcount() < selection.max_per_class
+        if marked is not None:
+            table = _set_column(table, "label", pa.array(marked.labels[split], pa.int32()))
+        cap = selection.max_per_class if split == "train" else None
+        chosen = _chosen(table["label"].to_numpy(), wanted, superfluous.get(split), cap)
         if chosen.any():
             rows[split] = table.filter(pa.array(chosen))
     if "train" not in rows:
-        raise UserError(f"{dataset.location}: this selection leaves no training image; choose more classes")
-    kept, rows = _relabelled(dataset.classes, rows, by_size=by_size)
-    removed: dict[str, Any] = {"classes": len(root) - len(kept)}
-    removed |= {split: int(root[split].sum()) - int(kept[split].sum()) for split in SPLITS}
-    earlier_steps, earlier_duplicates = _history(dataset)
+        raise UserError(f"{dataset.location}: this selection leaves no training image; choose more")
+    kept, rows = _with_dense_labels(classes, rows, by_size=by_size)
     step = selection_json(selection)
-    steps = [*earlier_steps, *([step] if step else [])]
+    steps = [*(dataset.manifest["view_of"]["selection"] if dataset.is_view else []), *([step] if step else [])]
+    removed: dict[str, Any] = {"classes": len(root.classes) - len(kept)}
+    removed |= {split: int(root.classes[split].sum()) - int(kept[split].sum()) for split in SPLITS}
+    if any(step.keys() & _OF_SAMPLES for step in steps):
+        kept = kept.assign(**{MARKED_SIZE: kept["size"].astype(np.int32)})
+        counts = {split: marked.num_removed(split) if marked else 0 for split in SPLITS}
+        removed["marked"] = _with_earlier(dataset, "marked", counts)
     if any("drop_duplicates" in step for step in steps):
-        removed["duplicates"] = {
-            split: earlier_duplicates.get(split, 0) + len(superfluous.get(split, [])) for split in SPLITS
-        }
-    return Subset(kept, rows, steps, cast(Removed, removed))
+        counts = {split: len(superfluous.get(split, [])) for split in SPLITS}
+        removed["duplicates"] = _with_earlier(dataset, "duplicates", counts)
+    relabelled = relabelled_since(root, rows) if any("marks" in step for step in steps) else None
+    return Subset(kept.drop(columns="size"), rows, steps, cast(Removed, removed), relabelled)
 
 
-def _history(dataset: ShardedDataset) -> tuple[list[SelectionStep], dict[str, int]]:
-    """Return the selections that led to a view, and how many duplicates they removed from each split."""
-    if not dataset.is_view:
-        return [], {}
-    view_of = dataset.manifest["view_of"]
-    return view_of["selection"], view_of["removed"].get("duplicates", {})
+def _sizes(dataset: ShardedDataset, root: ShardedDataset, marked: MarkedLabels | None) -> NDArray[np.int64]:
+    """Return the size of each class by which classes are chosen, int64 [K]: images that the root lists, after marks."""
+    classes = dataset.classes
+    if MARKED_SIZE in classes:
+        sizes = classes[MARKED_SIZE]
+    else:
+        sizes = root.classes.set_index("landmark_id")["listed"].reindex(classes["landmark_id"])
+    if sizes.isna().any():
+        raise DatasetError(f"{dataset.location}: a class is not in {root.location}; make the view again")
+    whole: NDArray[np.int64] = sizes.to_numpy(np.int64)
+    return whole if marked is None else marked.sizes(whole)
+
+
+def _with_earlier(dataset: ShardedDataset, kind: str, counts: dict[str, int]) -> dict[str, int]:
+    """Return how many samples of each split were removed for a reason, those of earlier selections included."""
+    removed: dict[str, Any] = {**dataset.manifest["view_of"]["removed"]} if dataset.is_view else {}
+    earlier = removed.get(kind, {})
+    return {split: number + earlier.get(split, 0) for split, number in counts.items()}
+
+
+def _set_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def _chosen(
+    label: NDArray[np.int32], wanted: NDArray[np.int32], superfluous: NDArray[np.int64] | None, cap: int | None
+) -> NDArray[np.bool_]:
+    """Return which rows have one of the wanted labels and are not superfluous, at most `cap` of a label, bool [N]."""
+    chosen = np.isin(label, wanted)
+    if superfluous is not None:
+        chosen[superfluous] = False
+    if cap is not None:
+        left = label[chosen]
+        chosen[chosen] = pd.Series(left).groupby(left).cumcount() < cap
+    return chosen
 
 
 def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataFrame:
@@ -145,34 +168,23 @@ def _choose(classes: pd.DataFrame, selection: Selection, where: str) -> pd.DataF
             )
         kept = kept[known.isin(wanted)]
     if selection.min_samples is not None:
-        kept = kept[kept["root_listed"] >= selection.min_samples]
+        kept = kept[kept["size"] >= selection.min_samples]
     if selection.top is not None:
-        kept = kept.sort_values("root_listed", ascending=False, kind="stable").head(selection.top).sort_index()
+        kept = kept.sort_values("size", ascending=False, kind="stable").head(selection.top).sort_index()
     if kept.empty:
-        largest = int(classes["root_listed"].max())
+        largest = int(classes["size"].max())
         raise UserError(f"{where}: this selection leaves no class; the largest has {largest:,} images; choose more")
     return kept
 
 
-def _superfluous(
-    dataset: ShardedDataset, selection: Selection, labels: NDArray[np.int32], workers: int | None, quiet: bool
-) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of each split that dropping duplicates removes from the classes of these labels."""
-    if selection.drop_duplicates is None:
-        return {}
-    duplicates = find_duplicates(dataset, selection.drop_duplicates, workers=workers, quiet=quiet)
-    superfluous = duplicates.among(labels).superfluous()
-    return {str(split): part["row"].to_numpy() for split, part in superfluous.groupby("split")}
-
-
-def _relabelled(
+def _with_dense_labels(
     classes: pd.DataFrame, rows: dict[str, pa.Table], *, by_size: bool
 ) -> tuple[pd.DataFrame, dict[str, pa.Table]]:
-    """Return the classes of these rows with their counts, and the rows, both with dense labels.
+    """Return the classes of these rows with their counts, and the rows, both with dense labels and landmark ids.
 
     The classes keep their order or, `by_size`, are in order of descending size, ties by landmark id.
     """
-    kept = classes[["label", "landmark_id", "name"]]
+    kept = classes[["label", "landmark_id", "name", "size"]]
     counts = {
         split: np.bincount(rows[split]["label"].to_numpy(), minlength=len(classes)).astype(np.int32)
         if split in rows
@@ -186,19 +198,11 @@ def _relabelled(
     kept = kept.reset_index(drop=True)
     new_label = np.full(len(classes), -1, dtype=np.int32)
     new_label[kept["label"].to_numpy()] = np.arange(len(kept), dtype=np.int32)
-    relabelled = {}
+    ids, dense = pa.array(kept["landmark_id"]), {}
     for split, table in rows.items():
         label = pa.array(new_label[table["label"].to_numpy()], pa.int32())
-        relabelled[split] = table.set_column(table.column_names.index("label"), "label", label)
-    return kept.assign(label=kept.index.to_numpy(np.int32)), relabelled
-
-
-def _root_classes(dataset: ShardedDataset) -> pd.DataFrame:
-    """Return the classes of the dataset that holds the shards, indexed by landmark id."""
-    if not dataset.is_view:
-        return dataset.classes.set_index("landmark_id")
-    base = read_manifest(dataset.shards_folder)
-    return read_classes(dataset.shards_folder, base["classes"]["num_classes"]).set_index("landmark_id")
+        dense[split] = _set_column(_set_column(table, "label", label), "landmark_id", ids.take(label))
+    return kept.assign(label=kept.index.to_numpy(np.int32)), dense
 
 
 def subset_counts(subset: Subset) -> Counts:

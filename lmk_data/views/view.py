@@ -1,6 +1,7 @@
 """Write a view: a manifest, classes and indexes that point into another dataset's shards."""
 
 import posixpath
+from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lmk_data.build.publish import landmark_id_type
 from lmk_data.dataset.format import (
     CLASSES,
     FORMAT_VERSION,
+    MARKED_SIZE,
     FileEntry,
     Manifest,
     ShardEntry,
@@ -57,8 +59,11 @@ def write_view(
     """
     folder = open_folder(out)
     check_apart(folder, dataset)
-    if selection == Selection():
-        raise UserError("choose something: --top, --min-samples, --classes, --max-per-class or --drop-duplicates")
+    if replace(selection, ignore_unknown=False) == Selection():
+        raise UserError(
+            "choose something: --top, --min-samples, --classes, --max-per-class, --drop-duplicates, --marks, --exclude "
+            "or --include"
+        )
     with writing(folder, overwrite=overwrite) as output:
         subset = select(dataset, selection, workers=workers, quiet=quiet)
         provenance = _provenance(dataset, subset, folder)
@@ -82,8 +87,7 @@ def _provenance(dataset: ShardedDataset, subset: Subset, folder: Folder) -> Prov
         "view_of": {
             "path": _relative_path(folder, dataset.shards_folder),
             "content_sha256": dataset.shards_content_sha256,
-            "selection": subset.steps,
-            "removed": subset.removed,
+            **subset.origin(),
         },
     }
     return Provenance(view_fingerprint(stated), **stated)
@@ -107,7 +111,8 @@ def _write_tables(
 ) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
     """Write the classes and indexes of a view; return the manifest's splits and files."""
     landmark_id = landmark_id_type(subset.classes)
-    table = pa.Table.from_pandas(subset.classes, classes_schema(landmark_id), preserve_index=False)
+    schema = classes_schema(landmark_id, is_marked=MARKED_SIZE in subset.classes)
+    table = pa.Table.from_pandas(subset.classes, schema, preserve_index=False)
     files = {CLASSES: write_file(folder, CLASSES, parquet_bytes(table))}
     splits: dict[str, SplitEntry] = {}
     for split, rows in subset.rows.items():

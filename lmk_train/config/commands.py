@@ -132,7 +132,7 @@ class InspectConfig:
     """Write proposals for the training split to this CSV: exclude, or relabel where the proposed class is clear.
     Marks that are in the file already stay as they are."""
     min_confidence: Annotated[float | None, tyro.conf.arg(metavar="X"), Limits(at_least=0, at_most=1)] = None
-    """Lowest score of a proposal in --marks, 0 to 1; by default 0.9."""
+    """Lowest probability that what --marks proposes is right, 0 to 1; by default 0.9."""
     amp: Amp = "auto"
     device: Device = "auto"
     workers: Workers = None

@@ -21,8 +21,9 @@ class ClassJudgement:
     fits better; NaN where no sample has others of its class. Scores are from 0 to 1 with the threshold at 0.5:
     `several_score` (NaN in a class that is too small) says how far the parts of a class are apart, `twin_score` how
     near the class `twin_label` is (-1 and NaN where there is no other class). The thresholds are of the distances that
-    the scores are made from, in units of the usual distance between classes. `parts` has the rows of each part
-    of a class that is several things, the largest first.
+    the scores are made from: of parts in units of the usual distance between classes, of twins as a share of the
+    distance to the third nearest class. `parts` has the rows of each part of a class that is several things, the
+    largest first.
     """
 
     cohesion: Floats

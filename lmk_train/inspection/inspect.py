@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lmk_data import __version__
@@ -25,6 +26,7 @@ from lmk_train.inspection.outliers import judge_outliers
 from lmk_train.inspection.page import write_page
 from lmk_train.inspection.proposals import DEFAULT_CONFIDENCE, SPLIT, Proposals, WrittenMarks, propose, write_marks
 from lmk_train.inspection.rows import Samples
+from lmk_train.inspection.thresholds import FALSE_ALARMS as FLAGGED_FALSE_ALARMS
 from lmk_train.inspection.twins import shared_duplicates
 from lmk_train.runtime.precision import Precision
 
@@ -66,7 +68,7 @@ def inspect_dataset(config: InspectConfig, announce: Announce) -> Inspection:
         store = FeatureStore.of(out, dataset, network, precision)
         with inspection_folder(out, store):
             _compute(store, network, precision, splits, config, announce)
-            findings = _judge(store, splits, config)
+            findings = _judge(store, splits, precision.device, config, announce)
             description = _description(store, network, findings)
             write_findings(out, dataset, findings, description)
             proposals = None
@@ -118,15 +120,18 @@ def _compute(
     store.compute(network, precision, splits, config)
 
 
-def _judge(store: FeatureStore, splits: tuple[str, ...], config: InspectConfig) -> Findings:
-    """Judge samples and classes by their features."""
+def _judge(
+    store: FeatureStore, splits: tuple[str, ...], device: torch.device, config: InspectConfig, announce: Announce
+) -> Findings:
+    """Judge samples and classes by their features; labels and outliers on the device."""
     dataset, rows = store.dataset, store.read(splits)
     columns = [dataset.index_table(split, ["label"])["label"].to_numpy() for split in splits]
     labels = np.concatenate(columns).astype(np.int32)
     samples = Samples(rows, labels, dataset.num_classes)
     features = cast(NDArray[np.float16], rows)
-    by_label = judge_labels(features, labels, dataset.num_classes)
-    by_outlier = judge_outliers(features, labels, dataset.num_classes)
+    announce("judging labels, then outliers and classes")
+    by_label = judge_labels(features, labels, dataset.num_classes, device=device)
+    by_outlier = judge_outliers(features, labels, by_label.other_label, device=device)
     duplicates = find_duplicates(dataset, "near", workers=config.workers, quiet=config.quiet).samples
     shared = shared_duplicates(duplicates[duplicates["split"].isin(splits)])
     by_class = judge_classes(samples, by_label, shared, quiet=config.quiet)
@@ -142,7 +147,8 @@ def _description(store: FeatureStore, network: FeatureNetwork, findings: Finding
         "splits": {split: store.dataset.num_samples(split) for split in splits},
         "features": {"key": store.key, "weights_from": network.weights, **store.source},
         "thresholds": {
-            "false_alarms": FALSE_ALARMS,
+            "false_alarms_among_flagged_samples": FLAGGED_FALSE_ALARMS,
+            "false_alarms_among_classes": FALSE_ALARMS,
             "parts_distance": round(classes.several_threshold, 6),
             "twin_distance": round(classes.twin_threshold, 6),
         },

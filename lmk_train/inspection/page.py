@@ -16,6 +16,19 @@ from lmk_train.inspection.plots import score_plot
 
 _NUM_SAMPLES, _NUM_CLASSES, _SIDE = 12, 8, 4
 _MAX_SHOWN_PARTS = 4
+_WRONG = (
+    "Pictures that another class fits better than their own, the most certain first: the picture, the most typical "
+    "ones of its class, and those of the class that fits better. Look-alikes and rare views of a landmark are here too."
+)
+_OUTLYING = "Pictures that are far from their own class and from every other: plans, maps, portraits, covers."
+_SEVERAL = (
+    "Classes with parts that are as far apart as different classes are. Score 0.5 is the threshold. Two sides of one "
+    "place, such as inside and outside, are here as well as two places under one name."
+)
+_SAME = (
+    "Classes that are much nearer to their nearest class than to the third nearest, or share near duplicates with it. "
+    "Score 0.5 is the threshold. Two towers of one design are here as well as one tower under two ids."
+)
 
 
 def write_page(path: Path, dataset: ShardedDataset, findings: Findings, description: dict[str, Any]) -> None:
@@ -37,9 +50,9 @@ def write_page(path: Path, dataset: ShardedDataset, findings: Findings, descript
         page.Section("All classes", [_class_table(shown)]),
     ]
     features, splits = description["features"], ", ".join(findings.splits)
-    title = dataset.manifest.get("title") or "Inspection"
+    title = f"Inspection: {dataset.manifest['title']}" if dataset.manifest.get("title") else "Inspection"
     subtitle = f"{len(findings.labels):,} pictures ({splits}), by the features of {features['model']}"
-    write_bytes(path, page.render_page(f"Inspection: {title}", subtitle, sections).encode())
+    write_bytes(path, page.render_page(title, subtitle, sections).encode())
 
 
 class _Shown:
@@ -103,9 +116,16 @@ def _summary(findings: Findings, description: dict[str, Any]) -> list[Markup]:
     rows = [
         ("pictures", ", ".join(f"{number:,} {split}" for split, number in description["splits"].items())),
         ("network", f"{features['model']}, {features['weights_from']}, {features['dim']:,} features"),
-        ("expected false alarms", f"{thresholds['false_alarms']:.0%} of the classes that are in order"),
+        (
+            "expected false alarms",
+            f"{thresholds['false_alarms_among_flagged_samples']:.0%} of the flagged pictures, "
+            f"{thresholds['false_alarms_among_classes']:.0%} of the classes that are in order",
+        ),
         ("parts of a class count as several things from", f"{thresholds['parts_distance']:.2f} usual distances"),
-        ("two classes may be the same thing below", f"{thresholds['twin_distance']:.2f} usual distances"),
+        (
+            "two classes may be the same thing below",
+            f"{thresholds['twin_distance']:.2f} of the distance to the third nearest",
+        ),
         ("content of the dataset", description["dataset"]),
     ]
     explanation = (
@@ -127,7 +147,7 @@ def _wrong_labels(shown: _Shown) -> list[Markup]:
             sides.append(shown.class_side(other, "fits better"))
         rows.append(page.Comparison(_pair(shown, own, "labelled", other, "more like"), note, sides))
     plot = score_plot(judged.wrong_label_score, judged.wrong_label, "score of a wrong label", "pictures")
-    return [plot, page.comparisons(rows) if rows else page.paragraph("No label seems to be wrong.")]
+    return [page.paragraph(_WRONG), plot, _rows(rows, "No label seems to be wrong.")]
 
 
 def _outliers(shown: _Shown) -> list[Markup]:
@@ -140,7 +160,7 @@ def _outliers(shown: _Shown) -> list[Markup]:
             page.Comparison(shown.names[own], note, [shown.sample(row), shown.class_side(own, "its class", row)])
         )
     plot = score_plot(judged.outlier_score, judged.outlier, "score of an outlier", "pictures")
-    return [plot, page.comparisons(rows) if rows else page.paragraph("Every picture is near some class.")]
+    return [page.paragraph(_OUTLYING), plot, _rows(rows, "Every picture is near some class.")]
 
 
 def _several(shown: _Shown) -> list[Markup]:
@@ -157,7 +177,7 @@ def _several(shown: _Shown) -> list[Markup]:
         note = f"score {judged.several_score[label]:.2f}, {len(parts)} parts, purity {judged.purity[label]:.2f}"
         rows.append(page.Comparison(f"{shown.names[label]} ({shown.ids[label]})", note, sides))
     plot = score_plot(judged.several_score, judged.several, "distance of the parts of a class, as a score", "classes")
-    return [plot, page.comparisons(rows) if rows else page.paragraph("No class seems to be several things.")]
+    return [page.paragraph(_SEVERAL), plot, _rows(rows, "No class seems to be several things.")]
 
 
 def _twins(shown: _Shown) -> list[Markup]:
@@ -174,10 +194,7 @@ def _twins(shown: _Shown) -> list[Markup]:
         sides = [shown.class_side(label, shown.ids[label]), shown.class_side(other, shown.ids[other])]
         rows.append(page.Comparison(f"{shown.names[label]} and {shown.names[other]}", note, sides))
     plot = score_plot(judged.twin_score, judged.twin, "nearness of the nearest class, as a score", "classes")
-    found = (
-        page.comparisons(rows[:_NUM_CLASSES]) if rows else page.paragraph("No two classes seem to be the same thing.")
-    )
-    return [plot, found]
+    return [page.paragraph(_SAME), plot, _rows(rows[:_NUM_CLASSES], "No two classes seem to be the same thing.")]
 
 
 def _class_table(shown: _Shown) -> Markup:
@@ -204,6 +221,10 @@ def _class_table(shown: _Shown) -> Markup:
     )
     columns = [shown.names, shown.ids, *counts, *ratios, parts, judged.clusters.tolist(), twins]
     return page.sortable_table(header, columns)
+
+
+def _rows(rows: list[page.Comparison], nothing: str) -> Markup:
+    return page.comparisons(rows) if rows else page.paragraph(nothing)
 
 
 def _worst(scores: NDArray[np.float32], flagged: NDArray[np.bool_], number: int) -> list[int]:

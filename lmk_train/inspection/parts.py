@@ -19,7 +19,7 @@ _COMPANIONS = 3
 _COMPONENTS = 16
 _ITERATIONS = 20
 _CLASSES_AT_ONCE = 1024
-_CHANCE_SIZES, _CHANCE_DRAWS = (6, 9, 14, 24, 48, 96, 256), 48
+_CHANCE_SIZES, _CHANCE_DRAWS = (6, 9, 14, 24, 48, 96), 48
 _CHANCE_RESIDUALS = 4096
 _SEED = 20_20
 
@@ -82,7 +82,7 @@ def judge_parts(
             blocks = (_counted(samples.features, rows_of_class[label], others)[1] for label in own)
             separation[own] = _separations(blocks, own, spread)
             bar.update(len(own))
-    bulk = bulk_threshold(separation, upper=True)
+    bulk = bulk_threshold(separation)
     threshold = np.maximum(min(bulk, USUAL), _by_chance(samples, spread)).astype(np.float32)
     parts = {}
     for label in np.flatnonzero(np.nan_to_num(separation, nan=0.0) > threshold).tolist():
@@ -206,7 +206,7 @@ def _by_chance(samples: Samples, spread: ClassSpread) -> NDArray[np.float64]:
         if halves:
             first, second = (_stacked([means[side] for means in halves]) for side in (0, 1))
             sizes.append(np.log(size))
-            levels.append(bulk_threshold(np.maximum(_paired_distances(first, second), 0) / usual, upper=True))
+            levels.append(bulk_threshold(np.maximum(_paired_distances(first, second), 0) / usual))
     return np.interp(np.log(np.maximum(spread.counts, 1)), sizes, levels) if sizes else np.zeros(len(spread.counts))
 
 

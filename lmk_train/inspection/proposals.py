@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lmk_data.dataset import ShardedDataset
 from lmk_data.views.marks import Mark, MarksFile
 from lmk_train.inspection.folder import Findings, split_rows
+from lmk_train.inspection.thresholds import FALSE_ALARMS
 
 DEFAULT_CONFIDENCE = 0.9
 SPLIT = "train"
@@ -42,13 +43,13 @@ class WrittenMarks:
 
 
 def propose(dataset: ShardedDataset, findings: Findings, min_confidence: float) -> Proposals:
-    """Return marks for suspects of the training split whose score is at least `min_confidence`.
+    """Return marks for suspects of the training split that are wrong with a probability of at least `min_confidence`.
 
     Validation and test are left to people: a split that a model has cleaned measures agreement with that model.
 
     - A wrong label is relabelled if the sample fits the proposed class as well as its own samples do (better than their
       lower quartile) and that class has at least 5 samples; otherwise it is left out.
-    - An outlier is left out.
+    - An outlier is left out, if the share of flagged ones that are outliers is expected to be `min_confidence` or more.
     - No mark: a wrong label in a class that is several things, of which the sample may be the smaller one; or whose
       proposed class may be the same thing as its own.
     """
@@ -58,7 +59,7 @@ def propose(dataset: ShardedDataset, findings: Findings, min_confidence: float) 
     judged, far, classes = findings.by_label, findings.by_outlier, findings.by_class
     own, other = findings.labels, judged.other_label
     wrong = judged.wrong_label & (judged.wrong_label_score >= min_confidence)
-    outlier = far.outlier & (far.outlier_score >= min_confidence)
+    outlier = far.outlier & (min_confidence <= 1 - FALSE_ALARMS)
     is_twin = (classes.twin[own] & (classes.twin_label[own] == other)) | (
         (other >= 0) & classes.twin[other] & (classes.twin_label[other] == own)
     )

@@ -14,10 +14,10 @@ def summary_lines(inspection: Inspection, config: InspectConfig) -> list[str]:
     share = counts["wrong_labels"] / max(1, counts["samples"])
     lines = [
         f"{counts['samples']:,} pictures of {counts['classes']:,} classes:",
-        f"  {counts['wrong_labels']:>9,} labels may be wrong ({share:.1%})",
-        f"  {counts['outliers']:>9,} outliers, which fit no class",
-        f"  {counts['several']:>9,} classes are several things",
-        f"  {counts['twins']:>9,} classes may be the same thing as another",
+        f"  wrong labels    {counts['wrong_labels']:>9,}  ({share:.1%} of the pictures fit another class better)",
+        f"  outliers        {counts['outliers']:>9,}  (pictures that fit no class)",
+        f"  several things  {counts['several']:>9,}  (classes whose parts are as far apart as classes)",
+        f"  twins           {counts['twins']:>9,}  (classes that may be the same thing as another)",
         f"page: {inspection.out / PAGE}; quality.parquet and classes-quality.parquet are beside it",
     ]
     return [*lines, *_marks(inspection, config)]

@@ -31,14 +31,18 @@ from lmk_data.build.plan import Plan, make_plan
 from lmk_data.build.publish import BuiltShard, Publication, write_tables
 from lmk_data.dataset.format import SPLITS, PlanEntry, SourceEntry, receipt_schema, recipe_json
 from lmk_data.dataset.manifest import Provenance
+from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.mark import Mark
 from lmk_data.options import PlanRule, Recipe
 from lmk_data.resize import encoder
 from lmk_data.sources.labels import read_labels
 from lmk_data.system.storage import open_folder
+from lmk_data.views.marks import marks_csv
 
 _SAMPLE_BYTES = 20 << 10  # average size of a sample with its headers
 _PICTURES = 16  # different images in a shard
 _EXACT = 0.01
+_MARKS = 10_000
 
 
 def make_dataset(
@@ -140,6 +144,20 @@ def measure(what: str, words: list[str]) -> dict[str, object]:
     return {"what": what, "seconds": round(time.monotonic() - started, 2), "peak_mb": usage.ru_maxrss // 1024}
 
 
+def write_marks(dataset_path: Path, out: Path) -> None:
+    """Write marks of 10,000 samples of all splits, seeded: half of them are excluded, half given another class."""
+    rng = np.random.default_rng(0)
+    with ShardedDataset.open(dataset_path) as dataset:
+        keys = np.concatenate([dataset.index(split, ["key"])["key"].to_numpy() for split in dataset.splits])
+        ids = [str(landmark_id) for landmark_id in dataset.classes["landmark_id"]]
+    marked = rng.choice(len(keys), _MARKS, replace=False)
+    marks = {
+        str(keys[row]): Mark("relabel", ids[rng.integers(len(ids))]) if number % 2 else Mark("exclude")
+        for number, row in enumerate(marked.tolist())
+    }
+    out.write_bytes(marks_csv(marks))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels")
@@ -147,16 +165,20 @@ def main() -> None:
     parser.add_argument("--near", type=float, default=0.04, help="share of samples whose hash is near another one")
     parser.add_argument("--only-make", action="store_true", help="make the dataset only, without measuring")
     arguments = parser.parse_args()
-    dataset = arguments.out / "shards"
+    dataset, marks_path = arguments.out / "shards", arguments.out / "marks.csv"
+    is_made = (dataset / "dataset.json").exists()
     if arguments.only_make:
-        make_dataset(arguments.labels, dataset, arguments.near)
+        if not is_made:
+            make_dataset(arguments.labels, dataset, arguments.near)
+        write_marks(dataset, marks_path)
         return
-    if not (dataset / "dataset.json").exists():  # in its own process: the peak of a child starts at that of its parent
+    if not is_made or not marks_path.exists():  # in its own process: the peak of a child starts at that of its parent
         subprocess.run([*sys.orig_argv, "--only-make"], check=True)
     command = [sys.executable, "-m", "lmk_data.cli"]
     opening = "from lmk_data.dataset import ShardedDataset; dataset = ShardedDataset.open({!r})"
     reading = f"{opening}; [dataset.index_table(split) for split in dataset.splits]"
     view, clean = str(arguments.out / "top20"), str(arguments.out / "clean")
+    marked, marks = str(arguments.out / "marked"), ["--marks", str(marks_path), "--overwrite"]
     drop = ["--drop-duplicates", "near", "--overwrite", "--quiet"]
     rows = [
         measure("import the reader", [sys.executable, "-c", "import lmk_data.dataset.reader"]),
@@ -168,6 +190,7 @@ def main() -> None:
             [*command, "subset", str(dataset), "--out", view, "--top", "20", "--overwrite"],
         ),
         measure("open the view", [sys.executable, "-c", opening.format(view)]),
+        measure("view of 10,000 marks", [*command, "subset", str(dataset), "--out", marked, *marks]),
         measure("view without near duplicates", [*command, "subset", str(dataset), "--out", clean, *drop]),
         measure("report", [*command, "report", str(dataset), "--out", str(arguments.out / "report")]),
     ]

@@ -15,10 +15,12 @@ from PIL import Image
 from lmk_data.build import BuildOptions, build
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
+from lmk_data.mark import Mark
 from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.verify.dataset import verify
 from lmk_data.views.duplicates import Duplicates, find_duplicates
 from lmk_data.views.hashes import near_pairs
+from lmk_data.views.selection import select
 from lmk_data.views.view import write_view
 from tests.drawing import write_labels
 
@@ -259,3 +261,21 @@ def test_flat_pictures_are_no_duplicates(tmp_path: Path) -> None:
     write_labels(tmp_path / "train.csv", rows)
     with built(tmp_path) as dataset:
         assert not find_duplicates(dataset, "near", workers=1).num_groups
+
+
+def test_marks_come_before_duplicates_are_dropped(collection_with_copies: Path) -> None:
+    """A picture that marks leave out hides no other, and one that they relabelled counts with its new class."""
+    with built(collection_with_copies, split=(1.0, 0.0, 0.0)) as dataset:
+
+        def left(**selection: object) -> set[str]:
+            subset = select(dataset, Selection(drop_duplicates="exact", **selection), workers=1)  # type: ignore[arg-type]
+            return {"c0n0", "copy1", "copy2", "c0n2", "other"} & set(subset.rows["train"]["key"].to_pylist())
+
+        first = left()
+        assert len(first) == 2
+        second = left(exclude=tuple(first))
+        assert len(second) == 2
+        assert not first & second
+        assert left(classes=("1",)) == {"other"}, "c0n2 is of the class 0"
+        marks = {"c0n2": Mark("relabel", "1")}
+        assert left(classes=("1",), marks=marks) == first & {"c0n2", "other"}

@@ -8,7 +8,7 @@ import pytest
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
-from lmk_data.views.selection import read_class_list
+from lmk_data.views.lists import read_class_list
 from lmk_data.views.view import write_view
 
 

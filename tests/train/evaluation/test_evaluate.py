@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.mark import Mark
 from lmk_data.options import Selection
 from lmk_data.views.view import write_view
 from lmk_train.cli import eval_main
@@ -48,11 +49,14 @@ def test_what_was_evaluated_is_recorded_and_only_its_like_is_put_beside_it(
     index = run / "report" / "index.html"
     assert header(index) == ["metric", "val", "test"], "the page of another split shows every split too"
     assert header(run / "report" / "val.html") == ["metric", "val", "test"]
-    write_view(dataset, Selection(top=3), str(tmp_path / "view"))
+    moved = dataset.index("test").set_index("landmark_id")["key"][20409]
+    write_view(dataset, Selection(top=3, marks={moved: Mark("relabel", "83144")}), str(tmp_path / "view"))
     with ShardedDataset.open(tmp_path / "view") as view:
         evaluated = view.manifest["content_sha256"]
     last = ["--checkpoint", "last", "--quiet", *EXACT]
     assert eval_main([str(run), "--shards", str(tmp_path / "view"), *last]) == 0
+    targets = pd.read_parquet(run / "predictions-test.parquet").set_index("key")["target"]
+    assert dataset.classes["landmark_id"][targets[moved]] == 83144, "the run's label of the class that a mark gave"
     said = json.loads((run / "eval-test.json").read_text())
     assert [said[name] for name in SOURCE] == [evaluated, trained_on, str(tmp_path / "view"), "last"]
     assert header(index) == ["metric", "test"]

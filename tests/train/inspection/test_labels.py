@@ -26,6 +26,6 @@ def test_a_sample_far_from_every_class_is_an_outlier() -> None:
     features = centres[labels] + 0.3 * rng.normal(size=(100, 32))
     features[7] = -centres.sum(0)
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
-    judged = judge_outliers(features, labels, 5)
+    judged = judge_outliers(features, labels, judge_labels(features, labels, 5).other_label)
     assert np.argmax(judged.outlier_score) == 7
     assert judged.outlier[7]

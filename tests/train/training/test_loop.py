@@ -11,6 +11,7 @@ import torch
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
+from lmk_data.mark import Mark
 from lmk_data.options import PlanRule, Recipe, Selection
 from lmk_data.views.view import write_view
 from lmk_train.cli import train_main
@@ -20,8 +21,10 @@ from tests.train.updates import after_each_update
 
 
 def test_a_view_trains_as_a_dataset_does(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
-    """Its labels, counts and margins are its own, though the tars carry the base's labels."""
-    write_view(dataset, Selection(classes=("83144", "113209", "7")), str(tmp_path / "view"))
+    """Its labels, counts and margins are its own, though the tars carry the base's labels; marks change some."""
+    moved = dataset.index("test").set_index("landmark_id")["key"][20409]
+    marks = {moved: Mark("relabel", "7"), dataset.index("train")["key"][0]: Mark("exclude")}
+    write_view(dataset, Selection(classes=("83144", "113209", "7"), marks=marks), str(tmp_path / "view"))
     train(config(shards=str(tmp_path / "view"), epochs=1))
     with ShardedDataset.open(tmp_path / "view") as view:
         predictions = pd.read_parquet(tmp_path / "run" / "predictions-test.parquet")
@@ -29,6 +32,7 @@ def test_a_view_trains_as_a_dataset_does(config: Config, dataset: ShardedDataset
         assert predictions.set_index("key")["target"].to_dict() == index.set_index("key")["label"].to_dict()
         per_class = pd.read_parquet(tmp_path / "run" / "per-class-test.parquet")
         assert per_class["support"].tolist() == view.classes["test"].tolist()
+        assert view.classes["landmark_id"][index.set_index("key")["label"][moved]] == 7
         assert weights(tmp_path / "run")["head.weight"].shape[0] == view.num_classes == 3
 
 
