@@ -223,6 +223,8 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for words, said in (
         ([str(tmp_path), "a.jpg"], "no such checkpoint"),
         ([str(run), "a.jpg", "--top", "0"], "--top 0: must be at least 1"),
+        ([str(run), "a.jpg", "--shards", "shards"], "--shards and --base: name the pictures of --neighbours K"),
+        ([str(run), "a.jpg", "--neighbours", "51"], "--neighbours 51: must be from 1 to 50"),
         ([str(run), "a.jpg", "--submission"], "--submission: needs the file to write; give --csv FILE too"),
         ([str(run), "a.jpg", "--json", "--csv", str(tmp_path / "a.csv")], "--json and --csv: a prediction is either"),
     ):
@@ -376,6 +378,8 @@ def test_an_index_follows_the_weights_and_is_checked(
     features[:] = np.nan
     features.flush()
     predictor = Predictor(copied, device="cpu", amp="off")
+    with pytest.raises(UserError, match="call load_neighbours first"):
+        next(predictor("a.jpg", neighbours=1))
     predictor.load_neighbours()
     with pytest.raises(UserError, match="no unit vectors"):
         list(predictor(next(iter(photos.values())), neighbours=1))
