@@ -329,6 +329,7 @@ def test_neighbours_are_named_and_counted(
     assert pd.read_csv(table)["neighbour_key_1"].tolist() == keys[:1]
 
 
+@pytest.mark.slow
 def test_an_index_follows_the_weights_and_is_checked(
     copied: Path, judged: Path, dataset_path: Path, photos: dict[str, str]
 ) -> None:
