@@ -155,8 +155,9 @@ def _size(num_bytes: int) -> str:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation.evaluate import evaluate_run, picked_tau
+    from lmk_train.evaluation.evaluate import evaluate_run, picked_of
     from lmk_train.evaluation.report import write_run_report
+    from lmk_train.evaluation.sweep import sweep_lines
 
     evaluations = evaluate_run(config)
     asked = evaluations[-1]
@@ -169,11 +170,7 @@ def _evaluate(config: EvalConfig) -> None:
     for evaluation in evaluations:
         _print_evaluation(evaluation)
     if config.tau:
-        tau = picked_tau(evaluations)
-        picked = "no validation split to pick one on" if tau is None else f"{tau:g} has the best macro F1 on val"
-        say(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
-        for row in asked.by_tau:
-            say(f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}")
+        say(*sweep_lines(asked.split, asked.sweep, picked_of(evaluations)))
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
     say(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
 

@@ -48,6 +48,7 @@ ONLY_PARSED = {
     ". .venv": "of the shell",
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
+    "lmk-shard browse": "serves until Ctrl-C; tests/data/browse/test_browser.py",
     "lmk-inspect ": "minutes on a CPU; tests/train/inspection/test_inspect.py has a small dataset",
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
@@ -300,6 +301,8 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
     for name in ("train", "train.csv"):
         (tmp_path / name).symlink_to(collection / name)
     (tmp_path / "mine.csv").write_text("landmark_id\n20409\n83144\n")
+    key = next(line for line in (collection / "train.csv").read_text().split() if line.endswith(",20409")).split(",")[0]
+    (tmp_path / "marks.csv").write_text(f"key,action,landmark_id,note\n{key},relabel,83144,another building\n")
     monkeypatch.chdir(tmp_path)
     for line in commands(DOCS / "sharding.md"):
         words = shlex.split(line)[1:]
@@ -316,7 +319,9 @@ def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
 def test_messages_that_are_explained_are_those_of_the_programs() -> None:
     """Every part between the `...` of a quoted message stands in one literal of the sources, values left out."""
     sources = "".join(
-        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).rglob("*.py")
+        path.read_text()
+        for pattern in ("lmk_data/**/*.py", "lmk_train/**/*.py", "lmk_data/browse/static/*.js")
+        for path in DOCS.parent.glob(pattern)
     )
     literals = re.sub(r"\{[^{}\n]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
     table = re.findall(r"^\| (`.*?) \| ", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)

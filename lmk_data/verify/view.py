@@ -11,7 +11,7 @@ from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import DatasetError
 from lmk_data.system.storage import Folder
 from lmk_data.verify.shard import Problem
-from lmk_data.views.marking import NOTHING_RELABELLED, relabelled_since, root_dataset
+from lmk_data.views.marking import NOTHING_RELABELLED, relabelled, root_dataset, with_base_ids
 
 _OWN_COLUMNS = {"label", "landmark_id"}  # a view has labels of its own; its landmark ids are checked together
 _READ_BYTES = 1 << 20
@@ -41,21 +41,22 @@ def check_against_base(view: ShardedDataset) -> Iterator[Problem]:
 def _check_statements(view: ShardedDataset, root: ShardedDataset) -> Iterator[Problem]:
     """Check what the manifest of a view states of the differences to its base."""
     stated, where = view.manifest["view_of"], view.folder.location(MANIFEST)
-    rows = {split: view.index_table(split, ["key", "landmark_id"]) for split in view.splits}
-    relabelled, actual = stated.get("relabelled"), relabelled_since(root, rows)
-    if relabelled is None and actual["sha256"] != NOTHING_RELABELLED:
+    indexes = {split: view.index_table(split, ["key", "landmark_id"]) for split in view.splits}
+    actual = relabelled({split: with_base_ids(table, split, root) for split, table in indexes.items()})
+    moved = stated.get("relabelled")
+    if moved is None and actual["sha256"] != NOTHING_RELABELLED:
         yield Problem(where, f"states no view_of.relabelled, but the indexes have {_shown(actual)} relabelled")
-    elif relabelled is not None and relabelled != actual:
-        yield Problem(where, f"view_of.relabelled is {_shown(relabelled)}, the indexes have {_shown(actual)}")
+    elif moved is not None and moved != actual:
+        yield Problem(where, f"view_of.relabelled is {_shown(moved)}, the indexes have {_shown(actual)}")
     removed = {split: root.num_samples(split) - view.num_samples(split) for split in SPLITS}
     removed["classes"] = root.num_classes - view.num_classes
     if {name: number for name, number in stated["removed"].items() if name in removed} != removed:
         yield Problem(where, f"view_of.removed is not what base and view have: {removed}")
 
 
-def _shown(relabelled: Relabelled) -> str:
+def _shown(moved: Relabelled) -> str:
     """Return the counts of relabelled samples and the beginning of their hash."""
-    return f"{relabelled['train']} + {relabelled['val']} + {relabelled['test']} ({relabelled['sha256'][:12]})"
+    return f"{moved['train']} + {moved['val']} + {moved['test']} ({moved['sha256'][:12]})"
 
 
 def _check_columns(view: ShardedDataset, root: ShardedDataset, split: str) -> Iterator[Problem]:

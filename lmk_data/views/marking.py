@@ -23,6 +23,7 @@ from lmk_data.typed_text import normal_series, normal_text
 from lmk_data.views.marks import named_keys
 
 LEFT_OUT = -1
+BASE_ID = "base landmark_id"  # a column beside those of an index
 NOTHING_RELABELLED = hashlib.sha256().hexdigest()
 _SHOWN_CLASSES = 5
 _WHOLE_FLOAT = re.compile(r"(-?\d+)\.0")
@@ -185,21 +186,29 @@ def root_dataset(dataset: ShardedDataset) -> ShardedDataset:
     return ShardedDataset(dataset.shards_folder, read_manifest(dataset.shards_folder))
 
 
-def relabelled_since(root: ShardedDataset, rows: Mapping[str, pa.Table]) -> Relabelled:
-    """Return how many rows of each split carry another class than the sample has in `root`, and their hash.
+def with_base_ids(table: pa.Table, split: str, root: ShardedDataset) -> pa.Table:
+    """Return rows of a split that have key, with the column `BASE_ID`: the landmark id of the sample in `root`.
 
-    `rows` have key and landmark_id. Raises DatasetError for a key that the split of `root` does not have.
+    Raises DatasetError for a key that the split of `root` does not have.
+    """
+    keys, base = pc.cast(table["key"], pa.string()), root.index_table(split, ["key", "landmark_id"])
+    place = pc.index_in(keys, value_set=pc.cast(base["key"], pa.string()).combine_chunks())
+    if place.null_count:
+        missing = keys.filter(pc.is_null(place))[0].as_py()
+        raise DatasetError(f"{root.location}: its {split} split has no sample {missing}, which the view has")
+    return table.append_column(BASE_ID, base["landmark_id"].take(place))
+
+
+def relabelled(rows: Mapping[str, pa.Table]) -> Relabelled:
+    """Return how many rows of each split carry another class than in the base, and the hash of these.
+
+    `rows` have key, landmark_id and `BASE_ID`.
     """
     counts = dict.fromkeys(SPLITS, 0)
     moved: list[tuple[str, str]] = []
     for split, table in rows.items():
-        keys, ids = (pc.cast(table[name], pa.string()) for name in ("key", "landmark_id"))
-        original = root.index_table(split, ["key", "landmark_id"])
-        place = pc.index_in(keys, value_set=pc.cast(original["key"], pa.string()).combine_chunks())
-        if place.null_count:
-            missing = keys.filter(pc.is_null(place))[0].as_py()
-            raise DatasetError(f"{root.location}: its {split} split has no sample {missing}, which the view has")
-        changed = pc.not_equal(ids, pc.cast(original["landmark_id"], pa.string()).take(place))
+        keys, ids, base_ids = (pc.cast(table[name], pa.string()) for name in ("key", "landmark_id", BASE_ID))
+        changed = pc.not_equal(ids, base_ids)
         moved += zip(keys.filter(changed).to_pylist(), ids.filter(changed).to_pylist(), strict=True)
         counts[split] = int(pc.sum(changed).as_py() or 0)
     digest = hashlib.sha256("".join(f"{key} {landmark_id}\n" for key, landmark_id in sorted(moved)).encode())

@@ -14,7 +14,7 @@ from lmk_data.errors import DatasetError, UserError
 from lmk_data.options import Selection
 from lmk_data.typed_text import normal_series, normal_text
 from lmk_data.views.duplicates import find_duplicates
-from lmk_data.views.marking import MarkedLabels, marked_labels, relabelled_since, root_dataset
+from lmk_data.views.marking import BASE_ID, MarkedLabels, marked_labels, relabelled, root_dataset, with_base_ids
 
 _OF_SAMPLES = {"include", "exclude", "marks"}  # rules that name samples
 _SHOWN_UNKNOWN = 5
@@ -92,9 +92,7 @@ def select(
         superfluous = {str(split): part["row"].to_numpy() for split, part in rows_of}
     rows = {}
     for split in dataset.splits:
-        table = dataset.index_table(split)
-        if marked is not None:
-            table = _set_column(table, "label", pa.array(marked.labels[split], pa.int32()))
+        table = _with_marks(dataset.index_table(split), split, dataset, root, marked)
         cap = selection.max_per_class if split == "train" else None
         chosen = _chosen(table["label"].to_numpy(), wanted, superfluous.get(split), cap)
         if chosen.any():
@@ -113,8 +111,27 @@ def select(
     if any("drop_duplicates" in step for step in steps):
         counts = {split: len(superfluous.get(split, [])) for split in SPLITS}
         removed["duplicates"] = _with_earlier(dataset, "duplicates", counts)
-    relabelled = relabelled_since(root, rows) if any("marks" in step for step in steps) else None
-    return Subset(kept.drop(columns="size"), rows, steps, cast(Removed, removed), relabelled)
+    moved = relabelled(rows) if selection.marks is not None or _is_relabelled(dataset) else None
+    rows = {
+        split: table.select([name for name in table.column_names if name != BASE_ID]) for split, table in rows.items()
+    }
+    return Subset(kept.drop(columns="size"), rows, steps, cast(Removed, removed), moved)
+
+
+def _is_relabelled(dataset: ShardedDataset) -> bool:
+    """Return whether marks led to a dataset, so that its samples may have other classes than in the base."""
+    return dataset.is_view and "relabelled" in dataset.manifest["view_of"]
+
+
+def _with_marks(
+    table: pa.Table, split: str, dataset: ShardedDataset, root: ShardedDataset, marked: MarkedLabels | None
+) -> pa.Table:
+    """Return the index of a split with the labels after marks, and with `BASE_ID` if there are or were any."""
+    if _is_relabelled(dataset):
+        table = with_base_ids(table, split, root)
+    elif marked is not None:
+        table = table.append_column(BASE_ID, table["landmark_id"])
+    return table if marked is None else _set_column(table, "label", pa.array(marked.labels[split], pa.int32()))
 
 
 def _sizes(dataset: ShardedDataset, root: ShardedDataset, marked: MarkedLabels | None) -> NDArray[np.int64]:

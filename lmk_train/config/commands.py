@@ -8,8 +8,9 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.defaults import ModelName
 from lmk_train.config.option import Limits, check_limits
-from lmk_train.config.training import LossName, Metric, ModelName, one_of
+from lmk_train.config.training import LossName, Metric, one_of
 
 RunLocation = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
 CheckpointName = Annotated[Literal["best", "last"], tyro.conf.arg(help="Checkpoint of the run.")]
@@ -31,8 +32,11 @@ class EvalConfig:
     """Split to evaluate."""
     checkpoint: CheckpointName = "best"
     tau: bool = False
-    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass.
-    Prints accuracy against macro F1, and the tau with the best macro F1 on validation if there is such a split."""
+    """Sweep post-hoc methods in the same pass: logit adjustment (logits minus tau times the log prior) and, with a
+    linear head, tau-normalised weights. Prints the figures of each tau, and which one is best on validation."""
+    class_means: bool = False
+    """With --tau: also classify by the nearest class mean of the training features (cosine).
+    Runs every training picture through the model once, each time it is asked for."""
     calibrate: bool = False
     """Fit the temperature of the run's probabilities on the validation split of the dataset, and keep it in the run.
     A training does so at its end if it has 30 validation pictures or more."""
@@ -46,6 +50,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.class_means and not self.tau:
+            raise UserError("--class-means: is a part of the sweep; give --tau too")
 
 
 @dataclass(frozen=True)

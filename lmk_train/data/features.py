@@ -114,7 +114,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         return
     with ShardedDataset.open(config.shards, base=config.base) as dataset:
         backbone = make_backbone(config, dataset.recipe.size)
-        source = load_weights(backbone, config.model, config.weights)
+        source = load_weights(backbone, config.model, config.weights, config.conventions)
         announce(f"{config.model}: {source}; computing its features once")
         network_sha256 = state_sha256(backbone.state_dict())
         feature_pass = _feature_pass(backbone, config)
@@ -159,4 +159,5 @@ def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, A
         "weights_sha256": sha256_file(path) if path.is_file() else None,
         "amp": config.amp,
         **({} if config.pool == "avg" else {"pool": config.pool}),
+        **({} if config.conventions == "tensorflow" else {"conventions": config.conventions}),
     }

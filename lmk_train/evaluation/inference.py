@@ -45,7 +45,7 @@ class Evaluator:
         reader: Reader,
         *,
         label_map: NDArray[np.int64] | None = None,
-        adjustments: torch.Tensor | None = None,
+        post_hoc: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         temperature: float | None = None,
         quiet: bool = True,
     ) -> Predictions:
@@ -56,7 +56,7 @@ class Evaluator:
         Args:
             reader: of the split, which has at least one sample.
             label_map: the model's label of each of the dataset's labels, int64, -1 for none; None if they are the same.
-            adjustments: added to the logits for T more best labels, float32 [T, K], on the device.
+            post_hoc: more answers, int64 [B, C], of what the head takes, float32 [B, D], and its logits, [B, K].
             temperature: that the logits are divided by for the calibrated probabilities; None for none of these.
             quiet: no progress bar.
         """
@@ -66,7 +66,7 @@ class Evaluator:
             torch.inference_mode(),
             progress_bar(len(reader), f"evaluating {reader.split}", "images", quiet=quiet) as bar,
         ):
-            own = self._predict_share(reader, targets, _Also(adjustments, temperature), bar.update)
+            own = self._predict_share(reader, targets, _Also(post_hoc, temperature), bar.update)
         self.model.train()
         gathered = self.world.gather(own)
         all_seen = np.concatenate([rank_seen for rank_seen, _ in gathered])
@@ -86,8 +86,12 @@ class Evaluator:
         seen: list[NDArray[np.int64]] = []
         parts: list[Predictions] = []
         pending: _Pending | None = None
-        for picks, logits in self._share_of(reader, rows, self.model):
-            current = _Pending.of(logits, keys[picks], targets[picks], also)
+        for picks, output in self._share_of(reader, rows, self.model if also.post_hoc is None else self.model.describe):
+            logits, answers = output, None
+            if also.post_hoc is not None:
+                logits = self.model.classify(output)
+                answers = also.post_hoc(output, logits)
+            current = _Pending.of(logits, answers, keys[picks], targets[picks], also.temperature)
             if pending is not None:  # the device is at work on this batch while the last one is fetched
                 parts.append(pending.predictions())
             pending = current
@@ -119,6 +123,37 @@ class Evaluator:
         order = np.argsort(all_seen)
         return all_described[order], all_logits[order]
 
+    def class_sums(
+        self, reader: Reader, label_map: NDArray[np.int64], num_classes: int, quiet: bool = True
+    ) -> torch.Tensor:
+        """Return the sum of what the head takes of each class's samples, float32 [K, D] on the host, on every rank.
+
+        Leaves the model in training mode.
+
+        Args:
+            reader: of the split.
+            label_map: the model's label of each of the dataset's labels, int64, -1 for none.
+            num_classes: K of the model.
+            quiet: no progress bar.
+        """
+        targets, rows = label_map[reader.labels], np.arange(len(reader), dtype=np.int64)
+        sums: torch.Tensor | None = None
+        self.model.eval()
+        with (
+            torch.inference_mode(),
+            progress_bar(len(rows), f"class means of {reader.split}", "images", quiet=quiet) as bar,
+        ):
+            for picks, described in self._share_of(reader, rows, self.model.describe):
+                if sums is None:
+                    sums = described.new_zeros(num_classes, described.shape[1])
+                known = torch.from_numpy(targets[picks])
+                chosen = to_device((known >= 0).nonzero().squeeze(1), described.device)
+                sums.index_add_(0, to_device(known[known >= 0], described.device), described[chosen])
+                bar.update(len(picks) * self.world.size)
+        self.model.train()
+        assert sums is not None, "a split has at least one sample"
+        return self.world.sum_tensor(sums.cpu())
+
     def _share_of(
         self, reader: Reader, rows: NDArray[np.int64], network: Callable[[torch.Tensor], torch.Tensor]
     ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
@@ -140,7 +175,7 @@ class Evaluator:
 class _Also:
     """What is wanted beside the best labels: see `Evaluator.predict`."""
 
-    adjustments: torch.Tensor | None
+    post_hoc: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
     temperature: float | None
 
 
@@ -157,19 +192,19 @@ class _Pending:
     def of(
         cls,
         logits: torch.Tensor,
+        answers: torch.Tensor | None,
         keys: NDArray[np.object_],
         targets: NDArray[np.int64],
-        also: _Also,
+        temperature: float | None,
     ) -> "_Pending":
-        """Queue the predictions of a batch, without waiting; logits float32 [B, K]."""
+        """Queue the predictions of a batch, without waiting: logits float32 [B, K], post-hoc answers int64 [B, C]."""
         top = logits.softmax(dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
         losses = _losses(logits, to_device(torch.from_numpy(targets), logits.device))
         more: dict[str, torch.Tensor] = {}
-        if also.adjustments is not None:
-            adjusted = [(logits + adjustment).argmax(dim=1) for adjustment in also.adjustments]
-            more["adjusted"] = torch.stack(adjusted, dim=1)
-        if also.temperature is not None:
-            more["calibrated"] = (logits.float() / also.temperature).softmax(dim=1).amax(dim=1)
+        if answers is not None:
+            more["adjusted"] = answers
+        if temperature is not None:
+            more["calibrated"] = (logits.float() / temperature).softmax(dim=1).amax(dim=1)
         return cls(keys, targets, ToHost([top.indices, top.values, losses, *more.values()]), tuple(more))
 
     def predictions(self) -> Predictions:

@@ -93,7 +93,7 @@ def summarize(predictions: Predictions, train_counts: NDArray[np.int64]) -> dict
         "weighted_precision": _mean(precision[predictions.targets]),
         "weighted_recall": _mean(recall[predictions.targets]),
         "weighted_f1": _mean(f1[predictions.targets]),
-        **{name: _mean(recall[seen & band]) for name, band in _bands(train_counts).items()},
+        **band_accuracies(recall, seen, train_counts),
         "gap": global_average_precision(correct, confidence, predictions.keys),
         "calibration_error": calibration_error(correct, confidence),
     }
@@ -111,6 +111,19 @@ def summarize_calibrated(predictions: Predictions) -> dict[str, float | None]:
         "calibrated_error": calibration_error(correct, confidence),
         "calibrated_gap": global_average_precision(correct, confidence, predictions.keys),
     }
+
+
+def band_accuracies(
+    recall: NDArray[np.float64], seen: NDArray[np.bool_], train_counts: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Return the mean recall of large, medium and small classes with support; None where there are none.
+
+    Args:
+        recall: of each class, float64 [K].
+        seen: classes with support, bool [K].
+        train_counts: training images of each class, int64 [K].
+    """
+    return {name: _mean(recall[seen & band]) for name, band in _bands(train_counts).items()}
 
 
 def global_average_precision(

@@ -9,7 +9,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
 from lmk_data.errors import UserError
 from lmk_data.report import page
-from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord
+from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord, TauSweep
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.evaluation.report_plots import (
     accuracy_plot,
@@ -38,7 +38,7 @@ _METRIC_NAMES = {
 def run_sections(record: RunRecord, dataset: ShardedDataset) -> list[page.Section]:
     """Return the sections of the page in their order; `dataset` has the images that it shows."""
     evaluated = record.evaluated
-    sweep = [page.Section("Post-hoc logit adjustment", [tau_plot(record.sweep)])] if record.sweep else []
+    sweep = [page.Section("Post-hoc logit adjustment", _sweep(record.sweep))] if record.sweep else []
     return [
         page.Section("Summary", _summary(record)),
         page.Section("Training", _curves(record)),
@@ -50,6 +50,17 @@ def run_sections(record: RunRecord, dataset: ShardedDataset) -> list[page.Sectio
         page.Section("All classes", [_class_table(evaluated)]),
         page.Section("Configuration", [_configuration(record)]),
     ]
+
+
+def _sweep(sweep: TauSweep) -> list[Markup]:
+    """Return the plot of the logit adjustment, and a table of the other post-hoc methods if there are any."""
+    if not sweep.others:
+        return [tau_plot(sweep)]
+    rows = [
+        (method, "" if tau is None else f"{tau:g}", *(f"{figure:.4f}" for figure in figures))
+        for method, tau, *figures in sweep.others
+    ]
+    return [tau_plot(sweep), page.table(("other methods", "tau", "accuracy", "macro F1", "macro recall"), rows)]
 
 
 def _summary(record: RunRecord) -> list[Markup]:

@@ -10,11 +10,12 @@ from torch import nn
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_train.config.commands import InspectConfig
-from lmk_train.config.training import ModelName, ResolvedConfig, TrainConfig
+from lmk_train.config.defaults import ModelName
+from lmk_train.config.training import ResolvedConfig, TrainConfig
 from lmk_train.models.heads import Classifier
 from lmk_train.models.registry import ARCHITECTURES, Normalization, build_model, make_backbone
 from lmk_train.models.state_dicts import state_sha256
-from lmk_train.models.weights import load_weights
+from lmk_train.models.weights import conventions_in, load_weights
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder, stored_dataset
 from lmk_train.runs.tensor_file import restore_weights
@@ -100,7 +101,8 @@ def published_network(config: InspectConfig, dataset: ShardedDataset) -> Feature
     if config.weights is None and ARCHITECTURES[model].imagenet_weights is None:
         raise UserError(f"--model {model}: has no ImageNet weights; inspect with a run of it, or give another model")
     weights = config.weights or "imagenet"
-    chosen = TrainConfig(dataset.location, model=model, weights=weights).resolved()
+    conventions = conventions_in(weights, model)
+    chosen = TrainConfig(dataset.location, model=model, weights=weights, conventions=conventions).resolved()
     backbone = make_backbone(chosen, dataset.recipe.size)
-    source = load_weights(backbone, model, weights).removesuffix("; the head is new")
+    source = load_weights(backbone, model, weights, conventions).removesuffix("; the head is new")
     return FeatureNetwork(backbone, model, source, ARCHITECTURES[model].num_features)

@@ -65,8 +65,11 @@ class Classifier(nn.Module):
 
         In evaluation mode `classify` makes of it the same logits as `forward` of the pictures.
         """
-        begin_call(self.backbone)
-        features = self.backbone(pictures)
+        if pictures.ndim == 2:  # features
+            features = pictures
+        else:
+            begin_call(self.backbone)
+            features = self.backbone(pictures)
         with torch.autocast(features.device.type, enabled=False):
             described: torch.Tensor = self.neck(features.float())
         return described

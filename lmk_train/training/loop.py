@@ -15,7 +15,6 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig, TrainConfig
-from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.features import FeatureStore
 from lmk_train.data.order import counter_hash
 from lmk_train.data.stream import Batch, BatchStream
@@ -186,15 +185,12 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
     seed = int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1))
     seed_generators(seed, trainer.precision.device)
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
+    pictures, mix = trainer.inputs(batch)
     with trainer.precision.autocast():
         logits = forward(pictures)
-    losses = trainer.criterion(logits, batch.labels)
-    weights = trainer.sample_weights(batch.labels)
-    loss = losses.sum() if weights is None else (losses * weights).sum()
+    loss, correct = trainer.loss(logits, batch.labels, mix)
     # The ranks' gradients are averaged, not added: hence the factor of the world size.
-    trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()  # type: ignore[no-untyped-call]
     trainer.epoch_sums.add(loss.detach(), correct, len(batch.picks))
     bad = trainer.first_bad_step
     bad.copy_(torch.where(loss.detach().isfinite(), bad, bad.clamp_max(step)))

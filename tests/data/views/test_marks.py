@@ -158,6 +158,8 @@ def test_nothing_is_written_through_a_link_or_for_no_key(tmp_path: Path) -> None
     assert (tmp_path / "other.csv").read_text() == HEADER
     with pytest.raises(UserError, match="'a/b' is not the key of a sample"):
         MarksFile(tmp_path / "other.csv").apply({"a/b": Mark("exclude")})
+    with pytest.raises(UserError, match="marks are made in a file of this machine"):
+        MarksFile(Path("s3://bucket/marks.csv"))
     with pytest.raises(UserError, match=r"cannot be written: File exists"):
         MarksFile(tmp_path / "other.csv" / "marks.csv").apply({"a": Mark("exclude")})
 
