@@ -1,5 +1,6 @@
 """`lmk-shard`: parse the command line, call the module that does the work, print a summary."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -255,6 +256,7 @@ def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, 
     if not quiet:
         say(*terminal_summary(report).split("\n"))
         say(f"report: {folder}/index.html")
+        say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path])}")
 
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:

@@ -2,11 +2,13 @@
 
 import io
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -104,6 +106,7 @@ def _train(config: TrainConfig) -> None:
     if result.test is not None:
         _print_evaluation(result.test)
         say(f"report: {RunFolder(result.run).report(result.test.split)}")
+        _print_next(result.run, result.test.source["shards"])
 
 
 def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None:
@@ -173,6 +176,13 @@ def _evaluate(config: EvalConfig) -> None:
         say(*sweep_lines(asked.split, asked.sweep, picked_of(evaluations)))
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
     say(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
+    _print_next(config.run, asked.source["shards"])
+
+
+def _print_next(run: Path, dataset: str) -> None:
+    """Name the commands that look into what a model gets wrong."""
+    say(f"wrong labels and odd classes: {shlex.join(['lmk-inspect', str(run), '--shards', dataset])}")
+    say(f"look and mark: {shlex.join(['lmk-shard', 'browse', dataset, '--run', str(run)])}")
 
 
 def _predict(config: PredictConfig) -> None:

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from lmk_data.errors import UserError
+from lmk_train.config.training import TrainConfig
 from lmk_train.runs.folder import RunFolder
 
 _INTERRUPTED = 130
@@ -111,6 +115,44 @@ def train(dataset: Path, out: Path, *arguments: object, log: Path | None = None)
         run("lmk-train", "--shards", dataset, "--out", out, *arguments, *resume, log=log)
         marker.write_text(asked)
     return out
+
+
+def train_head(dataset: Path, out: Path, *arguments: object) -> Path:
+    """Train only the head, from the start or resumed, and return the folder of the run.
+
+    The features of the frozen backbone are computed once, beside the run in `features-<dataset>`; pictures are not
+    augmented. The arguments are those of `lmk-train`.
+
+    Raises UserError like `train`, and if the features are of another backbone.
+    """
+    from lmk_train.data.features import compute_features
+    from lmk_train.training.loop import train as train_on_features
+
+    asked, marker = f"on features {_spelled(dataset, arguments)}", out / "trained"
+    if not _is_done(marker, asked):
+        words = ["--shards", str(dataset), "--out", str(out), *map(str, arguments), "--quiet"]
+        print("\n$ on cached features: lmk-train", *words, flush=True)
+        config = tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagCreatePairsOff,))
+        frozen = replace(config, freeze_backbone_epochs=config.resolved().epochs, hflip=0.0, color_jitter=0.0)
+        features = out.parent / f"features-{dataset.name}"
+        compute_features(frozen.resolved(), features, print)
+        resumed = replace(frozen, resume=RunFolder(out).checkpoint("last").exists())
+        train_on_features(resumed, features=features, evaluate_test=False)
+        marker.write_text(asked)
+    return out
+
+
+def inspect(dataset: Path, out: Path, marks: Path, *arguments: object) -> Path:
+    """Inspect a dataset with `lmk-inspect`, have it write `marks`, and return the path of these.
+
+    Raises UserError if the folder holds an inspection with other arguments or of another dataset.
+    """
+    asked, marker = _spelled(dataset, arguments), out / "inspected"
+    if not _is_done(marker, asked):
+        marks.unlink(missing_ok=True)  # left by an inspection that did not end; lmk-inspect would keep its marks
+        run("lmk-inspect", "--shards", dataset, "--out", out, "--marks", marks, *arguments)
+        marker.write_text(asked)
+    return marks
 
 
 def is_trained(dataset: Path, out: Path, *arguments: object) -> bool:

@@ -19,11 +19,14 @@ import tyro
 
 import lmk_data.cli
 from lmk_data.cli import main
-from lmk_train.cli import eval_main, export_main, predict_main, train_main
+from lmk_data.dataset import ShardedDataset
+from lmk_data.views.marks import Mark, MarksFile, read_marks
+from lmk_train.cli import eval_main, export_main, inspect_main, predict_main, train_main
 from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.option import options_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import read_space
+from tests.drawing import draw
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WRITTEN = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
@@ -40,9 +43,10 @@ MAINS = {
     "lmk-train": train_main,
     "lmk-eval": eval_main,
     "lmk-predict": predict_main,
+    "lmk-inspect": inspect_main,
     "lmk-export": export_main,
 }
-RUN = ("quickstart.md", "evaluation.md", "sharding.md")
+RUN = ("quickstart.md", "evaluation.md", "sharding.md", "curation.md")
 ONLY_PARSED = {
     "make ": "sets up, or runs these tests; .ci/run has them all",
     ". .venv": "of the shell",
@@ -54,6 +58,7 @@ ONLY_PARSED = {
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.landmarks_lt": "minutes; tests/test_pipelines.py has it on drawn pictures",
+    "python -m pipelines.clean_and_retrain": "minutes; tests/test_curation.py has it on drawn pictures",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
     "--scheduler ": "a cluster; tests/test_cluster.py has one of its own",
@@ -63,6 +68,7 @@ ONLY_PARSED = {
 }
 NOT_RUN = {
     "cluster.md": "dask_jobqueue: a SLURM cluster",
+    "curation.md": "queries: run below, after an inspection",
     "tuning.md": "TOML: read as a search space below",
 }
 
@@ -307,6 +313,36 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
     for line in commands(DOCS / "sharding.md"):
         words = shlex.split(line)[1:]
         assert main([*words, "--quiet", *(["--workers", "1"] if words[0] in ("build", "verify") else [])]) == 0, line
+
+
+@pytest.mark.slow
+def test_curation_commands_and_queries_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`browse` serves until it is ended, so a mark is made in its place; the recipes have tests of their own."""
+    pytest.importorskip("duckdb", reason="the extra `interop` is not installed")
+    for number in range(3):
+        for i in range(16):
+            size = (96, 72) if i == 0 else (160, 120)
+            draw(tmp_path / "photos" / f"class {number}" / f"{i}.jpg", number, i, size)
+    smaller = {
+        "build": ["--size", "64", "--workers", "1"],
+        "lmk-train": ["--model", "resnet32", "--weights", "none", "--epochs", "1", "--batch-size", "8"],
+    }
+    page = DOCS / "curation.md"
+    monkeypatch.chdir(tmp_path)
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[1] == "browse":
+            with ShardedDataset.open(words[2]) as dataset:
+                MarksFile(Path(words[-1])).apply({dataset.index("train")["key"][0]: Mark("exclude")})
+        if words[0] not in MAINS or words[1] == "browse":
+            continue
+        if "small.csv" in words:
+            for query in blocks(page):
+                exec(compile(query, page.name, "exec"), {})
+        assert MAINS[words[0]]([*words[1:], *smaller.get(words[0], []), *smaller.get(words[1], [])]) == 0, line
+    assert set(read_marks("small.csv").values()) == {Mark("exclude", note="too small")}
+    with ShardedDataset.open("cleaned-by-sql") as cleaned:
+        assert min(cleaned.index(split)["original_height"].min() for split in cleaned.splits) == 120
 
 
 def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:

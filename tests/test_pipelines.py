@@ -31,7 +31,7 @@ from pipelines import cifar10_lt, landmarks_lt
 from pipelines.bench import post_hoc
 from pipelines.cifar10_lt import METHODS, Benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
-from pipelines.landmarks_lt import Scores
+from pipelines.scores import METRICS, Scores, difference
 from pipelines.steps import evaluate
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
@@ -178,10 +178,10 @@ def test_the_difference_of_methods_weighs_classes_alike() -> None:
     right[1, :, :90] = True
     right[1, :, 90:95] = True
     first, other = (Scores(pd.DataFrame(), correct, targets) for correct in right)
-    middle, low, high = landmarks_lt.difference(first, other)
+    middle, low, high = difference(first, other)
     assert middle == pytest.approx(25.0)  # half of one class of two
     assert 0 < low < 25 < high < 50
-    assert landmarks_lt.difference(first, first) == (0.0, 0.0, 0.0)
+    assert difference(first, first) == (0.0, 0.0, 0.0)
 
 
 def test_a_tau_is_judged_on_the_half_that_did_not_pick_it() -> None:
@@ -203,7 +203,7 @@ def test_the_table_in_the_docs_is_that_of_its_results() -> None:
     shown = {cells[0]: cells[1:7] for cells in rows if len(cells) >= 7}
     assert shown.keys() == set(results.groups)
     for name, runs in results:
-        means = [f"{100 * runs[column].mean():.1f}" for column in landmarks_lt._METRICS]
+        means = [f"{100 * runs[column].mean():.1f}" for column in METRICS]
         recalls = 100 * runs["macro_recall"]
         assert len(runs) == 10
         assert shown[name] == [*means, f"{recalls.min():.1f} to {recalls.max():.1f}"], name

@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ def paragraph(text: str) -> Markup:
 def code(text: str) -> Markup:
     """Return lines of code."""
     return _piece("code", text)
+
+
+def command(*words: str) -> Markup:
+    """Return a command line as code, quoted for a shell."""
+    return code(shlex.join(words))
 
 
 def key_figures(figures: Iterable[tuple[str, str]]) -> Markup:

@@ -1,6 +1,7 @@
 """The sections of the report of a run."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
@@ -23,6 +24,8 @@ from lmk_train.evaluation.report_plots import (
 
 _MAX_MATRIX_CLASSES = 100
 _NUM_PAIRS, _NUM_MISTAKES, _NUM_CLASSES, _NUM_PICTURES = 10, 12, 5, 6
+_SIDE_BY_SIDE = "To look at these classes side by side, and mark wrong labels:"
+_REASONS = "To find wrong labels, outliers, and classes that are several things, which make a large class weak:"
 _TILES = ("accuracy", "top5_accuracy", "macro_f1", "gap")
 _METRIC_NAMES = {
     "num_samples": "images",
@@ -35,17 +38,22 @@ _METRIC_NAMES = {
 }
 
 
-def run_sections(record: RunRecord, dataset: ShardedDataset) -> list[page.Section]:
+def run_sections(record: RunRecord, dataset: ShardedDataset, run: Path) -> list[page.Section]:
     """Return the sections of the page in their order; `dataset` has the images that it shows."""
     evaluated = record.evaluated
+    browse = page.command("lmk-shard", "browse", dataset.location, "--run", str(run))
+    inspect = page.command("lmk-inspect", str(run), "--shards", dataset.location)
     sweep = [page.Section("Post-hoc logit adjustment", _sweep(record.sweep))] if record.sweep else []
     return [
         page.Section("Summary", _summary(record)),
         page.Section("Training", _curves(record)),
         page.Section("F1 by class", [f1_histogram(evaluated), f1_by_size_plot(evaluated)]),
         *sweep,
-        page.Section("Confusions", _confusions(evaluated, dataset)),
-        page.Section("Weak large classes and strong small classes", [_surprises(evaluated, dataset)]),
+        page.Section("Confusions", [*_confusions(evaluated, dataset), page.paragraph(_SIDE_BY_SIDE), browse]),
+        page.Section(
+            "Weak large classes and strong small classes",
+            [_surprises(evaluated, dataset), page.paragraph(_REASONS), inspect],
+        ),
         page.Section("Most confident mistakes", [_mistakes(evaluated, dataset)]),
         page.Section("All classes", [_class_table(evaluated)]),
         page.Section("Configuration", [_configuration(record)]),
