@@ -1,5 +1,6 @@
 """`lmk-shard`: parse the command line, call the module that does the work, print a summary."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from lmk_data import __version__
-from lmk_data.options import Build, BuildOptions, Export, Report, Sample, Selection, Subset, Verify
+from lmk_data.options import Browse, Build, BuildOptions, Export, Report, Sample, Selection, Subset, Verify
 from lmk_data.system.terminal import run_command, say
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ In the folder where Kaggle's Google Landmark Recognition archive was unpacked, t
 
 `lmk-shard COMMAND --help` describes the options of a command. `lmk-shard --version` prints the version.
 """
-Command = Build | Report | Verify | Subset | Export | Sample
+Command = Build | Report | Verify | Subset | Browse | Export | Sample
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "report": Report,
         "verify": Verify,
         "subset": Subset,
+        "browse": Browse,
         "export": Export,
         "sample": Sample,
     }
@@ -72,6 +74,7 @@ def _run(command: Command) -> None:
         Report: _report,
         Verify: _verify,
         Subset: _subset,
+        Browse: _browse,
         Export: _export,
         Sample: _sample,
     }
@@ -161,6 +164,28 @@ def _subset(command: Subset) -> None:
         say(f"next: lmk-train --shards {command.out}{f' --base {base}' if is_url(base) else ''}")
 
 
+def _browse(command: Browse) -> None:
+    from lmk_data.errors import missing_extra
+
+    try:
+        from lmk_data.browse.server import browse
+    except ModuleNotFoundError as error:
+        raise missing_extra("lmk-shard browse", "browse", f"{error.name} is missing") from error
+
+    def started(address: str, marks: str) -> None:
+        if not command.quiet:
+            say(f"{command.dataset}: marks are kept in {marks}")
+        print(f"open {address}", flush=True)  # `say` would take the token out
+        if not command.quiet:
+            say("Ctrl-C ends it; every mark is saved at once")
+
+    facts = browse(command, started)
+    if not command.quiet:
+        say("", f"{facts.marks}: {facts.marked.excluded:,} excluded, {facts.marked.relabelled:,} relabelled")
+        if facts.marked.excluded or facts.marked.relabelled:
+            say(f"next: {facts.subset_line}")
+
+
 def _selection(command: Subset) -> Selection:
     """Return what the command line selects, with the content of the files that it names."""
     from lmk_data.views.lists import read_class_list, read_key_lists
@@ -231,6 +256,7 @@ def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, 
     if not quiet:
         say(*terminal_summary(report).split("\n"))
         say(f"report: {folder}/index.html")
+        say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path])}")
 
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:

@@ -289,6 +289,41 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class Browse:
+    """Look at a dataset in a web browser, and mark what is wrong. Needs the extra `browse`.
+
+    The pages come from this machine alone and are for the browser that opens the printed address. Marks are saved at
+    once; `lmk-shard subset --marks` makes a view of them. Ctrl-C ends it.
+
+    Example: lmk-shard browse shards --run runs/efficientnet-b0-ldam --marks marks.csv
+    """
+
+    dataset: Annotated[Positional[str], arg(metavar="DATASET")]
+    """The dataset or view: a path or a URL."""
+    run: Annotated[Path | None, arg(metavar="RUN")] = None
+    """A run that `lmk-eval` evaluated: shows what it predicts."""
+    quality: Annotated[Path | None, arg(metavar="DIR")] = None
+    """What `lmk-inspect` wrote: shows suspects, outliers, and the nearest pictures."""
+    marks: Annotated[str | None, arg(metavar="FILE")] = None
+    """The marks, a CSV file that the first mark creates; by default NAME-marks.csv in the current folder, where NAME is
+    the folder of the dataset."""
+    base: _Base = None
+    port: Annotated[int, arg(metavar="N")] = 0
+    """Port to listen at; 0 takes a free one."""
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Address to listen at. Any but one of this machine alone lets others of your network reach the pages, without
+    encryption; `ssh -L` is safer."""
+    no_open: bool = False
+    """Do not open a browser, only print the address."""
+    quiet: bool = False
+    """Print nothing but the address."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: must be from 0 to 65535")
+
+
+@dataclass(frozen=True)
 class Export:
     """Write a folder that another tool reads as it is: hard links to the shards, and that tool's own index.
 

@@ -1,13 +1,14 @@
-"""The commands `lmk-train`, `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`: parse, call, print a summary."""
+"""The commands of the trainer, from `lmk-train` to `lmk-tune`: parse, call, print a summary."""
 
 import io
-import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -16,8 +17,8 @@ from tqdm import tqdm
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
-from lmk_data.system.terminal import EXIT_UNREAD, printable, progress_bar, run_command, say
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_data.system.terminal import EXIT_UNREAD, notice, printable, progress_bar, run_command, say
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.memory import memory_advice
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.metrics import spelled
@@ -25,7 +26,7 @@ from lmk_train.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lmk_train.evaluation.evaluate import Evaluation
-    from lmk_train.predict import Guess, Prediction
+    from lmk_train.predict import Prediction, Predictor
     from lmk_train.training.dry_run import DryRun
 
 _SHOWN = ("accuracy", "top5_accuracy", "macro_f1", "macro_f1_all", "many_accuracy", "medium_accuracy", "few_accuracy")
@@ -45,6 +46,11 @@ def eval_main(arguments: Sequence[str] | None = None) -> int:
 def predict_main(arguments: Sequence[str] | None = None) -> int:
     """Run `lmk-predict` and return the exit code, 1 if a picture could not be read."""
     return _main("lmk-predict", PredictConfig, _predict, arguments)
+
+
+def inspect_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lmk-inspect` and return the exit code."""
+    return _main("lmk-inspect", InspectConfig, _inspect, arguments)
 
 
 def export_main(arguments: Sequence[str] | None = None) -> int:
@@ -100,6 +106,7 @@ def _train(config: TrainConfig) -> None:
     if result.test is not None:
         _print_evaluation(result.test)
         say(f"report: {RunFolder(result.run).report(result.test.split)}")
+        _print_next(result.run, result.test.source["shards"])
 
 
 def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None:
@@ -151,8 +158,9 @@ def _size(num_bytes: int) -> str:
 
 def _evaluate(config: EvalConfig) -> None:
     from lmk_data.dataset import ShardedDataset
-    from lmk_train.evaluation.evaluate import evaluate_run, picked_tau
+    from lmk_train.evaluation.evaluate import evaluate_run, picked_of
     from lmk_train.evaluation.report import write_run_report
+    from lmk_train.evaluation.sweep import sweep_lines
 
     evaluations = evaluate_run(config)
     asked = evaluations[-1]
@@ -165,50 +173,88 @@ def _evaluate(config: EvalConfig) -> None:
     for evaluation in evaluations:
         _print_evaluation(evaluation)
     if config.tau:
-        tau = picked_tau(evaluations)
-        picked = "no validation split to pick one on" if tau is None else f"{tau:g} has the best macro F1 on val"
-        say(f"tau    accuracy  macro F1   ({asked.split}; {picked})")
-        for row in asked.by_tau:
-            say(f"{row['tau']:<6g} {row['accuracy']:8.4f}  {row['macro_f1']:8.4f}{'  <-' if row['tau'] == tau else ''}")
+        say(*sweep_lines(asked.split, asked.sweep, picked_of(evaluations)))
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
     say(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
+    _print_next(config.run, asked.source["shards"])
+
+
+def _print_next(run: Path, dataset: str) -> None:
+    """Name the commands that look into what a model gets wrong."""
+    say(f"wrong labels and odd classes: {shlex.join(['lmk-inspect', str(run), '--shards', dataset])}")
+    say(f"look and mark: {shlex.join(['lmk-shard', 'browse', dataset, '--run', str(run)])}")
 
 
 def _predict(config: PredictConfig) -> None:
+    from lmk_train.answers import with_unique_ids
     from lmk_train.predict import Predictor, named_images
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, not always UTF-8
     predictor = Predictor(config.run, checkpoint=config.checkpoint, device=config.device, amp=config.amp)
+    _prepare(predictor, config)
     images: Iterable[str] = named_images(config.images, sys.stdin)
+    if config.submission:
+        images = with_unique_ids(images)
     total = None
     if "-" not in config.images:  # names from stdin are predicted as they arrive
         images = list(images)
         total = len(images)
     started, counts = time.monotonic(), [0, 0]
-    with progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
-        for prediction in predictor(images, top=config.top, batch_size=config.batch_size, workers=config.workers):
+    predictions = predictor(
+        images,
+        top=config.top,
+        neighbours=config.neighbours or 0,
+        min_confidence=config.min_confidence,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    with _answers(config) as answer, progress_bar(total, "predicting", "images", quiet=config.quiet) as bar:
+        for prediction in predictions:
             counts[prediction.error is not None] += 1
-            if prediction.error is None:
-                _print_at_once(_prediction_line(prediction, config.json))
-            else:
+            if prediction.error is not None:
                 line = f"lmk-predict: {prediction.image}: {' '.join(prediction.error.split())}"
                 tqdm.write(printable(line), file=sys.stderr)
+            answer(prediction)
             bar.update()
     recognised, unreadable = counts
     if not config.quiet:
-        print(f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s", file=sys.stderr)
+        written = "" if config.csv is None else f", written to {config.csv}"
+        summary = f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s{written}"
+        print(printable(summary), file=sys.stderr)
     if unreadable:
         raise UserError(f"{unreadable} of the pictures could not be read")
 
 
-def _prediction_line(prediction: "Prediction", as_json: bool) -> str:
-    if as_json:
-        guesses = [asdict(guess) for guess in prediction.guesses]
-        return json.dumps({"image": prediction.image, "predictions": guesses})
-    return f"{prediction.image}: " + ", ".join(
-        f"{_spelled_guess(guess)} {guess.probability:.3f}" for guess in prediction.guesses
-    )
+def _prepare(predictor: "Predictor", config: PredictConfig) -> None:
+    """Open the index of neighbours if it is wanted, and say if the probabilities are not calibrated."""
+    from lmk_train.neighbours.index import TrainingPictures
+
+    if config.neighbours is not None:
+        pictures = TrainingPictures(config.shards, config.base, config.cache, config.workers, config.quiet)
+        predictor.load_neighbours(pictures, (lambda _: None) if config.quiet else notice)
+    if predictor.temperature is None and not config.quiet:
+        how = f"lmk-eval {config.run} --calibrate fits a temperature on validation pictures"
+        notice(f"{config.run}: its probabilities are not calibrated; {how}")
+
+
+@contextmanager
+def _answers(config: PredictConfig) -> "Iterator[Callable[[Prediction], object]]":
+    """Yield the function that is told each prediction; a file is whole once the block has ended without an error."""
+    from lmk_train.answers import Submission, Table, csv_file, json_line, text_line
+
+    if config.csv is not None:
+        form = Submission() if config.submission else Table(config.top, config.neighbours or 0)
+        with csv_file(config.csv, form) as add:
+            yield add
+        return
+    line = json_line if config.json else text_line
+
+    def print_answer(prediction: "Prediction") -> None:
+        if prediction.error is None:
+            _print_at_once(line(prediction))
+
+    yield print_answer
 
 
 def _print_at_once(line: str) -> None:
@@ -217,6 +263,15 @@ def _print_at_once(line: str) -> None:
     sys.stdout.flush()
     if stdout_is_abandoned():
         raise SystemExit(EXIT_UNREAD)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from lmk_train.inspection.inspect import inspect_dataset
+    from lmk_train.inspection.summary import summary_lines
+
+    inspection = inspect_dataset(config, announce=(lambda _: None) if config.quiet else say)
+    if not config.quiet:
+        say(*summary_lines(inspection, config))
 
 
 def _export(config: ExportConfig) -> None:
@@ -243,10 +298,6 @@ def _tune(config: TuneConfig) -> None:
         shown = [f"{name} {result.test[name]:.4f}" for name in _SHOWN if result.test.get(name) is not None]
         say(f"test ({result.test['num_samples']:,} images), once, at the end: {', '.join(shown)}")
     say("train it again:", f"  {result.command}", f"report: {result.report}")
-
-
-def _spelled_guess(guess: "Guess") -> str:
-    return str(guess.landmark_id) if guess.name is None else f"{guess.name} ({guess.landmark_id})"
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

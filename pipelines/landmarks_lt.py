@@ -43,6 +43,7 @@ from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.precision import Precision, resolve_device
 from lmk_train.training.loop import train as train_head
+from pipelines.scores import METRICS, Scores, as_markdown
 from pipelines.steps import evaluate, run, train, view
 
 _LARGEST, _IMBALANCE, _SMALLEST = 100, 50, 2
@@ -69,14 +70,6 @@ FINE_TUNED = ("cross entropy", "LDAM", "LDAM-DRW", "balanced softmax", "balanced
 _FINE_TUNING: tuple[object, ...] = ("--model", "efficientnet-lite0")
 _FINE_TUNING_SEEDS = 3
 _BUILD: tuple[object, ...] = ("--no-report",)
-_METRICS = {
-    "macro_recall": "balanced accuracy",
-    "medium_accuracy": "medium",
-    "few_accuracy": "few",
-    "macro_f1": "macro F1",
-    "gap": "GAP",
-}
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -86,15 +79,6 @@ class Judged:
     metrics: dict[str, Any]
     targets: NDArray[np.int64]
     labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the seeds of a method reach: metrics by name for each seed, and right or wrong, bool [seeds, N]."""
-
-    metrics: pd.DataFrame
-    correct: NDArray[np.bool_]
-    targets: NDArray[np.int64]
 
 
 def draw_tail(sizes: pd.Series) -> dict[str, int]:
@@ -172,45 +156,6 @@ def fine_tune(training: Path, test: Path, out: Path) -> dict[str, Scores]:
     return scores
 
 
-def as_markdown(scores: dict[str, Scores]) -> str:
-    """Return the table of methods; differences are to the first."""
-    first = next(iter(scores.values()))
-    shown = [name for name in _METRICS if first.metrics[name].notna().all()]  # no class may be of a band
-    lines = [
-        f"| method | {' | '.join(_METRICS[name] for name in shown)} | spread | against cross entropy |",
-        f"|---|{'---:|' * (len(shown) + 2)}",
-    ]
-    for name, own in scores.items():
-        recalls = 100 * own.metrics["macro_recall"]
-        cells = [f"{100 * own.metrics[metric].mean():.1f}" for metric in shown]
-        middle, low, high = difference(first, own)
-        against = "" if own is first else f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"| {name} | {' | '.join(cells)} | {recalls.min():.1f} to {recalls.max():.1f} | {against} |")
-    return "\n".join(lines)
-
-
-def difference(first: Scores, other: Scores) -> tuple[float, float, float]:
-    """Return the difference of balanced accuracy (other - first) in points, and its 2.5 % and 97.5 % quantiles.
-
-    Paired bootstrap over the test pictures; each picture counts by the share of the seeds that are right about it.
-    """
-    gained = other.correct.mean(axis=0) - first.correct.mean(axis=0)
-    members = pd.get_dummies(first.targets).to_numpy(np.float64)
-    random = np.random.default_rng(0)
-
-    def balanced(weights: NDArray[np.float64]) -> float:
-        support, gains = weights @ members, (weights * gained) @ members
-        return float(100 * (gains[support > 0] / support[support > 0]).mean())
-
-    number = len(gained)
-    drawn = [
-        balanced(np.bincount(random.integers(0, number, number), minlength=number).astype(np.float64))
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return balanced(np.ones(number)), float(low), float(high)
-
-
 def _head_config(dataset: Path, folder: Path, method: dict[str, Any], seed: int) -> TrainConfig:
     return TrainConfig(str(dataset), folder, **{**_HEAD, **method}, seed=seed, workers=1, amp="off", quiet=True)
 
@@ -253,9 +198,9 @@ def benchmark(images: Path, out: Path, seeds: int, also_fine_tune: bool) -> str:
     lines = [f"{len(counts)} classes of {counts.max()} to {counts.min()} training pictures, {counts.sum()} in all."]
     tables = []
     for title, scores in found.items():
-        lines += ["", f"{title}, in %:", "", as_markdown(scores)]
+        lines += ["", f"{title}, in %:", "", as_markdown(scores, "method", "cross entropy")]
         for name, own in scores.items():
-            named = own.metrics[list(_METRICS)].rename_axis("seed").reset_index()
+            named = own.metrics[list(METRICS)].rename_axis("seed").reset_index()
             tables.append(named.assign(training=title, method=name))
     text = "\n".join([*lines, ""])
     (out / "table.md").write_text(text)

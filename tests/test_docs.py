@@ -19,11 +19,14 @@ import tyro
 
 import lmk_data.cli
 from lmk_data.cli import main
-from lmk_train.cli import eval_main, export_main, predict_main, train_main
-from lmk_train.config.commands import EvalConfig, ExportConfig, PredictConfig, TuneConfig
+from lmk_data.dataset import ShardedDataset
+from lmk_data.views.marks import Mark, MarksFile, read_marks
+from lmk_train.cli import eval_main, export_main, inspect_main, predict_main, train_main
+from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.option import options_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import read_space
+from tests.drawing import draw
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WRITTEN = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
@@ -31,6 +34,7 @@ PROGRAMS = {
     "lmk-train": TrainConfig,
     "lmk-eval": EvalConfig,
     "lmk-predict": PredictConfig,
+    "lmk-inspect": InspectConfig,
     "lmk-export": ExportConfig,
     "lmk-tune": TuneConfig,
 }
@@ -39,18 +43,22 @@ MAINS = {
     "lmk-train": train_main,
     "lmk-eval": eval_main,
     "lmk-predict": predict_main,
+    "lmk-inspect": inspect_main,
     "lmk-export": export_main,
 }
-RUN = ("quickstart.md", "evaluation.md", "sharding.md")
+RUN = ("quickstart.md", "evaluation.md", "sharding.md", "curation.md")
 ONLY_PARSED = {
     "make ": "sets up, or runs these tests; .ci/run has them all",
     ". .venv": "of the shell",
     "lmk-shard build --min-samples 6": "the quick start's",
     "lmk-train --shards shards": "the quick start's; with its own model and epochs it takes minutes or hours",
+    "lmk-shard browse": "serves until Ctrl-C; tests/data/browse/test_browser.py",
+    "lmk-inspect ": "minutes on a CPU; tests/train/inspection/test_inspect.py has a small dataset",
     "lmk-tune ": "hours; tests/train/tuning/test_tune.py has small searches",
     "python -m pipelines.table": "hours; tests/test_pipelines.py has it with --smoke",
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.landmarks_lt": "minutes; tests/test_pipelines.py has it on drawn pictures",
+    "python -m pipelines.clean_and_retrain": "minutes; tests/test_curation.py has it on drawn pictures",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
     "--scheduler ": "a cluster; tests/test_cluster.py has one of its own",
@@ -60,6 +68,7 @@ ONLY_PARSED = {
 }
 NOT_RUN = {
     "cluster.md": "dask_jobqueue: a SLURM cluster",
+    "curation.md": "queries: run below, after an inspection",
     "tuning.md": "TOML: read as a search space below",
 }
 
@@ -306,6 +315,36 @@ def test_sharding_commands_run_in_a_folder_like_kaggles(
         assert main([*words, "--quiet", *(["--workers", "1"] if words[0] in ("build", "verify") else [])]) == 0, line
 
 
+@pytest.mark.slow
+def test_curation_commands_and_queries_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`browse` serves until it is ended, so a mark is made in its place; the recipes have tests of their own."""
+    pytest.importorskip("duckdb", reason="the extra `interop` is not installed")
+    for number in range(3):
+        for i in range(16):
+            size = (96, 72) if i == 0 else (160, 120)
+            draw(tmp_path / "photos" / f"class {number}" / f"{i}.jpg", number, i, size)
+    smaller = {
+        "build": ["--size", "64", "--workers", "1"],
+        "lmk-train": ["--model", "resnet32", "--weights", "none", "--epochs", "1", "--batch-size", "8"],
+    }
+    page = DOCS / "curation.md"
+    monkeypatch.chdir(tmp_path)
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[1] == "browse":
+            with ShardedDataset.open(words[2]) as dataset:
+                MarksFile(Path(words[-1])).apply({dataset.index("train")["key"][0]: Mark("exclude")})
+        if words[0] not in MAINS or words[1] == "browse":
+            continue
+        if "small.csv" in words:
+            for query in blocks(page):
+                exec(compile(query, page.name, "exec"), {})
+        assert MAINS[words[0]]([*words[1:], *smaller.get(words[0], []), *smaller.get(words[1], [])]) == 0, line
+    assert set(read_marks("small.csv").values()) == {Mark("exclude", note="too small")}
+    with ShardedDataset.open("cleaned-by-sql") as cleaned:
+        assert min(cleaned.index(split)["original_height"].min() for split in cleaned.splits) == 120
+
+
 def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", (DOCS / "tuning.md").read_text(), re.DOTALL)
     (tmp_path / "space.toml").write_text(shown)
@@ -316,7 +355,9 @@ def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
 def test_messages_that_are_explained_are_those_of_the_programs() -> None:
     """Every part between the `...` of a quoted message stands in one literal of the sources, values left out."""
     sources = "".join(
-        path.read_text() for folder in ("lmk_data", "lmk_train") for path in (DOCS.parent / folder).rglob("*.py")
+        path.read_text()
+        for pattern in ("lmk_data/**/*.py", "lmk_train/**/*.py", "lmk_data/browse/static/*.js")
+        for path in DOCS.parent.glob(pattern)
     )
     literals = re.sub(r"\{[^{}\n]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", sources))
     table = re.findall(r"^\| (`.*?) \| ", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)

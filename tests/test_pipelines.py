@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,11 +25,13 @@ from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import TrainConfig
 from lmk_train.evaluation.evaluate import evaluate_run
+from lmk_train.evaluation.sweep import ADJUSTMENT, PostHoc
 from lmk_train.training.loop import train
-from pipelines import landmarks_lt
-from pipelines.cifar10_lt import benchmark, draw_tail
+from pipelines import cifar10_lt, landmarks_lt
+from pipelines.bench import post_hoc
+from pipelines.cifar10_lt import METHODS, Benchmark, draw_tail
 from pipelines.compare import Row, bootstrap, comparison
-from pipelines.landmarks_lt import Scores
+from pipelines.scores import METRICS, Scores, difference
 from pipelines.steps import evaluate
 from pipelines.table1_top12 import TABLE as TABLE1
 from pipelines.table2_top20 import TABLE as TABLE2
@@ -174,10 +178,22 @@ def test_the_difference_of_methods_weighs_classes_alike() -> None:
     right[1, :, :90] = True
     right[1, :, 90:95] = True
     first, other = (Scores(pd.DataFrame(), correct, targets) for correct in right)
-    middle, low, high = landmarks_lt.difference(first, other)
+    middle, low, high = difference(first, other)
     assert middle == pytest.approx(25.0)  # half of one class of two
     assert 0 < low < 25 < high < 50
-    assert landmarks_lt.difference(first, first) == (0.0, 0.0, 0.0)
+    assert difference(first, first) == (0.0, 0.0, 0.0)
+
+
+def test_a_tau_is_judged_on_the_half_that_did_not_pick_it() -> None:
+    """A tau that is right about one half only is picked there, and wrong on the other; the plain head is half right."""
+    targets, head = np.tile([0, 0, 1, 1], 20), torch.nn.Linear(2, 2)
+    methods, first = PostHoc.of(head, np.array([30, 10]), None), np.arange(80) % 2 == 0
+    answers = np.repeat((1 - targets)[:, None], len(methods.columns), axis=1)
+    answers[first, 2], answers[~first, 4] = targets[first], targets[~first]
+    answers[:40, 0] = targets[:40]
+    found = post_hoc._both_halves(methods, answers, targets, np.array([30, 10]))
+    assert found["none"]["accuracy"] == 50
+    assert found[ADJUSTMENT]["accuracy"] == 0
 
 
 def test_the_table_in_the_docs_is_that_of_its_results() -> None:
@@ -187,10 +203,21 @@ def test_the_table_in_the_docs_is_that_of_its_results() -> None:
     shown = {cells[0]: cells[1:7] for cells in rows if len(cells) >= 7}
     assert shown.keys() == set(results.groups)
     for name, runs in results:
-        means = [f"{100 * runs[column].mean():.1f}" for column in landmarks_lt._METRICS]
+        means = [f"{100 * runs[column].mean():.1f}" for column in METRICS]
         recalls = 100 * runs["macro_recall"]
         assert len(runs) == 10
         assert shown[name] == [*means, f"{recalls.min():.1f} to {recalls.max():.1f}"], name
+
+
+def test_the_table_of_post_hoc_methods_in_the_docs_is_that_of_its_results() -> None:
+    results = pd.read_csv(ROOT / "docs" / "results" / "landmarks_lt_post_hoc.csv").groupby(["loss", "post_hoc"])
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("**Post-hoc methods**")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for loss, method, *shown in rows:
+        runs = results.get_group((loss, method))
+        assert len(runs) == 10
+        assert shown == [f"{runs[name].mean():.1f}" for name in post_hoc._SHOWN], (loss, method)
 
 
 @pytest.mark.slow
@@ -230,13 +257,30 @@ def test_what_cannot_make_a_table_is_said_at_once(tmp_path: Path) -> None:
     class_folders(train, dict.fromkeys("ab", 2))
     class_folders(test, dict.fromkeys("abc", 1))
     with pytest.raises(UserError, match=re.escape(f"{test}: 1 of its class folders are not in {train}, such as c")):
-        benchmark(train, test, out, [10], 1, 1)
+        Benchmark(train, test, out, [10], 1, 1)
     with pytest.raises(UserError, match=f"{out}: needs two or more folders"):
-        benchmark(train, out, out, [10], 1, 1)
-    for flag, (imbalance, epochs, seeds) in {"imbalance": (0, 1, 1), "epochs": (1, 0, 1), "seeds": (1, 1, 0)}.items():
+        Benchmark(train, out, out, [10], 1, 1)
+    right = {"imbalances": (1,), "epochs": 1, "seeds": 1, "jobs": 1}
+    for flag, wrong in {
+        "imbalance": {"imbalances": (0,)},
+        **{name: {name: 0} for name in ("epochs", "seeds", "jobs")},
+    }.items():
         with pytest.raises(UserError, match=f"--{flag} 0: must be at least 1"):
-            benchmark(train, train, out, [imbalance], epochs, seeds)
+            Benchmark(train, train, out, **{**right, **wrong})  # type: ignore[arg-type]
     assert not out.exists()
+
+
+def test_every_method_of_the_benchmark_is_a_command_line(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path, dict.fromkeys("ab", 1))
+    asked = Benchmark(folder, folder, tmp_path / "out", [100], 200, 1)
+    for name, method in METHODS.items():
+        words = ["--shards", "shards", *map(str, asked.arguments(name, 100, 0))]
+        config = tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagCreatePairsOff,)).resolved()
+        assert config.freeze_backbone_epochs == (0 if method.backbone is None else config.epochs)
+        assert config.epochs == (200 if method.backbone is None else 10)
+    assert asked.run("balanced softmax, cosine head", 100, 2).name == "balanced-softmax-cosine-head-100-2"
+    recipe = "--model resnet32 --epochs 200 --warmup-epochs 5.0 --crop-padding 4 --color-jitter 0"
+    assert " ".join(map(str, asked.arguments("LDAM-DRW", 100, 1))) == f"{recipe} --loss ldam --drw-start 0.8 --seed 1"
 
 
 @pytest.mark.slow
@@ -244,19 +288,52 @@ def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
     train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 80), "jpg")
     test = class_folders(tmp_path / "test", dict.fromkeys("abcde", 8))
     options = ("--out", tmp_path / "out", "--imbalance", 10, "--epochs", 1, "--seeds", 1)
-    said = recipe("cifar10_lt", train, test, *options)
+    said = recipe("cifar10_lt", train, test, *options, "--methods", "LDAM-DRW", "CE, retrained head", "--jobs", 2)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in said
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| 10")]
-    assert [row[1] for row in rows] == ["CE", "LDAM", "LDAM-DRW", "balanced softmax"]
-    assert [row[4].rstrip(" |") for row in rows] == ["86.39", "86.96", "88.16", ""]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| 10")]
+    assert [row[1] for row in rows] == ["CE", "LDAM-DRW", "CE, retrained head"]
+    assert [row[5:] for row in rows] == [["86.39"], ["88.16"], []]
     assert "1 epochs" in table
+    figures = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert [f"{100 * one:.2f}" for one in figures["accuracy"]] == [row[2] for row in rows]
+    assert (tmp_path / "out" / "ce-10-0.log").read_text()
+    kept, retrained = (
+        torch.load(tmp_path / "out" / f"{name}-10-0" / "checkpoints" / "best.pt", weights_only=True)["model"]
+        for name in ("ce", "ce-retrained-head")
+    )
+    assert all(torch.equal(one, retrained[name]) == name.startswith("backbone.") for name, one in kept.items())
     out, other = tmp_path / "out", class_folders(tmp_path / "other", dict.fromkeys("abcde", 4))
-    said = recipe("cifar10_lt", train, test, *options, "--epochs", 2, code=1)
+    said = recipe("cifar10_lt", train, test, *options, "--methods", "CE", "--epochs", 2, code=1)
     assert f"cifar10_lt: error: {out}/ce-10-0: trained with `--model resnet32 --epochs 1 " in said
     assert "asked for `--model resnet32 --epochs 2 " in said
     assert "holds another build" in recipe("cifar10_lt", train, other, *options, code=1)
     assert (out / "table.md").read_text() == table, "no false table"
+
+
+def test_a_table_has_every_finished_run_of_these_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever command trained it, seed by seed; runs of other epochs are not in it."""
+    folder = class_folders(tmp_path / "images", dict.fromkeys("ab", 1))
+    asked = Benchmark(folder, folder, tmp_path / "out", [10], 40, 1, methods=["CE"])
+    for imbalance in (10, 100):
+        asked.dataset(imbalance).mkdir(parents=True)
+        (asked.dataset(imbalance) / "dataset.json").write_text(json.dumps({"content_sha256": f"{imbalance:064d}"}))
+    for method, imbalance, seed, epochs in (
+        ("LDAM", 100, 0, 40),
+        ("LDAM", 100, 1, 40),
+        ("ArcFace", 100, 2, 40),
+        ("CE", 10, 0, 30),
+    ):
+        out, data = asked.run(method, imbalance, seed), f"{imbalance:064d}"
+        out.mkdir()
+        words = replace(asked, epochs=epochs).arguments(method, imbalance, seed)
+        (out / "trained").write_text(f"{' '.join(map(str, words))} on {data[:12]}")
+    monkeypatch.setattr(
+        cifar10_lt, "evaluate", lambda out, *_: {"accuracy": 0.5 + int(out.name[-1]) / 10, "macro_f1": 0.5}
+    )
+    found = cifar10_lt.finished(asked)
+    assert found[["method", "seed"]].to_numpy().tolist() == [["LDAM", 0], ["LDAM", 1], ["ArcFace", 2]]
+    assert "| 100 | LDAM | 55.00 | 50.00 to 60.00 | 2 | 73.35 |" in cifar10_lt.table(found, 40)
 
 
 _STEP = """

@@ -54,7 +54,12 @@ def test_sdist_and_wheel_hold_what_they_should(built: Path) -> None:
     assert f"-{__version__}-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for wanted in ("lmk_data/py.typed", "lmk_train/py.typed", "lmk_data/report/templates/pieces.html"):
+    for wanted in (
+        "lmk_data/py.typed",
+        "lmk_train/py.typed",
+        "lmk_data/report/templates/pieces.html",
+        "lmk_data/browse/static/browse.js",
+    ):
         assert wanted in names
     assert "lmk_data/report/templates/datatables/dataTables.min.js" in names
     assert not [name for name in names if name.startswith(("tests", "pipelines", "docs"))]

@@ -38,8 +38,11 @@ def class_quality_schema(landmark_id: pa.DataType) -> pa.Schema:
     """Return the schema of classes-quality.parquet: one row per class of the dataset, in order of labels.
 
     `cohesion` is the mean of `own_similarity`; `purity` the share of samples that no other class fits better.
-    `clusters` is how many clusters explain the class, 1 unless `several`. `twin_*` is the class that may be the same
-    thing, null where there is none; `twin_duplicates` counts the near duplicates that both share.
+    Scores are from 0 to 1 with the threshold at 0.5, null where nothing can be said. `several_score` says how far the
+    parts of the class are apart; `clusters` is how many parts there are, 1 unless `several`. `twin_*` is the nearest
+    class, null where there is no other: `twin_similarity` is the cosine between the means of both, `twin_duplicates`
+    counts the groups of near duplicates that both share, `twin_score` says how near it is, and `twin` whether both may
+    be the same thing.
     """
     return pa.schema(
         [
@@ -57,6 +60,7 @@ def class_quality_schema(landmark_id: pa.DataType) -> pa.Schema:
             ("twin_landmark_id", landmark_id),
             ("twin_similarity", pa.float32()),
             ("twin_duplicates", pa.int32()),
+            ("twin_score", pa.float32()),
             ("twin", pa.bool_()),
         ]
     )

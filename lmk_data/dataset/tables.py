@@ -1,6 +1,9 @@
 """Read the Parquet tables of a dataset, and refuse what does not fit the format or would not fit into memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,7 +20,7 @@ from lmk_data.dataset.format import (
 )
 from lmk_data.errors import DatasetError
 from lmk_data.system.files import open_regular
-from lmk_data.system.parquet import TableLimits, read_parquet
+from lmk_data.system.parquet import TableLimits, read_batches, read_parquet, read_row
 from lmk_data.system.storage import Folder, LocalFolder
 
 # What a small file can state in any number: rows of tables that no shard backs, and the bytes of a table in memory.
@@ -36,13 +39,32 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None, max_
     or takes more memory than tables of a dataset do: what it says of itself is checked before its rows are read.
     `max_rows` None means a table that no shard backs, which has at most `MAX_ROWS` and `MAX_BYTES`.
     """
+    with _opened(folder, name) as (file, is_local):
+        return read_parquet(file, columns, _limits(max_rows), is_near=is_local)
+
+
+def read_table_batches(folder: Folder, name: str, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a Parquet file in batches, with texts as dictionaries. Raises as `read_table` does."""
+    with _opened(folder, name) as (file, is_local):
+        yield from read_batches(file, columns, _limits(max_rows), is_near=is_local)
+
+
+def read_table_row(folder: Folder, name: str, columns: list[str], row: int, max_rows: int) -> dict[str, Any]:
+    """Return one row of a Parquet file, unchecked. Raises as `read_table` does."""
+    with _opened(folder, name) as (file, is_local):
+        return read_row(file, columns, row, _limits(max_rows), is_near=is_local)
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[tuple[Any, bool]]:
+    """Yield an open file, and whether it is of this machine. Raises DatasetError for what the block finds wrong."""
     location = folder.location(name)
     try:
         is_local = isinstance(folder, LocalFolder)  # Arrow's own file may be read by threads, see `arrow_reader`
         if is_local:
             open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
         with pa.OSFile(location) if is_local else folder.open(name) as file:
-            return read_parquet(file, columns, _limits(max_rows), is_near=is_local)
+            yield file, is_local
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DatasetError(f"{location}: cannot be read ({reason}); {_VERIFY_HINT}") from error

@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,23 @@ class PictureRow:
     caption: str
     note: str
     jpegs: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A group of images of a comparison, with the name of what they show."""
+
+    caption: str
+    jpegs: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of images side by side: a caption, a note beside it, and the groups."""
+
+    caption: str
+    note: str
+    sides: Sequence[Side]
 
 
 class Number(str):
@@ -91,6 +109,11 @@ def code(text: str) -> Markup:
     return _piece("code", text)
 
 
+def command(*words: str) -> Markup:
+    """Return a command line as code, quoted for a shell."""
+    return code(shlex.join(words))
+
+
 def key_figures(figures: Iterable[tuple[str, str]]) -> Markup:
     """Return large figures with their names: pairs of (value, name)."""
     return _piece("key_figures", figures)
@@ -123,6 +146,11 @@ def sortable_table(header: Sequence[str], columns: Sequence[Sequence[object]]) -
 def picture_rows(rows: Iterable[PictureRow]) -> Markup:
     """Return rows of images with their captions."""
     return _piece("picture_rows", rows)
+
+
+def comparisons(rows: Iterable[Comparison]) -> Markup:
+    """Return groups of images side by side, one row below the other."""
+    return _piece("comparisons", rows)
 
 
 def thumbnail(jpeg: bytes, size: int, location: str) -> bytes:

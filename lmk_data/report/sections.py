@@ -32,7 +32,7 @@ def dataset_sections(dataset: ShardedDataset, figures: DatasetFigures) -> list[p
         page.Section("Images of the largest, middle and smallest classes", [page.picture_rows(class_rows(dataset))]),
         page.Section("Duplicates and leakage", _duplicates(dataset, figures.quality)),
         page.Section("Source and stored images", _census_parts(dataset, census)),
-        page.Section("Classes", [_class_table(dataset.classes)]),
+        page.Section("Classes", _classes(dataset)),
         page.Section("Rejected images", _reject_table(figures.rejects)),
         page.Section("Provenance", [_provenance(figures)]),
         page.Section("Reading the dataset in Python", [_reading(figures)]),
@@ -104,12 +104,14 @@ def _duplicates(dataset: ShardedDataset, quality: Quality) -> list[Markup]:
         "are those in train too, and all but the first of a group in a split."
     )
     header = ["duplicates", "groups", "images", "conflicts", *leaks, "superfluous"]
-    parts = [page.table(header, rows), page.paragraph(explanation)]
+    parts, where = [page.table(header, rows), page.paragraph(explanation)], dataset.location
     if quality.duplicate_groups:
         kind = "exact" if quality.duplicates["near"] == quality.duplicates["exact"] else "near"
         parts += [
             page.paragraph("To make a view without them:"),
-            page.code(f"lmk-shard subset DATASET --out CLEAN --drop-duplicates {kind}"),
+            page.command("lmk-shard", "subset", where, "--out", f"{where}-clean", "--drop-duplicates", kind),
+            page.paragraph("To look through all of them, and mark wrong labels:"),
+            page.command("lmk-shard", "browse", where),
             page.paragraph("Groups worth a look:"),
             page.picture_rows(group_rows(dataset, quality.duplicate_groups)),
         ]
@@ -145,6 +147,16 @@ def _census_parts(dataset: ShardedDataset, census: Census) -> list[Markup]:
         page.paragraph(odd_counts),
         page.picture_rows(odd_rows(dataset, census.odd_ones)),
         page.paragraph(mixed),
+    ]
+
+
+def _classes(dataset: ShardedDataset) -> list[Markup]:
+    """Return the commands that show classes and find wrong labels in them, and the table of all classes."""
+    return [
+        page.paragraph("To find wrong labels and outliers, and then to look at the pictures of any class:"),
+        page.command("lmk-inspect", "--shards", dataset.location),
+        page.command("lmk-shard", "browse", dataset.location),
+        _class_table(dataset.classes),
     ]
 
 

@@ -1,6 +1,6 @@
 """Read Parquet files that anybody may have written: what one states of itself is checked before its rows are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from lmk_data.system.parquet_pages import unpacked_bytes
 
 MAX_FOOTER_BYTES = 16 << 20  # what a file states of itself; decoded it takes ten times as much
 MAX_COLUMNS = 10_000
+BATCH_ROWS = 131_072
 _WITH_LENGTH = (
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
     *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
@@ -72,6 +73,44 @@ def read_parquet(source: Any, columns: Sequence[str] | None, limits: TableLimits
     fields = [schema.field(name) for name in table.column_names]
     columns = [_written_out(column, field.type) for column, field in zip(table.columns, fields, strict=True)]
     return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
+
+
+def read_batches(
+    source: Any, columns: Sequence[str], limits: TableLimits, *, is_near: bool = True
+) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a Parquet file in batches of up to 131,072 rows, with texts and bytes still as dictionaries.
+
+    Raises as `open_parquet` does, and ValueError once the texts written out would be over the limits.
+    """
+    file = open_parquet(source, columns, limits, is_near=is_near)
+    num_bytes = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=isinstance(source, pa.NativeFile)):
+        num_bytes += sum(text_bytes(pa.chunked_array([column])) for column in batch.columns)
+        if num_bytes > limits.max_bytes:
+            raise ValueError(f"texts of more than {limits.max_bytes:,} bytes")
+        yield batch
+
+
+def read_row(
+    source: Any, columns: Sequence[str], row: int, limits: TableLimits, *, is_near: bool = True
+) -> dict[str, Any]:
+    """Return the values of one row of a Parquet file, of which only its row group is read.
+
+    Raises as `open_parquet` does, and ValueError for a file that has no such row.
+    """
+    file = open_parquet(source, columns, limits, is_near=is_near)
+    first, number = 0, 0
+    while number < file.num_row_groups and row >= first + file.metadata.row_group(number).num_rows:
+        first += file.metadata.row_group(number).num_rows
+        number += 1
+    groups = [number] if number < file.num_row_groups else []
+    is_arrows = isinstance(source, pa.NativeFile)
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=is_arrows):
+        if row < first + batch.num_rows:
+            values: dict[str, Any] = batch.slice(row - first, 1).to_pylist()[0]
+            return values
+        first += batch.num_rows
+    raise ValueError(f"it has no row {row:,}")
 
 
 def stated_rows(source: Any) -> int:

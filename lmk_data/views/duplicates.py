@@ -107,6 +107,12 @@ def find_duplicates(
     return Duplicates(kind, grouped.drop(columns="order"))
 
 
+def is_telling(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which perceptual hashes, uint64 [N], are compared, bool [N]: nearly uniform images share the others."""
+    bits = np.bitwise_count(hashes)
+    return (bits >= _MIN_BITS) & (bits <= 64 - _MIN_BITS)
+
+
 def _join_similar(samples: pd.DataFrame, exact: NDArray[np.int64], pictures: SmallPictures) -> NDArray[np.int64]:
     """Join exact groups whose images look alike, and return the group of each row, int64 [N].
 
@@ -115,9 +121,8 @@ def _join_similar(samples: pd.DataFrame, exact: NDArray[np.int64], pictures: Sma
     groups = _Groups(exact)
     firsts = np.flatnonzero(~pd.Series(exact).duplicated())  # one image of each exact group
     hashes = samples["dhash"].to_numpy()[firsts]
-    bits = np.bitwise_count(hashes)
-    is_telling = (bits >= _MIN_BITS) & (bits <= 64 - _MIN_BITS)
-    firsts, hashes = firsts[is_telling], hashes[is_telling]
+    compared = is_telling(hashes)
+    firsts, hashes = firsts[compared], hashes[compared]
     order = np.argsort(hashes, kind="stable")
     firsts, hashes = firsts[order], hashes[order]
     candidates = _Candidates(groups, pictures)

@@ -133,8 +133,12 @@ class MarksFile:
         with self._guard:
             return dict(self._table().marks)
 
-    def apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+    def apply(
+        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None = None
+    ) -> dict[str, Mark | None]:
         """Set the mark of each key, or remove it (None); return what these keys had before.
+
+        With `expected`, a key that has another mark than that keeps it: what is undone may have been marked again.
 
         Raises UserError for a key of no sample, for a file that `read_marks` refuses or that has other columns, which
         would be lost, for a symbolic link, and if the file cannot be written.
@@ -144,11 +148,13 @@ class MarksFile:
                 raise UserError(f"{self._path}: {shown(key)} is not the key of a sample")
         with self._guard:
             try:
-                return self._apply(changes)
+                return self._apply(changes, expected)
             except OSError as error:
                 raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
-    def _apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+    def _apply(
+        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None
+    ) -> dict[str, Mark | None]:
         make_folder(self._path.parent)
         with file_lock(self._path.with_name(f".{self._path.name}.lock")):
             check_no_link(self._path)
@@ -158,7 +164,8 @@ class MarksFile:
                 named = ", ".join(map(shown, table.other_columns[:_SHOWN_KEYS]))
                 raise UserError(f"{self._path}: has other columns ({named}), which would be lost; remove them")
             previous = {key: table.marks.get(key) for key in changes}
-            marks = {key: mark for key, mark in {**table.marks, **changes}.items() if mark is not None}
+            kept = {} if expected is None else {key: now for key, now in previous.items() if now != expected[key]}
+            marks = {key: mark for key, mark in {**table.marks, **changes, **kept}.items() if mark is not None}
             if marks != table.marks:
                 self._write(marks)
         return previous

@@ -1,4 +1,4 @@
-"""The command lines of `lmk-eval`, `lmk-predict`, `lmk-export` and `lmk-tune`, as frozen dataclasses."""
+"""The command lines of `lmk-eval`, `lmk-predict`, `lmk-inspect`, `lmk-export` and `lmk-tune`, as frozen dataclasses."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +8,9 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
+from lmk_train.config.defaults import ModelName
 from lmk_train.config.option import Limits, check_limits
-from lmk_train.config.training import LossName, Metric, ModelName, one_of
+from lmk_train.config.training import LossName, Metric, one_of
 
 RunLocation = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
 CheckpointName = Annotated[Literal["best", "last"], tyro.conf.arg(help="Checkpoint of the run.")]
@@ -31,8 +32,14 @@ class EvalConfig:
     """Split to evaluate."""
     checkpoint: CheckpointName = "best"
     tau: bool = False
-    """Sweep post-hoc logit adjustment (logits minus tau times the log prior) in the same pass.
-    Prints accuracy against macro F1, and the tau with the best macro F1 on validation if there is such a split."""
+    """Sweep post-hoc methods in the same pass: logit adjustment (logits minus tau times the log prior) and, with a
+    linear head, tau-normalised weights. Prints the figures of each tau, and which one is best on validation."""
+    class_means: bool = False
+    """With --tau: also classify by the nearest class mean of the training features (cosine).
+    Runs every training picture through the model once, each time it is asked for."""
+    calibrate: bool = False
+    """Fit the temperature of the run's probabilities on the validation split of the dataset, and keep it in the run.
+    A training does so at its end if it has 30 validation pictures or more."""
     batch_size: _AtLeastOne = None
     """Samples per batch; by default as in training."""
     amp: Amp = "auto"
@@ -43,6 +50,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.class_means and not self.tau:
+            raise UserError("--class-means: is a part of the sweep; give --tau too")
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,27 @@ class PredictConfig:
     """Landmarks to name for each picture, the most probable first."""
     json: bool = False
     """Print one line of JSON for each picture."""
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a CSV instead of printing: a row for each picture, in the order given, folders in sorted order.
+    Columns: image, landmark_id_1, probability_1 and so on to K. A picture that cannot be read has an empty row."""
+    submission: bool = False
+    """Write --csv in the form of Kaggle's landmark recognition challenge: id (the name of the file without its suffix)
+    and landmarks (the most probable landmark and its probability, or empty)."""
+    min_confidence: Annotated[float, tyro.conf.arg(metavar="X"), Limits(at_least=0, at_most=1)] = 0.0
+    """Name no landmark whose probability is below X; a picture may then have no answer."""
+    neighbours: Annotated[int | None, tyro.conf.arg(metavar="K"), Limits(at_least=1, at_most=50)] = None
+    """Name the K nearest training pictures by the features of the run, and blend their votes with its probabilities, by
+    the weight that validation picks. The first time, this writes an index into the run's folder, from its dataset."""
+    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    """Dataset that the run was trained on, for the index; by default the one that the run names."""
+    base: DatasetBase = None
     checkpoint: CheckpointName = "best"
     batch_size: Annotated[int, tyro.conf.arg(metavar="N"), Limits(at_least=1)] = 64
     """Pictures per batch."""
     amp: Amp = "auto"
     device: Device = "auto"
     workers: Workers = None
+    cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
     quiet: Annotated[
         bool, tyro.conf.arg(help="Print no progress and no summary; pictures that cannot be read are still reported.")
     ] = False
@@ -75,6 +99,65 @@ class PredictConfig:
         check_limits(self)
         if not self.images:
             raise UserError("no picture is named; give files, folders, or - to read names from stdin")
+        if self.submission and self.csv is None:
+            raise UserError("--submission: needs the file to write; give --csv FILE too")
+        if self.json and self.csv is not None:
+            raise UserError("--json and --csv: a prediction is either printed or written; give one of them")
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Find wrong labels, outliers, classes that are several things and classes that are the same thing twice.
+
+    Every picture goes once through a network: that of a run, or --model with its ImageNet weights, for which no run is
+    needed. Samples and classes are then judged by these features (docs/inspection.md says what each figure means).
+    Written are quality.parquet (a row per sample), classes-quality.parquet and a page with pictures of the worst; with
+    --marks also a file of proposals for `lmk-shard subset --marks`. After an interruption the same command resumes.
+
+    Example: lmk-inspect --shards shards
+    Example: lmk-inspect runs/efficientnet-b0-ldam --split train --marks marks.csv --min-confidence 0.95
+    """
+
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    """Folder of the run whose network is used, with its neck if it has one. A run that knows its training pictures by
+    heart also believes their wrong labels; a model that was not trained on them does not."""
+    shards: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    """Dataset to inspect: a path or a URL; by default the one that the run was trained on."""
+    base: DatasetBase = None
+    model: Annotated[ModelName | None, one_of(ModelName)] = None
+    """Network to use without a run; by default efficientnet-lite0, whose weights come with the extra `lite`."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="imagenet|FILE")] = None
+    """Weights of --model: those of ImageNet, which are the default, or a file."""
+    checkpoint: CheckpointName = "best"
+    split: Annotated[tuple[Literal["train", "val", "test"], ...], tyro.conf.arg(metavar="SPLIT ...")] = ()
+    """Splits to inspect, such as `--split train val`; by default all. Samples are compared across them."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the inspection; by default RUN/inspect, without a run runs/inspect-<model>. It also keeps the features:
+    2 bytes for each of their numbers, which is 3.8 GB for 1.49 million pictures of 1,280."""
+    marks: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write proposals for the training split to this CSV: exclude, or relabel where the proposed class is clear.
+    Marks that are in the file already stay as they are."""
+    min_confidence: Annotated[float | None, tyro.conf.arg(metavar="X"), Limits(at_least=0, at_most=1)] = None
+    """Lowest probability that what --marks proposes is right, 0 to 1; by default 0.9."""
+    amp: Amp = "auto"
+    device: Device = "auto"
+    workers: Workers = None
+    cache: tyro.conf.OmitArgPrefixes[CacheOptions] = field(default_factory=CacheOptions)
+    quiet: Quiet = False
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if self.run is None and self.shards is None:
+            raise UserError("nothing to inspect; name a run, or a dataset with --shards")
+        given = [name for name in ("model", "weights") if getattr(self, name) is not None]
+        if self.run is not None and given:
+            raise UserError(f"--{given[0]}: {self.run} has its own network; leave out one of the two")
+        if self.weights == "none":
+            raise UserError("--weights none: random weights give no useful features; give imagenet or a file")
+        if self.min_confidence is not None and self.marks is None:
+            raise UserError("--min-confidence: chooses what --marks writes; give --marks FILE too")
+        if len(set(self.split)) < len(self.split):
+            raise UserError("--split: names a split twice; name each once")
 
 
 @dataclass(frozen=True)

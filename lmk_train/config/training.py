@@ -30,12 +30,13 @@ from lmk_train.config.arguments import (
     Quiet,
     Workers,
 )
+from lmk_train.config.defaults import DEFAULTS, ModelName
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
-ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
 LossName = Literal["ldam", "ce", "balanced-softmax", "arcface"]
 Head = Literal["linear", "cosine"]
 Pool = Literal["avg", "gem"]
+Conventions = Literal["tensorflow", "pytorch"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step"]
 Sampling = Literal["uniform", "class-balanced", "repeat-factor"]
@@ -58,6 +59,7 @@ Metric = Literal[
 ]
 
 _SHARE = Limits(at_least=0, at_most=1)
+_ALPHA = Limits(above=0, at_most=32)
 
 
 def one_of(kind: Any) -> Any:
@@ -65,36 +67,6 @@ def one_of(kind: Any) -> Any:
     return tyro.conf.arg(metavar="{" + ",".join(get_args(kind)) + "}")
 
 
-_FINE_TUNING: dict[str, Any] = {
-    "weights": "imagenet",
-    "epochs": 8,
-    "batch_size": 64,
-    "optimizer": "adamw",
-    "lr": 3e-4,
-    "head_lr": 3e-3,
-    "weight_decay": 0.02,
-    "warmup_epochs": 1.0,
-    "schedule": "cosine",
-    "drop_rate": 0.2,
-}
-DEFAULTS: dict[ModelName, dict[str, Any]] = {
-    "efficientnet-lite0": {**_FINE_TUNING, "batch_size": 32},
-    "efficientnet-b0": _FINE_TUNING,
-    "resnet50": {**_FINE_TUNING, "lr": 1e-4, "head_lr": 1e-3, "drop_rate": 0.0},
-    "resnet32": {
-        "weights": "none",
-        "epochs": 200,
-        "batch_size": 128,
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "head_lr": 0.1,
-        "weight_decay": 2e-4,
-        "warmup_epochs": 5.0,
-        "schedule": "step",
-        "drop_rate": 0.0,
-    },
-}
-"""The options that each model is trained with by default; docs/training.md says how the numbers were found."""
 _SHOWN_CHARACTERS = 60  # of a wrong value
 _LARGEST_DEFAULT_WARMUP = 1 / 8  # of a training
 _DEFAULT_COSINE_SCALE = 30.0
@@ -114,8 +86,11 @@ class _Options(Generic[Omitted]):
     )
     """Backbone; resnet32 is the LDAM paper's network for pictures of 32 pixels."""
     weights: Annotated[str | Omitted, tyro.conf.arg(metavar="imagenet|none|FILE")] = _DERIVED
-    """Initial weights of the backbone: ImageNet, random, or a file (a state dict or a checkpoint of lmk-train).
+    """Initial weights of the backbone: ImageNet, random, or a file (torchvision, timm, the backbone's library, a run).
     By default ImageNet weights, and random weights for resnet32, which has no others."""
+    conventions: Annotated[Conventions, OptionInfo(acts_on_backbone=True)] = "tensorflow"
+    """EfficientNet only: padding and epsilon, which its weights were trained for.
+    As in TensorFlow (ImageNet weights, timm's tf_ models) or in PyTorch (torchvision, timm's other models)."""
     loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = "ldam"
     """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits).
     ArcFace has angular margins from the class counts and several centres a class."""
@@ -261,6 +236,16 @@ class _Options(Generic[Omitted]):
         float, tyro.conf.arg(metavar="X"), _SHARE, OptionInfo(acts_on_backbone=True, search=Search())
     ] = 0.0
     """Probability that a rectangle of a picture is replaced by the mean colour. 0 is off."""
+    mixup: Annotated[
+        float | None, tyro.conf.arg(metavar="ALPHA"), _ALPHA, OptionInfo(acts_on_backbone=True, search=Search())
+    ] = None
+    """Mix each picture and its label with another one, by a share drawn from Beta(ALPHA, ALPHA); by default off.
+    Usual: 0.2; 1 for small pictures. Together with --cutmix each picture draws one of the two."""
+    cutmix: Annotated[
+        float | None, tyro.conf.arg(metavar="ALPHA"), _ALPHA, OptionInfo(acts_on_backbone=True, search=Search())
+    ] = None
+    """Replace a rectangle of each picture by that of another one, and as much of its label; by default off.
+    Its area is 1 minus a share from Beta(ALPHA, ALPHA); usual: 1."""
     amp: Amp = "auto"
     compile: Annotated[bool, OptionInfo(may_change_on_resume=True)] = False
     """Compile the backbone: minutes at the start, then faster steps on CUDA, where its kernels are launched at once."""
@@ -290,6 +275,8 @@ class _Options(Generic[Omitted]):
         check_limits(self)
         if self.dry_run and self.profile_input:
             raise UserError("--dry-run and --profile-input: give one of them")
+        if self.conventions != "tensorflow" and not self.model.startswith("efficientnet"):
+            raise UserError(f"--conventions {self.conventions} goes with an EfficientNet, not with {self.model}")
         head = str(self.head or default_head(self.loss))
         if self.loss == "arcface" and head != "cosine":
             raise UserError(f"--head {head} goes not with --loss arcface, whose margins are angles; leave it out")

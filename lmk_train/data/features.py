@@ -1,7 +1,6 @@
 """Features of a frozen backbone for every picture of a dataset, computed once, so that heads train in seconds."""
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,21 +14,19 @@ from torch import nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
-from lmk_data.system.files import check_no_link, make_folder, sha256_file, sync_folder, write_bytes
-from lmk_data.system.terminal import progress_bar
+from lmk_data.system.files import check_no_link, make_folder, sha256_file, write_bytes
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.data.order import batch_picks, num_batches
+from lmk_train.data.feature_pass import FeatureFile, FeaturePass
 from lmk_train.data.reader import SplitReader
-from lmk_train.data.stream import BatchStream
 from lmk_train.models.registry import ARCHITECTURES, make_backbone
+from lmk_train.models.state_dicts import state_sha256
 from lmk_train.models.weights import load_weights
-from lmk_train.runs.plain_file import one_line, open_regular, read_bounded
+from lmk_train.runs.plain_file import read_bounded
 from lmk_train.runtime.precision import Precision, resolve_device
 
 SPLITS = ("train", "val")
 _DESCRIPTION = "features.json"
-_BATCH_SIZE = 64
 
 
 class FeatureReader:
@@ -94,20 +91,7 @@ class FeatureStore:
     def reader(self, split: str) -> FeatureReader:
         """Return the reader of a split's features; raise UserError if the file does not match the split."""
         pictures = SplitReader(self.dataset, split, self.config.cache.resolved())
-        path = self.folder / f"{split}.npy"
-        try:
-            with open_regular(path):
-                features = np.lib.format.open_memmap(path, mode="r")  # refuses objects, which would be unpickled
-        except (OSError, EOFError, ValueError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"{path}: not readable features ({one_line(error)}); remove the folder to compute them again"
-            ) from None
-        shape = (len(pictures), ARCHITECTURES[self.config.model].num_features)
-        if features.shape != shape or features.dtype != np.float32:
-            raise UserError(
-                f"{path}: {features.dtype} {features.shape} instead of float32 {shape}; "
-                "remove the folder to compute them again"
-            )
+        features = _feature_file(self.folder, self.dataset, split, self.config).read()
         return FeatureReader(pictures, features)
 
 
@@ -124,55 +108,40 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
     """Run the training and validation split through the backbone of a resolved configuration, unless this was done.
 
     Writes `<split>.npy`, float32 [N, D] in row order, and at the end the description that says the folder is finished.
+    What an interrupted call computed is not computed again.
     """
     if has_features(config, folder):
         return
     with ShardedDataset.open(config.shards, base=config.base) as dataset:
-        description = _description(dataset, config)
-        device = resolve_device(config.device)
         backbone = make_backbone(config, dataset.recipe.size)
-        source = load_weights(backbone, config.model, config.weights)
+        source = load_weights(backbone, config.model, config.weights, config.conventions)
         announce(f"{config.model}: {source}; computing its features once")
-        backbone.to(device).to(memory_format=torch.channels_last).eval()
+        network_sha256 = state_sha256(backbone.state_dict())
+        feature_pass = _feature_pass(backbone, config)
         check_no_link(folder)
         make_folder(folder)
         for split in (one for one in SPLITS if dataset.num_samples(one)):
-            _compute_split(backbone, dataset, split, config, folder / f"{split}.npy")
-        write_bytes(folder / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+            with closing(SplitReader(dataset, split, config.cache.resolved())) as reader:
+                file = _feature_file(folder, dataset, split, config, network_sha256=network_sha256)
+                file.write(feature_pass, reader, quiet=config.quiet)
+        write_bytes(folder / _DESCRIPTION, json.dumps(_description(dataset, config), indent=2).encode() + b"\n")
 
 
-def _compute_split(
-    backbone: nn.Module, dataset: ShardedDataset, split: str, config: ResolvedConfig, path: Path
-) -> None:
-    """Write the features of one split to `path`, which exists only once it is complete."""
+def _feature_file(
+    folder: Path, dataset: ShardedDataset, split: str, config: ResolvedConfig, **source: str
+) -> FeatureFile:
+    """Return the file of a split; `source` is what its features depend on beside the description."""
+    shape = (dataset.num_samples(split), ARCHITECTURES[config.model].num_features)
+    return FeatureFile(folder / f"{split}.npy", shape, np.float32, {**_description(dataset, config), **source})
+
+
+def _feature_pass(backbone: nn.Module, config: ResolvedConfig) -> FeaturePass:
+    """Return the pass of a backbone, which is moved to the device, in the precision of the configuration."""
     device = resolve_device(config.device)
     precision = Precision.resolve(config.amp, device)
-    architecture = ARCHITECTURES[config.model]
-    dtype = precision.dtype or torch.float32
-    preprocess = Preprocess(architecture.normalization, Augmentation(), device, dtype)
-    rows = np.arange(dataset.num_samples(split), dtype=np.int64)
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)  # it may be a link, through which nothing is written
-    features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), architecture.num_features))
-    picks = (
-        batch_picks(rows, step, _BATCH_SIZE) for step in range(num_batches(len(rows), _BATCH_SIZE, drop_last=False))
-    )
-    with (
-        closing(SplitReader(dataset, split, config.cache.resolved())) as reader,
-        closing(BatchStream(reader, device, _BATCH_SIZE, config.workers)(picks)) as batches,
-        torch.inference_mode(),
-        progress_bar(len(rows), f"features of {split}", "images", quiet=config.quiet) as bar,
-    ):
-        for batch in batches:
-            with precision.autocast():
-                output = backbone(preprocess(batch.pixels, None))
-            features[batch.picks] = output.float().cpu().numpy()
-            bar.update(len(batch.picks))
-    features.flush()
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    backbone.to(device).to(memory_format=torch.channels_last).eval()
+    normalization, dtype = ARCHITECTURES[config.model].normalization, precision.dtype or torch.float32
+    return FeaturePass(backbone, Preprocess(normalization, Augmentation(), device, dtype), precision, config.workers)
 
 
 def no_preprocessing(features: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
@@ -180,7 +149,7 @@ def no_preprocessing(features: torch.Tensor, _: torch.Tensor | None) -> torch.Te
     return features
 
 
-def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, str | None]:
+def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, Any]:
     """Return everything that features depend on."""
     path = Path(config.weights)
     return {
@@ -190,4 +159,5 @@ def _description(dataset: ShardedDataset, config: ResolvedConfig) -> dict[str, s
         "weights_sha256": sha256_file(path) if path.is_file() else None,
         "amp": config.amp,
         **({} if config.pool == "avg" else {"pool": config.pool}),
+        **({} if config.conventions == "tensorflow" else {"conventions": config.conventions}),
     }

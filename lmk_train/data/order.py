@@ -16,7 +16,7 @@ WINDOW_SHARDS = 16
 WINDOW_SAMPLES = 60_000  # 16 full-size shards hold more; a view that has few samples of each shard takes more shards
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # The second counter after (seed, epoch) is the purpose of a hash, so that no two purposes share one.
-_SHARDS, _SAMPLES, _AUGMENTATION, _CHOICE, _EXTRA = 1, 2, 3, 5, 6
+_SHARDS, _SAMPLES, _AUGMENTATION, _CHOICE, _EXTRA, _MIXING = 1, 2, 3, 5, 6, 7
 
 
 def pack_picks(rows: NDArray[np.int64], repetitions: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
@@ -45,6 +45,11 @@ def counter_hash(*counters: int | NDArray[Any]) -> NDArray[np.uint64]:
 def augmentation_hashes(picks: NDArray[np.int64], seed: int, epoch: int, num: int) -> NDArray[np.uint64]:
     """Return `num` 64-bit hashes of each pick, uint64 [B, num]; they depend on (seed, epoch, pick) only."""
     return counter_hash(seed, epoch, _AUGMENTATION, picks[:, None], np.arange(num)[None, :])
+
+
+def mixing_hashes(picks: NDArray[np.int64], seed: int, epoch: int, num: int) -> NDArray[np.uint64]:
+    """Return `num` more hashes of each pick for mixing it with another one, uint64 [B, num]."""
+    return counter_hash(seed, epoch, _MIXING, picks[:, None], np.arange(num)[None, :])
 
 
 def epoch_order(

@@ -1,7 +1,7 @@
 """Evaluate a model on a split: all metrics, and the files of an evaluation."""
 
 import json
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
@@ -19,12 +18,15 @@ from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.reader import SplitReader
+from lmk_train.evaluation.calibration import MIN_SAMPLES, fit_run
 from lmk_train.evaluation.inference import Evaluator
-from lmk_train.evaluation.metrics import ClassCounts, confusion, is_defined, summarize
+from lmk_train.evaluation.metrics import ClassCounts, confusion, is_defined, summarize, summarize_calibrated
 from lmk_train.evaluation.predictions import Predictions
+from lmk_train.evaluation.sweep import PostHoc, Row, picked_taus, sweep_json, swept
 from lmk_train.models.heads import Classifier
-from lmk_train.models.losses import log_prior
 from lmk_train.models.registry import ARCHITECTURES, build_model
+from lmk_train.models.state_dicts import state_sha256
+from lmk_train.runs.calibration import read_calibration
 from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder, refuse_links, stored_dataset
@@ -34,7 +36,6 @@ from lmk_train.runtime.world import World, joined_world
 
 # What was evaluated: content hashes of the dataset and of the training dataset, the dataset's location, best or last.
 SOURCE = ("dataset", "trained_on", "shards", "checkpoint")
-TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Evaluation:
         metrics: of `predictions`, and `num_unknown`.
         predictions: for the samples whose landmark the model knows.
         unknown: for the others, with target -1.
-        by_tau: `tau`, `accuracy` and `macro_f1` under each post-hoc adjustment; empty unless asked for.
+        sweep: the figures of each post-hoc method; empty unless asked for.
     """
 
     rank: int
@@ -57,7 +58,7 @@ class Evaluation:
     metrics: dict[str, float | int | None]
     predictions: Predictions
     unknown: Predictions
-    by_tau: list[dict[str, float | None]]
+    sweep: dict[str, list[Row]]
 
 
 def evaluate_run(config: EvalConfig) -> list[Evaluation]:
@@ -76,12 +77,16 @@ def evaluate_run(config: EvalConfig) -> list[Evaluation]:
     with joined_world(device) as world, ShardedDataset.open(shards, base=config.base) as dataset:
         _check_split(config.split, dataset, classes)
         model = build_model(trained, len(classes.ids), dataset.recipe.size)
-        restore_weights(model, weights_to_evaluate(state), RunFolder(config.run).checkpoint(config.checkpoint))
+        weights = weights_to_evaluate(state)
+        restore_weights(model, weights, RunFolder(config.run).checkpoint(config.checkpoint))
         evaluator = make_evaluator(model.to(device), trained, config, device, world)
+        temperature = _temperature(evaluator, dataset, classes, config, state_sha256(weights))
         picking = config.tau and config.split != "val" and classes.num_known(dataset, "val")
         splits = ("val", config.split) if picking else (config.split,)
+        sums = _class_sums(evaluator, dataset, classes, config, trained) if config.class_means else None
+        post_hoc = PostHoc.of(model.head, classes.train_counts, sums) if config.tau else None
         evaluations = [
-            evaluate_split(evaluator, dataset, classes, replace(config, split=split))  # type: ignore[arg-type]
+            evaluate_split(evaluator, dataset, classes, replace(config, split=split), temperature, post_hoc)  # type: ignore[arg-type]
             for split in splits
         ]
         if config.tau and world.is_first:
@@ -125,21 +130,56 @@ def make_evaluator(
     )
 
 
-def evaluate_split(evaluator: Evaluator, dataset: ShardedDataset, classes: Classes, config: EvalConfig) -> Evaluation:
+def _temperature(
+    evaluator: Evaluator, dataset: ShardedDataset, classes: Classes, config: EvalConfig, weights_sha256: str
+) -> float | None:
+    """Return the temperature of a run, which is fitted if `config.calibrate`; None without one.
+
+    Raises UserError if it cannot be fitted.
+    """
+    if not config.calibrate:
+        calibration = read_calibration(config.run, weights_sha256)
+        return None if calibration is None else calibration.temperature
+    fitted = fit_run(evaluator, dataset, classes, config, weights_sha256)
+    if fitted is None:
+        there = f"{classes.num_known(dataset, 'val')} validation images of classes of the run"
+        raise UserError(
+            f"--calibrate: {dataset.location} has {there}, and a temperature takes {MIN_SAMPLES}; "
+            "give a dataset that has more with --shards"
+        )
+    return fitted.temperature
+
+
+def evaluate_split(
+    evaluator: Evaluator,
+    dataset: ShardedDataset,
+    classes: Classes,
+    config: EvalConfig,
+    temperature: float | None = None,
+    post_hoc: PostHoc | None = None,
+) -> Evaluation:
     """Evaluate a model on the split `config.split` of an opened dataset.
 
     The first rank writes the files of the evaluation into `config.run`.
+
+    Args:
+        evaluator: of the model.
+        dataset: with the split.
+        classes: of the model.
+        config: of the evaluation.
+        temperature: of the run, for the figures at that temperature; None for none of these.
+        post_hoc: methods to answer by as well; None for none.
 
     Raises:
         UserError: a probability is not finite.
     """
     world = evaluator.world
-    adjustments = tau_adjustments(classes.train_counts).to(evaluator.precision.device) if config.tau else None
     with closing(SplitReader(dataset, config.split, config.cache.resolved())) as reader:
         everything = evaluator.predict(
             reader,
             label_map=classes.labels_of(dataset),
-            adjustments=adjustments,
+            post_hoc=post_hoc,
+            temperature=temperature,
             quiet=config.quiet or not world.is_first,
         )
     assert len(everything.targets) == dataset.num_samples(config.split), "every sample is evaluated exactly once"
@@ -153,14 +193,45 @@ def evaluate_split(evaluator: Evaluator, dataset: ShardedDataset, classes: Class
         rank=world.rank,
         split=config.split,
         source=_source(dataset, classes, config.checkpoint),
-        metrics={**summarize(known, classes.train_counts), "num_unknown": len(unknown.targets)},
+        metrics={
+            **summarize(known, classes.train_counts),
+            "num_unknown": len(unknown.targets),
+            **({} if temperature is None else {"temperature": temperature, **summarize_calibrated(known)}),
+        },
         predictions=known,
         unknown=unknown,
-        by_tau=_tau_sweep(known, classes.train_counts) if config.tau else [],
+        sweep=_sweep(known, classes, post_hoc),
     )
     if world.is_first:
         write_evaluation(config.run, evaluation, classes)
     return evaluation
+
+
+def _sweep(known: Predictions, classes: Classes, post_hoc: PostHoc | None) -> dict[str, list[Row]]:
+    if post_hoc is None:
+        return {}
+    assert known.adjusted is not None
+    return swept(post_hoc.columns, known.adjusted, known.targets, classes.train_counts)
+
+
+def _class_sums(
+    evaluator: Evaluator, dataset: ShardedDataset, classes: Classes, config: EvalConfig, trained: ResolvedConfig
+) -> torch.Tensor:
+    """Return the sums of the training features of each class, float32 [K, D].
+
+    They are those of the dataset that the run was trained on, which is opened unless it is the one that is evaluated.
+
+    Raises UserError if it is another one now.
+    """
+    with ExitStack() as opened:
+        if dataset.manifest["content_sha256"] != classes.content_sha256:
+            shards = stored_dataset(config.run, trained.shards)
+            dataset = opened.enter_context(ShardedDataset.open(shards))
+            if dataset.manifest["content_sha256"] != classes.content_sha256:
+                raise UserError(f"--class-means: {shards} is not the dataset that the run was trained on; leave it out")
+        reader = opened.enter_context(closing(SplitReader(dataset, "train", config.cache.resolved())))
+        quiet = config.quiet or not evaluator.world.is_first
+        return evaluator.class_sums(reader, classes.labels_of(dataset), len(classes.ids), quiet)
 
 
 def _source(dataset: ShardedDataset, classes: Classes, checkpoint: str) -> dict[str, str]:
@@ -171,38 +242,6 @@ def _source(dataset: ShardedDataset, classes: Classes, checkpoint: str) -> dict[
 def same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Return whether two eval-<split>.json are of the same checkpoint on the same dataset, wherever that lies."""
     return all(one.get(name) == other.get(name) for name in SOURCE if name != "shards")
-
-
-def tau_adjustments(train_counts: NDArray[np.int64]) -> torch.Tensor:
-    """Return what is added to the logits for each of `TAUS`: -tau * log prior, float32 [T, K].
-
-    Post-hoc logit adjustment: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021. `train_counts` are
-    the training images of each class, int64 [K].
-    """
-    return -torch.tensor(TAUS)[:, None] * log_prior(train_counts)
-
-
-def best_tau(by_tau: list[dict[str, float | None]]) -> float:
-    """Return the tau with the highest macro F1; the smallest one of several."""
-    return max(by_tau, key=lambda row: (row["macro_f1"] or 0.0, -(row["tau"] or 0.0)))["tau"] or 0.0
-
-
-def picked_tau(evaluations: list[Evaluation]) -> float | None:
-    """Return the best tau of the validation split; None if it is not among these evaluations."""
-    return next((best_tau(evaluation.by_tau) for evaluation in evaluations if evaluation.split == "val"), None)
-
-
-def _tau_sweep(predictions: Predictions, train_counts: NDArray[np.int64]) -> list[dict[str, float | None]]:
-    """Return accuracy and macro F1 under each of `TAUS`."""
-    assert predictions.adjusted is not None
-    rows: list[dict[str, float | None]] = []
-    for place, tau in enumerate(TAUS):
-        chosen = predictions.adjusted[:, place]
-        counts = ClassCounts.of(predictions.targets, chosen, len(train_counts))
-        seen = counts.support > 0
-        accuracy = float((chosen == predictions.targets).mean())
-        rows.append({"tau": tau, "accuracy": accuracy, "macro_f1": float(counts.f1()[seen].mean())})
-    return rows
 
 
 def check_metric(option: str, name: str, dataset: ShardedDataset) -> None:
@@ -242,11 +281,15 @@ def write_evaluation(run: Path, evaluation: Evaluation, classes: Classes) -> Non
     write_bytes(folder.evaluation(split), json.dumps(written, indent=2).encode() + b"\n")
 
 
+def picked_of(evaluations: list[Evaluation]) -> dict[str, float | None]:
+    """Return the tau of each post-hoc method that the validation split picks; empty if it is not among these."""
+    return picked_taus(next((evaluation.sweep for evaluation in evaluations if evaluation.split == "val"), None))
+
+
 def _write_sweeps(run: Path, evaluations: list[Evaluation]) -> None:
-    """Write tau-<split>.json of each split: the sweep, and the tau that was picked on the validation split."""
-    picked = picked_tau(evaluations)
+    """Write tau-<split>.json of each split: the sweep, and the taus that were picked on the validation split."""
     for evaluation in evaluations:
-        written = {"picked": picked, "picked_on": None if picked is None else "val", "sweep": evaluation.by_tau}
+        written = sweep_json(evaluation.sweep, picked_of(evaluations))
         write_bytes(RunFolder(run).tau_sweep(evaluation.split), json.dumps(written, indent=2).encode() + b"\n")
 
 

@@ -42,11 +42,19 @@ class EvaluatedSplit:
 
 @dataclass(frozen=True)
 class TauSweep:
-    """Accuracy and macro F1 by tau (columns of `rows`), and the tau that was picked on a split; None without one."""
+    """The sweep over tau.
+
+    Attributes:
+        rows: Accuracy and macro F1 (columns) of the logit adjustment by tau.
+        picked: The tau that was picked on a split; None without one.
+        picked_on: That split.
+        others: Method, tau, accuracy, macro F1 and macro recall of the other methods, at the tau that was picked.
+    """
 
     rows: pd.DataFrame
     picked: float | None
     picked_on: str | None
+    others: list[tuple[str, float | None, float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -110,4 +118,11 @@ def _read_sweep(path: Path) -> TauSweep | None:
     if not path.exists():
         return None
     found = read_sweep(path)
-    return TauSweep(pd.DataFrame([msgspec.structs.asdict(row) for row in found.sweep]), found.picked, found.picked_on)
+    others = [
+        (method, row.tau, row.accuracy, row.macro_f1, row.macro_recall)
+        for method, other in found.others.items()
+        for row in other.sweep
+        if row.tau == other.picked
+    ]
+    rows = pd.DataFrame([msgspec.structs.asdict(row) for row in found.sweep])
+    return TauSweep(rows, found.picked, found.picked_on, others)

@@ -52,12 +52,25 @@ class _Row(msgspec.Struct):
     macro_f1: float
 
 
+class _OtherRow(msgspec.Struct):
+    tau: float | None
+    accuracy: float
+    macro_f1: float
+    macro_recall: float
+
+
+class _Other(msgspec.Struct):
+    picked: float | None
+    sweep: Annotated[list[_OtherRow], msgspec.Meta(min_length=1, max_length=1000)]
+
+
 class Sweep(msgspec.Struct):
-    """What tau-<split>.json has."""
+    """What tau-<split>.json has: logit adjustment, and the other post-hoc methods by their names."""
 
     picked: float | None
     picked_on: Text | None
     sweep: Annotated[list[_Row], msgspec.Meta(min_length=1, max_length=1000)]
+    others: Annotated[dict[Text, _Other], msgspec.Meta(max_length=100)] = {}
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

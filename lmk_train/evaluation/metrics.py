@@ -93,32 +93,64 @@ def summarize(predictions: Predictions, train_counts: NDArray[np.int64]) -> dict
         "weighted_precision": _mean(precision[predictions.targets]),
         "weighted_recall": _mean(recall[predictions.targets]),
         "weighted_f1": _mean(f1[predictions.targets]),
-        **{name: _mean(recall[seen & band]) for name, band in _bands(train_counts).items()},
+        **band_accuracies(recall, seen, train_counts),
         "gap": global_average_precision(correct, confidence, predictions.keys),
         "calibration_error": calibration_error(correct, confidence),
     }
 
 
+def summarize_calibrated(predictions: Predictions) -> dict[str, float | None]:
+    """Return the metrics of the probabilities at the run's temperature, for predictions that have these.
+
+    `calibrated_error` is the calibration error, `calibrated_gap` the global average precision.
+    """
+    assert predictions.calibrated is not None, "predicted with a temperature"
+    correct = predictions.labels[:, 0] == predictions.targets
+    confidence = predictions.calibrated.astype(np.float64)
+    return {
+        "calibrated_error": calibration_error(correct, confidence),
+        "calibrated_gap": global_average_precision(correct, confidence, predictions.keys),
+    }
+
+
+def band_accuracies(
+    recall: NDArray[np.float64], seen: NDArray[np.bool_], train_counts: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Return the mean recall of large, medium and small classes with support; None where there are none.
+
+    Args:
+        recall: of each class, float64 [K].
+        seen: classes with support, bool [K].
+        train_counts: training images of each class, int64 [K].
+    """
+    return {name: _mean(recall[seen & band]) for name, band in _bands(train_counts).items()}
+
+
 def global_average_precision(
-    correct: NDArray[np.bool_], confidence: NDArray[np.float64], keys: NDArray[np.object_]
+    correct: NDArray[np.bool_],
+    confidence: NDArray[np.float64],
+    keys: NDArray[np.object_],
+    num_landmarks: int | None = None,
 ) -> float | None:
     """Return GAP, the micro-averaged precision of the landmark recognition challenge; None without samples.
 
-    GAP = (1/N) sum over i of P(i) rel(i), where predictions are ranked by descending confidence (ties by key), P(i) is
-    the precision of the first i and rel(i) is 1 if the i-th is correct. Weyand et al., "Google Landmarks Dataset v2",
-    CVPR 2020.
+    GAP = (1/M) sum over i of P(i) rel(i), where predictions are ranked by descending confidence (ties by key), P(i) is
+    the precision of the first i and rel(i) is 1 if the i-th is correct. M is the number of pictures that show a
+    landmark. Weyand et al., "Google Landmarks Dataset v2", CVPR 2020.
 
     Args:
         correct: whether the best label is the target, bool [N].
         confidence: probability of the best label, float64 [N].
         keys: of the samples, str [N].
+        num_landmarks: M; all N by default. Without an answer for each picture M is larger, and with pictures of
+            nothing among the samples smaller.
     """
     if not len(correct):
         return None
     order = np.lexsort((keys.astype(str), -confidence))
     hits = correct[order]
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float((precision * hits).sum() / len(hits))
+    return float((precision * hits).sum() / (len(hits) if num_landmarks is None else num_landmarks))
 
 
 def calibration_error(correct: NDArray[np.bool_], confidence: NDArray[np.float64]) -> float | None:

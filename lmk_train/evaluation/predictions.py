@@ -21,6 +21,7 @@ class Predictions:
         probabilities: of `labels`, float32 [N, k].
         losses: minus the logarithm of the target's probability, float32 [N]; NaN where the target is -1.
         adjusted: the best label under each of T adjustments of the logits, int64 [N, T]; None without any.
+        calibrated: the probability of the best label at the run's temperature, float32 [N]; None without one.
     """
 
     keys: NDArray[np.object_]
@@ -29,6 +30,7 @@ class Predictions:
     probabilities: NDArray[np.float32]
     losses: NDArray[np.float32]
     adjusted: NDArray[np.int64] | None = None
+    calibrated: NDArray[np.float32] | None = None
 
     @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -41,14 +43,11 @@ class Predictions:
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Predictions":
         """Return the chosen samples: a mask, bool [N], or places in the order wanted, int64 [M]."""
-        return Predictions(
-            self.keys[chosen],
-            self.targets[chosen],
-            self.labels[chosen],
-            self.probabilities[chosen],
-            self.losses[chosen],
-            None if self.adjusted is None else self.adjusted[chosen],
-        )
+        columns: dict[str, Any] = {}
+        for field in fields(self):
+            values = getattr(self, field.name)
+            columns[field.name] = None if values is None else values[chosen]
+        return Predictions(**columns)
 
     @property
     def is_finite(self) -> bool:

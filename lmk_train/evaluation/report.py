@@ -35,5 +35,5 @@ def _write_page(run: Path, dataset: ShardedDataset, split: str) -> Path:
         subtitle += f" of another dataset than it was trained on: {source['shards']}"
     path = RunFolder(run).report(split)
     make_folder(path.parent)
-    write_bytes(path, page.render_page(run.resolve().name, subtitle, run_sections(record, dataset)).encode())
+    write_bytes(path, page.render_page(run.resolve().name, subtitle, run_sections(record, dataset, run)).encode())
     return path

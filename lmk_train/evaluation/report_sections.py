@@ -1,6 +1,7 @@
 """The sections of the report of a run."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
 from lmk_data.errors import UserError
 from lmk_data.report import page
-from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord
+from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord, TauSweep
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.evaluation.report_plots import (
     accuracy_plot,
@@ -23,30 +24,51 @@ from lmk_train.evaluation.report_plots import (
 
 _MAX_MATRIX_CLASSES = 100
 _NUM_PAIRS, _NUM_MISTAKES, _NUM_CLASSES, _NUM_PICTURES = 10, 12, 5, 6
+_SIDE_BY_SIDE = "To look at these classes side by side, and mark wrong labels:"
+_REASONS = "To find wrong labels, outliers, and classes that are several things, which make a large class weak:"
 _TILES = ("accuracy", "top5_accuracy", "macro_f1", "gap")
 _METRIC_NAMES = {
     "num_samples": "images",
     "num_unknown": "images of unknown classes",
     "top5_accuracy": "top-5 accuracy",
     "gap": "GAP",
+    "temperature": "temperature, fitted on validation",
+    "calibrated_error": "calibration error at this temperature",
+    "calibrated_gap": "GAP at this temperature",
 }
 
 
-def run_sections(record: RunRecord, dataset: ShardedDataset) -> list[page.Section]:
+def run_sections(record: RunRecord, dataset: ShardedDataset, run: Path) -> list[page.Section]:
     """Return the sections of the page in their order; `dataset` has the images that it shows."""
     evaluated = record.evaluated
-    sweep = [page.Section("Post-hoc logit adjustment", [tau_plot(record.sweep)])] if record.sweep else []
+    browse = page.command("lmk-shard", "browse", dataset.location, "--run", str(run))
+    inspect = page.command("lmk-inspect", str(run), "--shards", dataset.location)
+    sweep = [page.Section("Post-hoc logit adjustment", _sweep(record.sweep))] if record.sweep else []
     return [
         page.Section("Summary", _summary(record)),
         page.Section("Training", _curves(record)),
         page.Section("F1 by class", [f1_histogram(evaluated), f1_by_size_plot(evaluated)]),
         *sweep,
-        page.Section("Confusions", _confusions(evaluated, dataset)),
-        page.Section("Weak large classes and strong small classes", [_surprises(evaluated, dataset)]),
+        page.Section("Confusions", [*_confusions(evaluated, dataset), page.paragraph(_SIDE_BY_SIDE), browse]),
+        page.Section(
+            "Weak large classes and strong small classes",
+            [_surprises(evaluated, dataset), page.paragraph(_REASONS), inspect],
+        ),
         page.Section("Most confident mistakes", [_mistakes(evaluated, dataset)]),
         page.Section("All classes", [_class_table(evaluated)]),
         page.Section("Configuration", [_configuration(record)]),
     ]
+
+
+def _sweep(sweep: TauSweep) -> list[Markup]:
+    """Return the plot of the logit adjustment, and a table of the other post-hoc methods if there are any."""
+    if not sweep.others:
+        return [tau_plot(sweep)]
+    rows = [
+        (method, "" if tau is None else f"{tau:g}", *(f"{figure:.4f}" for figure in figures))
+        for method, tau, *figures in sweep.others
+    ]
+    return [tau_plot(sweep), page.table(("other methods", "tau", "accuracy", "macro F1", "macro recall"), rows)]
 
 
 def _summary(record: RunRecord) -> list[Markup]:

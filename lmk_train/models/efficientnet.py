@@ -13,6 +13,8 @@ from lmk_data.errors import missing_extra
 from lmk_train.models.pooling import AveragePool
 from lmk_train.models.state_dicts import StateDict, download_state_dict, read_state_dict
 
+_PYTORCH_EPSILON = 1e-5
+
 
 class EfficientNetFeatures(nn.Module):
     """The features of a network of either library, pooled: float32 [B, 3, H, W] to [B, 1280]."""
@@ -21,6 +23,14 @@ class EfficientNetFeatures(nn.Module):
         super().__init__()
         self.network = network
         self.pool: nn.Module = AveragePool()
+
+    def use_pytorch_conventions(self) -> None:
+        """Pad both sides alike and add 1e-5 to variances, as torchvision and timm's own models do."""
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = _PYTORCH_EPSILON
+            elif isinstance(module, _SamePaddingConv2d):
+                module.pad_both_sides_alike()
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.network.extract_features(pictures)  # type: ignore[operator]
@@ -110,6 +120,11 @@ class _SamePaddingConv2d(nn.Conv2d):
         self._outside = None if inside != (0, 0) or not any((left, right, top, bottom)) else (left, right, top, bottom)
         depthwise = original.groups == original.in_channels > 1
         self._slow_in_16_bits = depthwise and (self.kernel_size, self.stride) != ((3, 3), (1, 1))
+
+    def pad_both_sides_alike(self) -> None:
+        """Pad as PyTorch's networks do, by half of the kernel, whatever the stride and the size of the picture."""
+        height, width = self.kernel_size
+        self.padding, self._outside = (height // 2, width // 2), None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self._outside is not None:

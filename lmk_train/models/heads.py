@@ -32,6 +32,11 @@ class Classifier(nn.Module):
         """The number K of outputs."""
         return int(self.head.weight.shape[0])  # type: ignore[index]
 
+    @property
+    def num_described(self) -> int:
+        """The number D of features that the head takes."""
+        return int(self.head.weight.shape[-1])  # type: ignore[index]
+
     def freeze(self, frozen: bool) -> None:
         """Freeze the backbone, its running statistics included, or let it train."""
         self._frozen = frozen
@@ -53,6 +58,26 @@ class Classifier(nn.Module):
                 features = self.backbone(pictures)
         with torch.autocast(features.device.type, enabled=False):
             logits: torch.Tensor = self.head(self.neck(self.dropout(features.float())))
+        return logits
+
+    def describe(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return what the head takes, float32 [B, D]: the features, through the neck if there is one.
+
+        In evaluation mode `classify` makes of it the same logits as `forward` of the pictures.
+        """
+        if pictures.ndim == 2:  # features
+            features = pictures
+        else:
+            begin_call(self.backbone)
+            features = self.backbone(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            described: torch.Tensor = self.neck(features.float())
+        return described
+
+    def classify(self, described: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32 [B, K], of what `describe` returned."""
+        with torch.autocast(described.device.type, enabled=False):
+            logits: torch.Tensor = self.head(described)
         return logits
 
 

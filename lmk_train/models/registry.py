@@ -7,6 +7,7 @@ from torch import nn
 
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.models.efficientnet import (
+    EfficientNetFeatures,
     efficientnet_b0_weights,
     efficientnet_lite0_weights,
     make_efficientnet_b0,
@@ -56,10 +57,13 @@ class Architecture:
 def make_backbone(config: ResolvedConfig, picture_size: int) -> nn.Module:
     """Return the backbone of a configuration, with random weights: pictures [B, 3, H, W] to features [B, D].
 
-    Its model and pooling count; `picture_size` are the pixels on each side of its pictures.
+    Its model, conventions and pooling count; `picture_size` are the pixels on each side of its pictures.
     """
     architecture = ARCHITECTURES[config.model]
     backbone = architecture.make(picture_size)
+    if config.conventions == "pytorch":
+        assert isinstance(backbone, EfficientNetFeatures), "the configuration refuses it for other models"
+        backbone.use_pytorch_conventions()
     if config.pool == "gem":
         setattr(backbone, architecture.pooling, GeneralizedMean())
     return backbone
@@ -69,7 +73,7 @@ def build_model(config: ResolvedConfig, num_classes: int, picture_size: int) -> 
     """Return the classifier that a resolved configuration describes, with random weights.
 
     Args:
-        config: its model, pooling, neck, loss, head, cosine scale, centres and dropout rate count.
+        config: its model, conventions, pooling, neck, loss, head, cosine scale, centres and dropout rate count.
         num_classes: outputs of the head.
         picture_size: pixels on each side of its pictures.
     """

@@ -80,6 +80,14 @@ class World:
         distributed.all_reduce(total)
         return [float(value) for value in total]
 
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor of the host over the ranks."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
     def max(self, value: int) -> int:
         """Return the largest value of any rank."""
         if self.size == 1:

@@ -17,6 +17,7 @@ from lmk_data.system.files import sha256_file
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.features import FeatureStore, no_preprocessing
+from lmk_train.data.mixing import PAIR, Mixing
 from lmk_train.data.order import epoch_length, num_batches
 from lmk_train.data.reader import Reader, SplitReader
 from lmk_train.evaluation.evaluate import check_metric
@@ -73,6 +74,7 @@ def make_trainer(
             f"--batch-size {config.batch_size}: more than the {len(reader)} training images; give a smaller one"
         )
     _check(config, dataset, device, world)
+    mixing = _mixing(config, world) if features is None else None
     model = _make_model(config, dataset, device, world, announce)
     optimizer = make_optimizer(
         model, config.optimizer, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
@@ -91,6 +93,7 @@ def make_trainer(
         precision=precision,
         scaler=precision.grad_scaler(),
         preprocess=_preprocess(config, precision) if features is None else no_preprocessing,
+        mixing=mixing,
         open_reader=open_reader,
         train=reader,
         steps_per_epoch=steps_per_epoch,
@@ -107,7 +110,7 @@ def _make_model(
     torch.manual_seed(config.seed)
     model = build_model(config, dataset.num_classes, dataset.recipe.size)
     if not config.resume:
-        loaded = load_weights(model.backbone, config.model, config.weights)
+        loaded = load_weights(model.backbone, config.model, config.weights, config.conventions)
         announce(_headline(config, dataset, model, loaded))
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -169,6 +172,23 @@ def _preprocess(config: ResolvedConfig, precision: Precision) -> Preprocess:
     )
     normalization = ARCHITECTURES[config.model].normalization
     return Preprocess(normalization, augmentation, precision.device, precision.dtype or torch.float32)
+
+
+def _mixing(config: ResolvedConfig, world: World) -> Mixing | None:
+    """Return how pictures are mixed, None if they are not.
+
+    Raises UserError if a pair of a batch would be divided between ranks or micro-batches.
+    """
+    if config.mixup is None and config.cutmix is None:
+        return None
+    flag, multiple = "--mixup" if config.mixup is not None else "--cutmix", PAIR * world.size * config.grad_accum
+    if config.batch_size % multiple:
+        parts = f"{world.size} ranks times {config.grad_accum} micro-batches"
+        raise UserError(
+            f"{flag}: mixes pairs, which --batch-size {config.batch_size} would divide among {parts}; give a multiple "
+            f"of {multiple}"
+        )
+    return Mixing(config.mixup, config.cutmix)
 
 
 def make_criterion(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> nn.Module:

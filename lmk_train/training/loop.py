@@ -15,15 +15,16 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig, TrainConfig
-from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.features import FeatureStore
 from lmk_train.data.order import counter_hash
 from lmk_train.data.stream import Batch, BatchStream
+from lmk_train.evaluation.calibration import fit_run
 from lmk_train.evaluation.evaluate import Evaluation, evaluate_split, make_evaluator
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
 from lmk_train.evaluation.report import write_run_report
-from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
+from lmk_train.models.state_dicts import state_sha256
+from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes, dataset_state
 from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
 from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
@@ -184,15 +185,12 @@ def _accumulate(trainer: Trainer, forward: nn.Module, batch: Batch, part: int) -
     # Dropout is a function of the step, the rank and the micro-batch, so that no random state has to be saved.
     seed = int(counter_hash(config.seed, step, world.rank, part, 4) >> np.uint64(1))
     seed_generators(seed, trainer.precision.device)
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, trainer.epoch))
+    pictures, mix = trainer.inputs(batch)
     with trainer.precision.autocast():
         logits = forward(pictures)
-    losses = trainer.criterion(logits, batch.labels)
-    weights = trainer.sample_weights(batch.labels)
-    loss = losses.sum() if weights is None else (losses * weights).sum()
+    loss, correct = trainer.loss(logits, batch.labels, mix)
     # The ranks' gradients are averaged, not added: hence the factor of the world size.
-    trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    trainer.scaler.scale(loss * (world.size / config.batch_size)).backward()  # type: ignore[no-untyped-call]
     trainer.epoch_sums.add(loss.detach(), correct, len(batch.picks))
     bad = trainer.first_bad_step
     bad.copy_(torch.where(loss.detach().isfinite(), bad, bad.clamp_max(step)))
@@ -264,11 +262,15 @@ def _sign(config: ResolvedConfig) -> int:
 
 
 def _evaluate_best(trainer: Trainer) -> Evaluation | None:
-    """Evaluate the best checkpoint on the test split; None without one."""
-    if not trainer.dataset.num_samples("test"):
+    """Calibrate the best checkpoint on the validation split and evaluate it on the test split, as far as there are.
+
+    Returns None without a test split.
+    """
+    dataset, config = trainer.dataset, trainer.config
+    if not dataset.num_samples("test") and not dataset.num_samples("val"):
         return None
-    trainer.evaluated.load_state_dict(load_checkpoint(trainer.run, BEST)["model"])
-    config = trainer.config
+    state = load_checkpoint(trainer.run, BEST)
+    trainer.evaluated.load_state_dict(state["model"])
     evaluation = EvalConfig(
         trainer.run,
         amp=config.amp,
@@ -278,4 +280,9 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
         quiet=True,
     )
     evaluator = make_evaluator(trainer.evaluated, config, evaluation, trainer.precision.device, trainer.world)
-    return evaluate_split(evaluator, trainer.dataset, Classes.of_dataset(trainer.dataset), evaluation)
+    classes, weights_sha256 = Classes.of_dataset(dataset), state_sha256(weights_to_evaluate(state))
+    calibration = fit_run(evaluator, dataset, classes, evaluation, weights_sha256)
+    if not dataset.num_samples("test"):
+        return None
+    temperature = None if calibration is None else calibration.temperature
+    return evaluate_split(evaluator, dataset, classes, evaluation, temperature)

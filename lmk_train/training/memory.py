@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmk_train.data.augment import augmentation_draws
+from lmk_train.data.mixing import mixed_losses
 from lmk_train.data.stream import Batch
 from lmk_train.training.batch_size import FLOAT32, OPTIMIZER_FLOATS, overhead_bytes
 from lmk_train.training.loop import batch_stream, micro_batches, training_step
@@ -88,12 +89,12 @@ def forward_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    pictures = trainer.preprocess(batch.pixels, augmentation_draws(batch.picks, trainer.config.seed, 0))
+    pictures, mix = trainer.inputs(batch)
     remember(pictures)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         with trainer.precision.autocast():
             logits = trainer.model(pictures)
-        losses = trainer.criterion(logits, batch.labels)
+        losses = mixed_losses(partial(trainer.criterion, logits), batch.labels, mix)
     # The cosine heads scale the gradient, and multiply it by the logits, while it is there.
     gradients_of_logits = logits.nbytes * (1 if isinstance(trainer.model.head, nn.Linear) else 3)
     return sum(kept.values()) + batch.pixels.nbytes + gradients_of_logits, losses.mean().item()

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,11 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError
 from lmk_data.system.files import write_bytes
 from lmk_train.config.training import ResolvedConfig
+from lmk_train.data.augment import augmentation_draws
+from lmk_train.data.mixing import Mix, Mixing, main_labels, mix_pictures, mixed_losses, partners
 from lmk_train.data.order import batch_picks, epoch_order, rows_of
 from lmk_train.data.reader import Reader
+from lmk_train.data.stream import Batch
 from lmk_train.models.heads import Classifier
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runtime.clock import TimeShares
@@ -101,6 +105,7 @@ class Trainer:
         precision: device and dtype of the forward pass.
         scaler: of gradients; disabled except for float16.
         preprocess: turns pixels and augmentation draws into network input.
+        mixing: mixes it; None if pictures are not mixed.
         open_reader: opens a split by name.
         train: the reader of the training split.
         steps_per_epoch: updates of an epoch.
@@ -125,6 +130,7 @@ class Trainer:
     precision: Precision
     scaler: torch.amp.GradScaler
     preprocess: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    mixing: Mixing | None
     open_reader: Callable[[str], Reader]
     train: Reader
     steps_per_epoch: int
@@ -229,10 +235,42 @@ class Trainer:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         return batch_picks(self.order(epoch), in_epoch, self.config.batch_size)
 
-    def sample_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Return the weights of samples in the loss of the current step; None while all weigh the same.
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, Mix | None]:
+        """Return a micro-batch as network input [B, 3, H, W], and how its samples are mixed; None if they are not.
 
-        `labels` int64 [B] of a micro-batch, to float32 [B]; over the global batch they sum to the batch size.
+        A training on features has features, float32 [B, D]. The input is valid until the next call.
+        """
+        config = self.config
+        pictures = self.preprocess(batch.pixels, augmentation_draws(batch.picks, config.seed, self.epoch))
+        mix = self._mix_of(batch.picks)
+        if mix is not None:
+            mix_pictures(pictures, mix)
+        return pictures, mix
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, mix: Mix | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a micro-batch, summed over its samples, and how many it answers rightly, int64 [].
+
+        `logits` are float32 [B, K], `labels` int64 [B], and `mix` is what `inputs` returned.
+        """
+        losses = mixed_losses(partial(self._weighted_losses, logits), labels, mix)
+        return losses.sum(), (logits.detach().argmax(dim=1) == main_labels(labels, mix)).sum()
+
+    def _mix_of(self, picks: NDArray[np.int64]) -> Mix | None:
+        if self.mixing is None:
+            return None
+        height, width = self.train.shape[:2]
+        return self.mixing.of(picks, self.config.seed, self.epoch, (width, height))
+
+    def _weighted_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses: torch.Tensor = self.criterion(logits, labels)
+        weights = self.sample_weights(labels)
+        return losses if weights is None else losses * weights
+
+    def sample_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Return the weights of labels in the loss of the current step; None while all weigh the same.
+
+        `labels` int64 [B] of a micro-batch, to float32 [B]; over the global batch they sum to the batch size, those of
+        mixed samples by their shares.
         """
         start = self.config.drw_start
         if (
@@ -243,7 +281,11 @@ class Trainer:
         ):
             return None
         picks = self.global_batch(self.progress.step)
-        total = self.class_weights[self.train.labels[rows_of(picks, len(self.train))]].sum(dtype=torch.float64)
+        each, mix = self.class_weights[self.train.labels[rows_of(picks, len(self.train))]], self._mix_of(picks)
+        if mix is not None:
+            own = torch.from_numpy(mix.own)
+            each = own * each + (1 - own) * partners(each)
+        total = each.sum(dtype=torch.float64)
         return self._device_class_weights[labels] * float(len(picks) / total)
 
     @property

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from lmk_data.errors import UserError
+from lmk_train.config.defaults import DEFAULTS
 from lmk_train.config.option import Option, options_of
-from lmk_train.config.training import DEFAULTS, TrainConfig, default_head
+from lmk_train.config.training import TrainConfig, default_head
 
 Value = float | int | str
 Point = dict[str, Value]

@@ -14,8 +14,9 @@ from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import file_lock, make_folder, write_bytes
 from lmk_data.system.terminal import without_secrets
 from lmk_train.config.commands import EvalConfig, TuneConfig
+from lmk_train.config.defaults import DEFAULTS
 from lmk_train.config.option import values_of
-from lmk_train.config.training import DEFAULTS, TrainConfig
+from lmk_train.config.training import TrainConfig
 from lmk_train.data.features import SPLITS
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.evaluation_files import read_evaluation

@@ -8,7 +8,8 @@ Needs neither a dataset nor a GPU. `lmk-train --dry-run` says the same of one tr
 import argparse
 from itertools import product
 
-from lmk_train.config.training import ModelName, TrainConfig
+from lmk_train.config.defaults import ModelName
+from lmk_train.config.training import TrainConfig
 from lmk_train.training.batch_size import Need, largest_batch
 
 _MODELS: tuple[ModelName, ...] = ("resnet50", "efficientnet-b0", "efficientnet-lite0")

@@ -61,7 +61,7 @@ def main() -> None:
         measure("sparse confusion matrix", lambda: confusion(predictions, dataset.num_classes))
         metrics = {**summarize(predictions, classes.train_counts), "num_unknown": 0}
         nothing = predictions.select(np.zeros(len(predictions.targets), dtype=bool))
-        evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, [])
+        evaluation = Evaluation(0, "test", dict.fromkeys(SOURCE, "made up"), metrics, predictions, nothing, {})
         measure("all files of the evaluation", lambda: write_evaluation(run, evaluation, classes))
         config = TrainConfig(str(arguments.full), run).resolved()
         RunFolder(run).config.write_text(json.dumps(config.json()))

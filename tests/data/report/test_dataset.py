@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from html import unescape
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_the_page_shows_classes_of_head_middle_and_tail(dataset: ShardedDataset,
     assert list(dict.fromkeys(part for _, part, _ in parts)) == ["head", "middle", "tail"]
     num_shown = [row.count("<img ") for row in shown.split("<h3>")[1:]]
     assert num_shown == [min(8, number) for number in classes["train"]]
+
+
+def test_the_page_names_the_next_commands_for_a_shell(dataset_path: Path, tmp_path: Path) -> None:
+    place = tmp_path / "it's ours"
+    place.symlink_to(dataset_path)
+    with ShardedDataset.open(place) as dataset:
+        write_report(dataset, open_folder(tmp_path / "report"), workers=1)
+    shown = unescape(sections(tmp_path / "report" / "index.html")["Classes"])
+    for words in (["lmk-inspect", "--shards", str(place)], ["lmk-shard", "browse", str(place)]):
+        assert f"<pre>{shlex.join(words)}</pre>" in shown
 
 
 def test_page_stands_alone_is_escaped_and_the_same_each_time(dataset: ShardedDataset, tmp_path: Path) -> None:

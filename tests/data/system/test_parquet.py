@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmk_data.system import parquet
-from lmk_data.system.parquet import TableLimits, read_parquet, stated_rows
+from lmk_data.system.parquet import TableLimits, read_batches, read_parquet, read_row, stated_rows
 
 ROWS = 100_000
 LIMITS = TableLimits(max_rows=200_000, max_bytes=8 << 20)
@@ -62,9 +62,23 @@ def test_what_stands_for_more_than_fits(column: pa.Array, said: str) -> None:
     tracemalloc.start()
     with pytest.raises(ValueError, match=said):
         read_parquet(file, None, LIMITS)
+    with pytest.raises(ValueError, match=said.partition(" for ")[0]):
+        list(read_batches(file, ["a"], LIMITS))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert pa.total_allocated_bytes() <= before + (1 << 20)
+
+
+def test_rows_are_read_in_batches_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
+    texts = ["x", "y", "x", "", "z", "x", "y"]
+    file = file_of(pa.array(texts), row_group_size=3)
+    batches = list(read_batches(file, ["a"], LIMITS))
+    assert [text for batch in batches for text in batch.column("a").to_pylist()] == texts
+    assert max(len(batch) for batch in batches) == 2
+    assert [read_row(file, ["a"], row, LIMITS) for row in range(len(texts))] == [{"a": text} for text in texts]
+    with pytest.raises(ValueError, match="no row 7"):
+        read_row(file, ["a"], 7, LIMITS)
 
 
 def test_a_column_that_is_not_wanted_may_be_anything() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
 from lmk_train.config.commands import EvalConfig, ExportConfig, TuneConfig
+from lmk_train.config.defaults import DEFAULTS
 from lmk_train.config.option import Limits, options_of, values_of
-from lmk_train.config.training import DEFAULTS, ResolvedConfig, TrainConfig
+from lmk_train.config.training import ResolvedConfig, TrainConfig
 
 LIMITS = {
     "at least 1": Limits(at_least=1),

@@ -10,6 +10,7 @@ from torch import nn
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.arguments import Cache
 from lmk_train.data.augment import Augmentation, Preprocess, augmentation_draws
+from lmk_train.data.mixing import Mixing, main_labels, mix_pictures
 from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
 from lmk_train.models.registry import Normalization
@@ -45,6 +46,18 @@ def test_augmentation_is_the_cpus(device: str) -> None:
     here = Preprocess(normalization, chosen, CPU)(pixels, draws)
     there = Preprocess(normalization, chosen, torch.device(device))(pixels.to(device), draws)
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
+
+
+@every_device
+def test_mixing_is_the_cpus(device: str) -> None:
+    here = torch.randn(8, 3, 24, 20).to(memory_format=torch.channels_last)
+    there = here.to(device)
+    mix = Mixing(0.4, 1.0).of(np.arange(8), 0, 0, (20, 24))
+    for pictures in (here, there):
+        mix_pictures(pictures, mix)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-6, rtol=1e-6)
+    labels = torch.arange(8, device=device)
+    assert torch.equal(main_labels(labels, mix).cpu(), main_labels(torch.arange(8), mix))
 
 
 @every_device

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html import unescape
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_any_name_of_a_class_can_be_shown(
         assert unescape(drawn).count(f">{name[:24]}<") == 2, "on both axes, as text"
         assert name in unescape(sections(run / "report" / "index.html")["All classes"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_page_names_the_next_commands(run: Path, dataset: ShardedDataset) -> None:
+    found = sections(write_run_report(run, dataset, "test"))
+    browse = shlex.join(["lmk-shard", "browse", dataset.location, "--run", str(run)])
+    assert browse in unescape(found["Confusions"])
+    inspect = shlex.join(["lmk-inspect", str(run), "--shards", dataset.location])
+    assert inspect in unescape(found["Weak large classes and strong small classes"])
 
 
 def test_a_metric_that_is_nought_is_shown(run: Path, dataset: ShardedDataset) -> None:

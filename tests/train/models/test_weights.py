@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import efficientnet_b0
 
 from lmk_data.errors import UserError
+from lmk_train.config.training import TrainConfig
+from lmk_train.models.registry import build_model, make_backbone
 from lmk_train.models.state_dicts import download_state_dict
-from lmk_train.models.weights import load_weights
+from lmk_train.models.weights import conventions_in, load_weights
 from tests.train.networks import network
 
 
@@ -180,3 +183,127 @@ def test_an_object_in_a_file_of_weights_is_named_in_plain_text(tmp_path: Path) -
         UserError, match=r"holds an object of (builtins\.)?print; save the state dict alone\); give another file$"
     ):
         load_weights(network("resnet32", 3, 32).backbone, "resnet32", str(tmp_path / "evil.pth"))
+
+
+def scattered(network: torch.nn.Module) -> torch.nn.Module:
+    """Running statistics, weights and biases that let every channel and every epsilon be seen in the features."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features, generator=generator) * 0.1
+            module.running_var = torch.rand(module.num_features, generator=generator) * 0.1 + 0.005
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0, generator=generator)
+            torch.nn.init.normal_(module.bias, std=0.1, generator=generator)
+    return network.eval()
+
+
+LIBRARIES = {
+    "timm/tf_efficientnet_lite0": ("efficientnet-lite0", "tensorflow"),
+    "timm/efficientnet_lite0": ("efficientnet-lite0", "pytorch"),
+    "torchvision/efficientnet_b0": ("efficientnet-b0", "pytorch"),
+    "timm/tf_efficientnet_b0": ("efficientnet-b0", "tensorflow"),
+    "timm/efficientnet_b0": ("efficientnet-b0", "pytorch"),
+    "timm/resnet50": ("resnet50", "tensorflow"),
+}
+QUICK = "timm/efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [name if name == "timm/efficientnet_lite0" else pytest.param(name, marks=pytest.mark.slow) for name in LIBRARIES],
+)
+def test_networks_of_timm_and_torchvision_have_the_same_features_here(theirs: str, tmp_path: Path) -> None:
+    """Random weights under the library's names, on pictures of an even size: padding and epsilon have to be right."""
+    (library, name), (ours, conventions) = theirs.split("/"), LIBRARIES[theirs]
+    timm, pictures = pytest.importorskip("timm"), torch.randn(2, 3, 64, 64)
+    network = scattered(timm.create_model(name) if library == "timm" else efficientnet_b0(weights=None))
+    path = tmp_path / f"{name}.pth"
+    if library == "timm":  # as its models are published
+        path = path.with_suffix(".safetensors")
+        pytest.importorskip("safetensors.torch").save_file(network.state_dict(), path)
+    else:
+        torch.save({"state_dict": network.state_dict()}, path)
+    config = TrainConfig("none", model=ours, conventions=conventions).resolved()  # type: ignore[arg-type]
+    backbone = make_backbone(config, 64)
+    said = load_weights(backbone, ours, str(path), config.conventions)
+    assert said.startswith(str(path))
+    with torch.inference_mode():
+        features = network.forward_features(pictures) if library == "timm" else network.features(pictures)
+        expected = features.mean(dim=(2, 3))
+        assert expected.std() > 0.1
+        torch.testing.assert_close(backbone.eval()(pictures), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Our backbone, and a state dict of timm's."""
+    theirs = pytest.importorskip("timm").create_model("efficientnet_lite0")
+    return network("efficientnet-lite0", 3, 64).backbone, theirs.state_dict()
+
+
+def test_weights_for_other_conventions_say_which_flag_to_give(
+    lite0: tuple[torch.nn.Module, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    backbone, state = lite0
+    for name in ("timm-efficientnet_lite0.ra_in1k/model.pth", "efficientnet_lite0-37913777.pth"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        torch.save(state, path)
+        with pytest.raises(UserError, match=r"the conventions of pytorch; add --conventions pytorch$"):
+            load_weights(backbone, "efficientnet-lite0", str(path))
+    torch.save({"arch": "tf_efficientnet_lite0", "state_dict": state}, path)
+    assert "taken as tf_efficientnet's" in load_weights(backbone, "efficientnet-lite0", str(path))
+    with pytest.raises(UserError, match=r"add --conventions tensorflow$"):
+        load_weights(backbone, "efficientnet-lite0", str(path), "pytorch")
+    assert conventions_in(str(path), "efficientnet-lite0") == "tensorflow"
+    assert (
+        conventions_in(str(tmp_path / "timm-efficientnet_lite0.ra_in1k/model.pth"), "efficientnet-lite0") == "pytorch"
+    )
+    unnamed = tmp_path / "efficientnet-lite0-ldam" / "model.pth"  # a folder of ours tells nothing of timm's file
+    unnamed.parent.mkdir()
+    torch.save(state, unnamed)
+    for conventions, name in (("pytorch", "efficientnet"), ("tensorflow", "tf_efficientnet")):
+        said = load_weights(backbone, "efficientnet-lite0", str(unnamed), conventions)  # type: ignore[arg-type]
+        assert f"timm's, taken as {name}'s" in said
+    with pytest.raises(UserError, match="the ImageNet weights are TensorFlow's"):
+        load_weights(backbone, "efficientnet-lite0", "imagenet", "pytorch")
+    ours = {"model": {f"backbone.{key}": one for key, one in backbone.state_dict().items()}, "config": {}}
+    torch.save({**ours, "config": {"conventions": "pytorch"}}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"add --conventions pytorch$"):
+        load_weights(backbone, "efficientnet-lite0", str(tmp_path / "best.pt"))
+    with pytest.raises(UserError, match="--conventions pytorch goes with an EfficientNet, not with resnet50"):
+        TrainConfig("none", model="resnet50", conventions="pytorch")
+
+
+def test_tensors_that_do_not_fit_are_named(
+    lite0: tuple[torch.nn.Module, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    backbone, state = lite0[0], dict(lite0[1])
+    del state["conv_head.weight"], state["blocks.0.0.bn1.bias"]
+    state["blocks.9.0.conv_pw.weight"] = torch.zeros(1)
+    state["bn1.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "tf_efficientnet_lite0.pth")
+    with pytest.raises(UserError) as caught:
+        load_weights(backbone, "efficientnet-lite0", str(tmp_path / "tf_efficientnet_lite0.pth"))
+    for part in (
+        "it lacks network._blocks.0._bn1.bias, network._conv_head.weight",
+        "it has also network.blocks.9.0.conv_pw.weight",
+        "it has network._bn0.weight [3] instead of [32]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_averaged_weights_of_torchvisions_training_are_preferred(tmp_path: Path) -> None:
+    model, average, loaded = (network("resnet32", 3, 32).backbone for _ in range(3))
+    averaged = {"n_averaged": torch.tensor(7), **{f"module.{key}": one for key, one in average.state_dict().items()}}
+    torch.save({"model": model.state_dict(), "model_ema": averaged, "epoch": 3}, tmp_path / "checkpoint.pth")
+    load_weights(loaded, "resnet32", str(tmp_path / "checkpoint.pth"))
+    assert all(torch.equal(one, average.state_dict()[key]) for key, one in loaded.state_dict().items())
+
+
+def test_a_checkpoint_with_a_neck_starts_another_training(tmp_path: Path) -> None:
+    config = TrainConfig("none", model="resnet32", neck=8).resolved()
+    model, loaded = build_model(config, 3, 32), network("resnet32", 3, 32)
+    torch.save({"model": model.state_dict()}, tmp_path / "best.pt")
+    load_weights(loaded.backbone, "resnet32", str(tmp_path / "best.pt"))
+    assert torch.equal(loaded.backbone.state_dict()["conv1.weight"], model.backbone.state_dict()["conv1.weight"])

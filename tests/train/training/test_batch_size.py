@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
-from lmk_train.config.training import DEFAULTS, TrainConfig
+from lmk_train.config.defaults import DEFAULTS
+from lmk_train.config.training import TrainConfig
 from lmk_train.models.registry import build_model, num_parameters
 from lmk_train.runtime.world import SINGLE
 from lmk_train.training.batch_size import Need, device_memory, largest_batch, overhead_bytes, resolved_for

@@ -81,7 +81,13 @@ def test_three_processes_stop_and_go_on_as_one_with_the_same_batches(dataset_pat
     assert steps(tmp_path / "b") == whole
 
 
-@pytest.mark.parametrize("loss", [["--loss", "ldam", "--drw-start", "0.3"], ["--loss", "ce", "--ema", "0.9"]])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ["--loss", "ldam", "--drw-start", "0.3", "--mixup", "0.4", "--cutmix", "1", "--batch-size", "12"],
+        ["--loss", "ce", "--ema", "0.9"],
+    ],
+)
 def test_any_world_computes_the_same_where_batch_normalisation_does_not_look_at_the_batch(
     dataset_path: Path, tmp_path: Path, loss: list[str]
 ) -> None:
@@ -181,10 +187,13 @@ def test_evaluation_counts_every_sample_once_whatever_the_world(dataset_path: Pa
     assert train(dataset_path, tmp_path / "run", tmp_path / "a", world=3) == {0}
     exact = ["--amp", "off", "--device", "cpu", "--quiet"]
     by_three = (tmp_path / "run" / "eval-test.json").read_text()
-    assert run_world(eval_main, [str(tmp_path / "run"), "--batch-size", "3", *exact], tmp_path, 1) == {0}
+    post_hoc = ["--tau", "--class-means"]
+    assert run_world(eval_main, [str(tmp_path / "run"), "--batch-size", "3", *post_hoc, *exact], tmp_path, 1) == {0}
+    sweep = json.loads((tmp_path / "run" / "tau-val.json").read_text())
     alone, together = json.loads((tmp_path / "run" / "eval-test.json").read_text()), json.loads(by_three)
     # GAP orders samples by probabilities, which a hardly trained network gives to within their rounding.
     assert alone | {"gap": 0} == pytest.approx(together | {"gap": 0})
-    assert run_world(eval_main, [str(tmp_path / "run"), "--split", "train", *exact], tmp_path, 2) == {0}
+    assert run_world(eval_main, [str(tmp_path / "run"), "--split", "train", *post_hoc, *exact], tmp_path, 2) == {0}
+    assert json.loads((tmp_path / "run" / "tau-val.json").read_text()) == sweep, "class means of all ranks"
     counted = json.loads((tmp_path / "run" / "eval-train.json").read_text())["num_samples"]
     assert counted == json.loads((dataset_path / "dataset.json").read_text())["splits"]["train"]["num_samples"]

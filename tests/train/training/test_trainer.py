@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
 from lmk_train.config.training import TrainConfig
 from lmk_train.data.augment import augmentation_draws
 from lmk_train.data.stream import Batch
 from lmk_train.models.losses import drw_weights
 from lmk_train.models.weights import load_weights
 from lmk_train.runs.checkpoint import weights_to_evaluate
-from lmk_train.runtime.world import SINGLE
+from lmk_train.runtime.world import SINGLE, World
 from lmk_train.training.assembly import make_trainer
 from lmk_train.training.loop import batch_stream, micro_batches, train, training_step
 from lmk_train.training.trainer import Trainer
@@ -73,6 +74,17 @@ def test_averaged_weights_are_the_formula_and_are_what_is_kept(config: Config, t
         torch.equal(weights_to_evaluate(last)[name], value)
         for name, value in weights(tmp_path / "run", "best.pt").items()
     )
+
+
+@pytest.mark.parametrize(("option", "world"), [("mixup", World(0, 1)), ("cutmix", World(1, 2))])
+def test_a_batch_whose_pairs_would_be_divided_is_refused(
+    config: Config, dataset_path: Path, option: str, world: World
+) -> None:
+    with ShardedDataset.open(dataset_path) as dataset:
+        asked = config(**{option: 0.4}, batch_size=12, grad_accum=4).resolved()
+        multiple = 8 * world.size
+        with pytest.raises(UserError, match=rf"^--{option}: .* {world.size} ranks .* a multiple of {multiple}$"):
+            make_trainer(asked, dataset, world, lambda _: None)
 
 
 @pytest.mark.parametrize("grad_accum", [1, 3])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
-from lmk_train.config.training import DEFAULTS, TrainConfig
+from lmk_train.config.defaults import DEFAULTS
+from lmk_train.config.training import TrainConfig
 from lmk_train.tuning.space import Choice, Range, SearchSpace, default_space, read_space
 
 BASE = TrainConfig("shards", model="efficientnet-lite0", epochs=4)

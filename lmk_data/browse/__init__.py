@@ -1,0 +1,1 @@
+"""What a person looks at and marks: the queries behind `lmk-shard browse`."""
