@@ -172,8 +172,11 @@ class Predictor:
             batch_size: pictures per batch.
             workers: threads that read and resize; by default one per core, at most 8.
 
-        A picture that cannot be read has a prediction with its `error`.
+        A picture that cannot be read has a prediction with its `error`. Raises UserError if `neighbours` are asked for
+        and their index is not open.
         """
+        if neighbours and self._index is None:
+            raise UserError(f"{self._run}: its index of neighbours is not open; call load_neighbours first")
         asked = _Asked(top, neighbours, min_confidence)
         threads = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="resize") as pool:
@@ -233,8 +236,9 @@ class Predictor:
             described = self._model.describe(self._preprocess(pixels, None))
         logits = self._model.classify(described)
         probabilities = (logits if self._temperature is None else logits / self._temperature).softmax(dim=1)
-        if not neighbours or self._index is None:
+        if not neighbours:
             return probabilities, [()] * len(pixels)
+        assert self._index is not None, "checked before the first batch"
         cosines, rows = self._index.nearest(described, neighbours)
         labels = self._index.labels[rows]
         blend = self._index.blends[rows.shape[1] - 1]

@@ -209,9 +209,19 @@ def test_the_table_in_the_docs_is_that_of_its_results() -> None:
         assert shown[name] == [*means, f"{recalls.min():.1f} to {recalls.max():.1f}"], name
 
 
+def test_the_table_of_answers_in_the_docs_is_that_of_its_results() -> None:
+    results = pd.read_csv(ROOT / "docs" / "results" / "answers.csv")
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    mean = results[results["run"] == "mean"].drop(columns="run").set_index("answers")
+    for name, *values in mean.itertuples():
+        assert f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |" in page
+    runs = results[results["run"] != "mean"].drop(columns="run").groupby("answers").mean()
+    pd.testing.assert_frame_equal(runs, mean.sort_index(), rtol=1e-4)
+
+
 def test_the_table_of_post_hoc_methods_in_the_docs_is_that_of_its_results() -> None:
     results = pd.read_csv(ROOT / "docs" / "results" / "landmarks_lt_post_hoc.csv").groupby(["loss", "post_hoc"])
-    page = (ROOT / "docs" / "recipes.md").read_text().partition("**Post-hoc methods**")[2]
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("**Post-hoc methods**")[2].partition("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 10
     for loss, method, *shown in rows:

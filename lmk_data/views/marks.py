@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -18,6 +19,7 @@ from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.mark import Mark
 from lmk_data.sources.tables import csv_bytes, delimiter_of
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder
+from lmk_data.system.parquet import MAX_COLUMNS
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.system.terminal import notice
 from lmk_data.typed_text import normal_text, shown
@@ -27,6 +29,8 @@ __all__ = ["Mark", "MarkTable", "MarksFile", "read_mark_files", "read_mark_table
 COLUMNS = ("key", "action", "landmark_id", "note")
 MAX_BYTES = 64 << 20
 MAX_MARKS = 2_000_000
+_MAX_LINES = 10_000_000  # empty ones and those of notes included
+_MAX_JOINED_NOTE = 10_000  # characters; notes of further rows of a key are left out
 _SHOWN_KEYS = 5
 Signature = tuple[int, int, int]
 
@@ -85,7 +89,7 @@ def add_mark(marks: dict[str, Mark], conflicts: dict[str, None], key: str, mark:
     earlier = marks.setdefault(key, mark)
     if (earlier.action, earlier.landmark_id) != (mark.action, mark.landmark_id):
         conflicts[key] = None
-    elif mark.note not in earlier.note:
+    elif len(earlier.note) < _MAX_JOINED_NOTE and mark.note not in earlier.note:
         marks[key] = replace(earlier, note="; ".join(filter(None, (earlier.note, mark.note))))
 
 
@@ -243,8 +247,8 @@ def parse_marks(data: bytes, path: str) -> MarkTable:
     place, others = _places(next(rows, (1, []))[1], path)
     marks: dict[str, Mark] = {}
     conflicts: dict[str, None] = {}
-    for line, cells in rows:
-        if len(marks) >= MAX_MARKS:
+    for number, (line, cells) in enumerate(rows):
+        if number >= MAX_MARKS:
             raise UserError(f"{path}: more than {MAX_MARKS:,} marks; split the file")
         key, mark = _mark(cells, place, f"{path}: line {line:,}")
         add_mark(marks, conflicts, key, mark)
@@ -254,8 +258,8 @@ def parse_marks(data: bytes, path: str) -> MarkTable:
 
 
 def _rows(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not empty, in normal form, and the line where each begins."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    """Yield the rows that are not empty, without white space around cells, and the line where each begins."""
+    reader = csv.reader(_lines(text, delimiter, path), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -267,14 +271,22 @@ def _rows(text: str, delimiter: str, path: str) -> Iterator[tuple[int, list[str]
             raise UserError(f"{path}: line {line:,}: {reason}; write a quote within quotes twice") from None
         if cells is None:
             return
-        cells = [cell.strip() if cell.isascii() else normal_text(cell) for cell in cells]
+        cells = [cell.strip() for cell in cells]
         if any(cells):
             yield line, cells
 
 
+def _lines(text: str, delimiter: str, path: str) -> Iterator[str]:
+    """Yield the lines of a CSV. Raises UserError where there are more of them, or of their cells, than in any."""
+    for number, line in enumerate(io.StringIO(text, newline="")):
+        if number >= _MAX_LINES or line.count(delimiter) > MAX_COLUMNS:
+            raise UserError(f"{path}: line {number + 1:,}: more lines or cells than marks have; is it the right file?")
+        yield line
+
+
 def _places(header: list[str], path: str) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return where the columns of marks are, and the names of all others."""
-    names = [name.lower() for name in header]
+    names = [_normal(name).lower() for name in header]
     for column in ("key", "action"):
         if column not in names:
             found = ", ".join(map(shown, header[:12])) or "nothing"
@@ -296,12 +308,23 @@ def _mark(cells: list[str], place: dict[str, int], where: str) -> tuple[str, Mar
     key, action, landmark_id, note = (
         cells[place[column]] if place.get(column, len(cells)) < len(cells) else "" for column in COLUMNS
     )
+    key = _normal(key)
     if not is_safe_key(key):
         raise UserError(f"{where}: {shown(key)} is not the key of a sample{_advice(key)}")
     try:
-        return key, Mark(action.lower(), landmark_id, note.replace("\r\n", "\n").replace("\r", "\n"))  # type: ignore[arg-type]
+        return key, Mark(_normal(action).lower(), _normal(landmark_id), note.replace("\r\n", "\n").replace("\r", "\n"))  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{where} ({key}): {error}") from None
+
+
+def _normal(text: str) -> str:
+    """Return the form in which text that people type is compared; most texts of a file of marks have it already."""
+    return text if text.isascii() else _normal_beyond_ascii(text)
+
+
+@lru_cache(10_000)
+def _normal_beyond_ascii(text: str) -> str:
+    return normal_text(text)
 
 
 def _advice(key: str) -> str:

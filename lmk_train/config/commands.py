@@ -101,6 +101,8 @@ class PredictConfig:
             raise UserError("no picture is named; give files, folders, or - to read names from stdin")
         if self.submission and self.csv is None:
             raise UserError("--submission: needs the file to write; give --csv FILE too")
+        if self.neighbours is None and (self.shards is not None or self.base is not None):
+            raise UserError("--shards and --base: name the pictures of --neighbours K; give that too")
         if self.json and self.csv is not None:
             raise UserError("--json and --csv: a prediction is either printed or written; give one of them")
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmk_data.build import BuildOptions, build
+from lmk_data.options import PlanRule, Recipe
 from lmk_train.cli import eval_main, train_main
 from tests import forked
 from tests.forked import Main, run_ranks, wait_until
@@ -197,3 +199,20 @@ def test_evaluation_counts_every_sample_once_whatever_the_world(dataset_path: Pa
     assert json.loads((tmp_path / "run" / "tau-val.json").read_text()) == sweep, "class means of all ranks"
     counted = json.loads((tmp_path / "run" / "eval-train.json").read_text())["num_samples"]
     assert counted == json.loads((dataset_path / "dataset.json").read_text())["splits"]["train"]["num_samples"]
+
+
+def test_a_temperature_is_the_same_in_any_world(dataset_path: Path, collection: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "judged"
+    images, labels = [str(collection / "train")], str(collection / "train.csv")
+    rule, recipe = PlanRule(split=(0.0, 1.0, 0.0)), Recipe(size=32)
+    build(BuildOptions(images=images, labels=labels, out=judged, rule=rule, recipe=recipe, workers=1, quiet=True))
+    assert train(dataset_path, tmp_path / "run", tmp_path / "a") == {0}
+    words = [str(tmp_path / "run"), "--shards", str(judged), "--split", "val", "--calibrate", "--quiet"]
+    found = []
+    for world in (1, 2):
+        assert run_world(eval_main, [*words, "--amp", "off", "--device", "cpu"], tmp_path, world) == {0}
+        found.append(json.loads((tmp_path / "run" / "calibration.json").read_text()))
+        written = json.loads((tmp_path / "run" / "eval-val.json").read_text())
+        assert written["temperature"] == found[-1]["temperature"]
+    for name, value in found[0].items():
+        assert found[1][name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
