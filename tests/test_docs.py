@@ -59,7 +59,7 @@ ONLY_PARSED = {
     "python -m pipelines.cifar10_lt": "hours; tests/test_pipelines.py has one epoch of it",
     "python -m pipelines.landmarks_lt": "minutes; tests/test_pipelines.py has it on drawn pictures",
     "python -m pipelines.clean_and_retrain": "minutes; tests/test_curation.py has it on drawn pictures",
-    "cifar": "CIFAR-10, which is not drawn; tests/data/test_cli.py builds from class folders",
+    "cifar": "CIFAR-10, which is not drawn; tests/data/build/test_pipeline.py builds from class folders",
     "--images monuments/train": "photographs, which are not drawn; tests/test_main_job.py builds them",
     "python -m pipelines.bench.": "measures for minutes or hours",
     "s3://": "a bucket; tests/test_object_store.py has a server of its own",
