@@ -26,7 +26,7 @@ def only_whole_files(out: Path) -> bool:
     return not [path for path in out.rglob("*.tmp") if ".build" not in path.parts]
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(1, 2), (2, 10), (4, 2)])
+@pytest.mark.parametrize(("workers", "kills"), [(1, 2), (2, 6), (4, 2)])
 def test_killed_at_any_moment(source: Path, expected: dict[str, str], tmp_path: Path, workers: int, kills: int) -> None:
     """kill -9 of the whole group, at random moments from the start to after publication, again and again."""
     rng, out = random.Random(workers), tmp_path / "shards"
