@@ -8,6 +8,7 @@ the class, 0 for what is as far from it as from all others. That is asked of the
 and of the class that explains it best among the others; the larger share counts.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from lmk_train.inspection.thresholds import FALSE_ALARMS, low_confidence
 
 _SHRINKAGE = 0.8
 _SMALLEST = 1e-12
+_CLASSES = 4096  # whose products are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def familiarity(
 ) -> NDArray[np.float32]:
     """Return how much samples have of their class or of the other one, float32 [N]: about 1, or 0 for none.
 
-    NaN in a class of one, and where classes do not differ. Memory: the sums of classes [K, D], twice.
+    NaN in a class of one, and where classes do not differ. In memory: the sums of classes [K, D], three times.
     """
     shares = np.full(len(labels), np.nan, np.float32)
     sizes = np.bincount(labels)
@@ -113,11 +115,9 @@ class _Space:
         spread = within / shrunk.clamp(min=_SMALLEST)  # variances within classes along whitened axes
         prior = moments_.sums.sum(0) / number
         sums = (moments_.sums - counts[:, None] * prior) @ whitening
-        expected = spread * num_classes / number
-        values, vectors = torch.linalg.eigh(_between(sums, counts) - torch.diag(expected))
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(sums.shape, generator=generator).to(sums.device) * (spread * counts[:, None]).sqrt()
-        chance = torch.linalg.eigvalsh(_between(drawn, counts) - torch.diag(expected))[-1]
+        expected = torch.diag(spread * num_classes / number)
+        values, vectors = torch.linalg.eigh(_between(sums.split(_CLASSES), counts) - expected)
+        chance = torch.linalg.eigvalsh(_between(_by_chance(spread, counts), counts) - expected)[-1]
         kept = values > chance.clamp(min=_SMALLEST)
         if not bool(kept.any()):
             return None
@@ -149,7 +149,18 @@ class _Space:
         return (samples * means).sum(1) / (means**2).sum(1).clamp(min=_SMALLEST) * by_chance
 
 
-def _between(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the covariance between classes [D, D] of sums [K, D] of `counts` [K] samples each."""
-    scaled = sums / counts.clamp(min=1).sqrt()[:, None]
-    return scaled.T @ scaled / counts.sum()
+def _by_chance(spread: torch.Tensor, counts: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield sums, in parts [P, D], of `counts` [K] drawn samples with variances `spread` [D] and no classes."""
+    generator = torch.Generator().manual_seed(0)
+    for part in counts.split(_CLASSES):
+        drawn = torch.randn((len(part), len(spread)), generator=generator).to(spread.device)
+        yield drawn * (spread * part[:, None]).sqrt()
+
+
+def _between(parts: Iterable[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:
+    """Return the covariance between classes [D, D] of sums, in parts [P, D], of `counts` [K] samples each."""
+    products = torch.zeros((), device=counts.device)
+    for sums, part in zip(parts, counts.split(_CLASSES), strict=True):
+        scaled = sums / part.clamp(min=1).sqrt()[:, None]
+        products = products + scaled.T @ scaled
+    return products / counts.sum()

@@ -17,28 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_WORDS = [
-    "the",
-    "of",
-    "tower",
-    "built",
-    "in",
-    "century",
-    "by",
-    "king",
-    "stone",
-    "river",
-    "near",
-    "city",
-    "which",
-    "was",
-    "first",
-    "and",
-    "with",
-    "opened",
-    "to",
-    "public",
-]
+_TEXT = "the of tower built in century by king stone river near city which was first and with opened to public"
+_WORDS = _TEXT.split()
 _SIDE = 512
 Colour = tuple[int, int, int]
 Kind = Callable[[ImageDraw.ImageDraw, np.random.Generator, Colour], None]
