@@ -1,4 +1,4 @@
-"""Which samples belong to no class: far from their own and from every other, such as floor plans, portraits and maps.
+"""Which samples belong to no class: they have nothing of what makes classes differ, such as floor plans and portraits.
 
 Distances do not tell them: a picture with few details lies close to everything, and a rare view of a landmark far from
 it. What tells them is that they have nothing of what makes classes differ ("The Familiarity Hypothesis", Dietterich and
@@ -116,7 +116,7 @@ class _Space:
         prior = moments_.sums.sum(0) / number
         sums = (moments_.sums - counts[:, None] * prior) @ whitening
         expected = torch.diag(spread * num_classes / number)
-        values, vectors = torch.linalg.eigh(_between(sums.split(_CLASSES), counts) - expected)
+        values, vectors = torch.linalg.eigh(_between(torch.split(sums, _CLASSES), counts) - expected)
         chance = torch.linalg.eigvalsh(_between(_by_chance(spread, counts), counts) - expected)[-1]
         kept = values > chance.clamp(min=_SMALLEST)
         if not bool(kept.any()):
@@ -152,7 +152,7 @@ class _Space:
 def _by_chance(spread: torch.Tensor, counts: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield sums, in parts [P, D], of `counts` [K] drawn samples with variances `spread` [D] and no classes."""
     generator = torch.Generator().manual_seed(0)
-    for part in counts.split(_CLASSES):
+    for part in torch.split(counts, _CLASSES):
         drawn = torch.randn((len(part), len(spread)), generator=generator).to(spread.device)
         yield drawn * (spread * part[:, None]).sqrt()
 
@@ -160,7 +160,7 @@ def _by_chance(spread: torch.Tensor, counts: torch.Tensor) -> Iterator[torch.Ten
 def _between(parts: Iterable[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:
     """Return the covariance between classes [D, D] of sums, in parts [P, D], of `counts` [K] samples each."""
     products = torch.zeros((), device=counts.device)
-    for sums, part in zip(parts, counts.split(_CLASSES), strict=True):
+    for sums, part in zip(parts, torch.split(counts, _CLASSES), strict=True):
         scaled = sums / part.clamp(min=1).sqrt()[:, None]
         products = products + scaled.T @ scaled
     return products / counts.sum()
