@@ -1,11 +1,11 @@
 """Which samples belong to no class: they have nothing of what makes classes differ, such as floor plans and portraits.
 
 Distances do not tell them: a picture with few details lies close to everything, and a rare view of a landmark far from
-it. What tells them is that they have nothing of what makes classes differ ("The Familiarity Hypothesis", Dietterich and
-Guyer 2022): along the directions in which the means of classes differ, they lie near the mean of all samples. So
-samples are compared by their part along the mean of a class, as a share of the length of that mean: 1 for a sample of
-the class, 0 for what is as far from it as from all others. That is asked of the own class, without the sample itself,
-and of the class that explains it best among the others; the larger share counts.
+it. But along the directions in which the means of classes differ, they lie near the mean of all samples ("The
+Familiarity Hypothesis", Dietterich and Guyer 2022). So samples are compared by their part along the mean of a class, as
+a share of the length of that mean: 1 for a sample of the class, 0 for what is no closer to it than to all others. That
+is asked of the own class, without the sample itself, and of the class that explains it best among the others; the
+larger share counts.
 """
 
 from collections.abc import Iterable, Iterator
