@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
 from lmk_data.options import Mark
+from lmk_data.system.files import file_lock, lock_holder
 from lmk_data.views import marks as marks_module
 from lmk_data.views.marks import MarksFile, marks_csv, parse_marks, read_mark_table, read_marks
 
@@ -226,3 +227,16 @@ def test_a_killed_process_leaves_the_old_or_the_new_file(tmp_path: Path) -> None
         assert {key.replace("k", "l") for key in marks} == {key for key in marks if key[0] == "l"}
     MarksFile(path).apply({"z": Mark("exclude")})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".marks.csv.lock", "marks.csv"]
+
+
+def test_who_holds_the_lock_for_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, lock = MarksFile(tmp_path / "marks.csv"), tmp_path / ".marks.csv.lock"
+    file.apply({"a": Mark("exclude")})
+    monkeypatch.setattr(marks_module, "_LOCK_WAIT_SECONDS", 0.03)
+    with file_lock(lock):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} \(.+\) has held .*lock for more than 0.03 s"):
+            file.apply({"b": Mark("exclude")})
+        assert list(file.read()) == ["a"], "it is read all the same"
+    assert lock_holder(lock) == lock_holder(tmp_path / "none") == "another process"
+    file.apply({"b": Mark("exclude")})
+    assert list(file.read()) == ["a", "b"]
