@@ -140,6 +140,7 @@ class MarksFile:
         """Set the mark of each key, or remove it (None); return what these keys had before.
 
         With `expected`, a key that has another mark than that keeps it: what is undone may have been marked again.
+        No changes at all make a file without marks where there is none.
 
         Raises UserError for a key of no sample, for a file that `read_marks` refuses or that has other columns, which
         would be lost, for a symbolic link, if the file cannot be written, and if another process holds its lock for
@@ -182,7 +183,7 @@ class MarksFile:
         previous = {key: table.marks.get(key) for key in changes}
         kept = {} if expected is None else {key: now for key, now in previous.items() if now != expected[key]}
         marks = {key: mark for key, mark in {**table.marks, **changes, **kept}.items() if mark is not None}
-        if marks != table.marks:
+        if marks != table.marks or not (changes or self._path.exists()):
             self._write(marks)
         return previous
 

@@ -23,7 +23,12 @@ KEYS = st.text("aB7-_", min_size=1, max_size=5).map("k".__add__)
 NOTES = st.text(' ,;"\n\tax=é\u0301家', max_size=8).map(str.strip)
 MARKS = st.one_of(
     st.builds(Mark, st.just("exclude"), note=NOTES),
-    st.builds(Mark, st.just("relabel"), st.sampled_from(["7", "the, cathedral", "Köln", "=1+1"]), NOTES),
+    st.builds(
+        Mark,
+        st.just("relabel"),
+        st.sampled_from(["7", "the, cathedral", "Köln", "=1+1", "می\u200cدان", "東京\u3000塔", "a\tb\u2028\x1bc"]),
+        NOTES,
+    ),
 )
 
 
@@ -67,7 +72,7 @@ def test_files_of_people_and_spreadsheets_are_read(data: bytes) -> None:
         (f'{HEADER}a,exclude,,"a "house""\n', "line 2: .*; write a quote within quotes twice"),
         (f"{HEADER}a,exclude,,x\x00y\n", "neither text nor Parquet"),
         (f"{HEADER}a,exclude,,x\x1b[2Jy\n", r"line 2 \(a\): has control characters"),
-        (f"{HEADER}x,relabel,a\u2028b,\n", r"line 2 \(x\): has control characters"),
+        (f'{HEADER}x,relabel,"a\nb",\n', r"line 2 \(x\): has control characters"),
         (f"{HEADER}../a,exclude,,\n", r"line 2: '../a' is not the key of a sample; keys are in the column key"),
         (
             f"{HEADER}1.23E+15,exclude,,\n",

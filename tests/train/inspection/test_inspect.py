@@ -81,7 +81,7 @@ def test_the_same_inspection_is_taken_up_and_gives_the_same_bytes(
     assert {name: (out / name).read_bytes() for name in FILES} == before
     said = capsys.readouterr().out
     assert f"browse {arguments[1]} --quality {out} --marks {marks}" in said
-    assert (f"subset {arguments[1]} --out VIEW --marks {marks}" in said) == marks.exists()
+    assert (f"subset {arguments[1]} --out VIEW --marks {marks}" in said) == bool(read_marks(str(marks)))
 
 
 def _foreign(out: Path) -> None:
@@ -144,8 +144,14 @@ def test_marks_that_are_there_stay(tmp_path: Path) -> None:
     path.write_text("key,action,landmark_id,note\na,relabel,7,mine\n")
     proposed = {"a": Mark("exclude", note="lmk-inspect: outlier"), "b": Mark("exclude", note="lmk-inspect: outlier")}
     written = write_marks(path, proposed)
-    assert (written.added, written.kept) == (1, 1)
+    assert (written.added, written.kept, written.total) == (1, 1, 2)
     assert read_marks(str(path)) == {"a": Mark("relabel", "7", "mine"), "b": proposed["b"]}
+
+
+def test_nothing_proposed_is_a_file_without_marks(tmp_path: Path) -> None:
+    written = write_marks(tmp_path / "marks.csv", {})
+    assert (written.added, written.kept, written.total) == (0, 0, 0)
+    assert read_marks(str(tmp_path / "marks.csv")) == {}
 
 
 @pytest.mark.slow
