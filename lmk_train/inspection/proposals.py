@@ -79,7 +79,9 @@ def propose(dataset: ShardedDataset, findings: Findings, min_confidence: float) 
 
 
 def write_marks(path: Path, marks: Mapping[str, Mark]) -> WrittenMarks:
-    """Add marks to a file, which is there afterwards even if there are none. Marks that are in it stay as they are: they may be a person's decisions.
+    """Add marks to a file, which is there afterwards even if there are none.
+
+    Marks that are in it stay as they are: they may be a person's decisions.
 
     Raises UserError if the file is not one of marks or cannot be written.
     """

@@ -26,7 +26,7 @@ MARKS = st.one_of(
     st.builds(
         Mark,
         st.just("relabel"),
-        st.sampled_from(["7", "the, cathedral", "Köln", "=1+1", "می\u200cدان", "東京\u3000塔", "a\tb\u2028\x1bc"]),
+        st.sampled_from(["7", "the, cathedral", "Köln", "=1+1", "a\u200cb", "東京\u3000塔", "a\tb\u2028\x1bc"]),
         NOTES,
     ),
 )
