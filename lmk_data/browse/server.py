@@ -54,7 +54,8 @@ def browse(options: Browse, started: Callable[[str, str], None]) -> Facts:
             )
         if elsewhere := catalogue.facts().marked.elsewhere:
             notice(
-                f"{marks}: {elsewhere:,} marks are of pictures that this dataset does not have; is it the right file?"
+                f"{marks}: {elsewhere:,} of its marks are for pictures that this dataset does not have; "
+                "is it the right file?"
             )
         warming = Thread(target=_warm, args=(catalogue,))
         warming.start()
