@@ -85,7 +85,6 @@ def check(run: Path, dataset_path: Path, program: Program) -> None:
         pytest.param("efficientnet-lite0", "imagenet", "ldam", marks=pytest.mark.slow),
         pytest.param("efficientnet-b0", "none", "ldam", marks=pytest.mark.slow),
         pytest.param("resnet50", "none", "ce", marks=pytest.mark.slow),
-        ("resnet32", "none", "balanced-softmax"),
         ("resnet32", "none", "arcface"),
     ],
 )

@@ -15,6 +15,7 @@ from tests.train.tuning.searches import SPACE, bowl, points, told
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 
+@pytest.mark.slow
 def test_a_search_that_was_loaded_proposes_what_one_that_ran_on_does(tmp_path: Path) -> None:
     at_once = Experiment.new(tmp_path / "a.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(at_once, 7)

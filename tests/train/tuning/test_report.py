@@ -15,6 +15,7 @@ from tests.train.tuning.searches import SPACE, told
 pytest.importorskip("ax", reason="the extra `tune` is not installed")
 
 
+@pytest.mark.slow
 def test_the_report_says_what_mattered_and_shows_every_trial(tmp_path: Path) -> None:
     experiment = Experiment.new(tmp_path / "x.json", Plan(SPACE, "loss", "bayesian", 0, 4))
     told(experiment, 8)
