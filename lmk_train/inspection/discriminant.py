@@ -110,14 +110,16 @@ class Discriminant:
         """Return the axes [D, 128] in which the means of classes differ most; fewer if there are fewer classes."""
         if self._means.shape[1] <= _PROJECTED:
             return torch.eye(self._means.shape[1], device=self._means.device)
+        axes: torch.Tensor
         centred = ((self._means - self._prior) * self.counts.sqrt().clamp(max=8)[:, None]).double()
         if len(centred) >= centred.shape[1]:
-            axes: torch.Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
+            axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
             return axes.float()
         # The matrix of D x D would have D - K eigenvalues of zero, with which LAPACK may not converge.
         values, vectors = torch.linalg.eigh(centred @ centred.T)
         kept = torch.nonzero(values > values[-1] * _NO_DIFFERENCE).flatten()[-_PROJECTED:]
-        return (centred.T @ (vectors[:, kept] / values[kept].sqrt())).float()
+        axes = centred.T @ (vectors[:, kept] / values[kept].sqrt())
+        return axes.float()
 
 
 def _largest(fit: torch.Tensor, num: int) -> torch.Tensor:
