@@ -8,6 +8,9 @@ FALSE_ALARMS = 0.1  # expected share of false alarms among the samples that are 
 _LEAST_PROBABLE = 0.5
 _FEWEST = 30  # values that say what the bulk of them is
 _ONE_DEVIATION = 0.8413  # share of a normal distribution below its mean and one standard deviation
+_TO_QUARTILE = 0.6745  # standard deviations from the mean of a normal distribution to its quartiles
+_BULK_OF_FLAGGED = 10  # an expected share of false alarms of 0.1 goes with one of 0.01 of the bulk
+_TIES = 0.01  # lower values come first where the share among the flagged is the same
 
 
 def flag_probable(probabilities: NDArray[np.float32], false_alarms: float = FALSE_ALARMS) -> NDArray[np.bool_]:
@@ -27,10 +30,14 @@ def flag_probable(probabilities: NDArray[np.float32], false_alarms: float = FALS
 def low_confidence(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return with what confidence each of N values is too low to belong to the bulk of them, float32 [N].
 
-    This is 1 - q for the expected share q of false alarms if this value and all lower ones are flagged, by the
-    procedure of Benjamini and Hochberg (1995). The bulk is taken as normal, with the median of all values and the
-    spread of those above it, so that low values do not widen it (an empirical null: Efron 2004). NaN has confidence 0,
-    and so have fewer than 30 values.
+    Flagging this value and all lower ones, with confidence 1 - q, is expected to flag at most a share q of false alarms
+    among those that are flagged (Benjamini and Hochberg 1995), and at most a share q / 10 of the bulk. Below 0.5 only
+    the order means something.
+
+    The bulk is taken as normal, with the median of all values (an empirical null: Efron 2004). Its spread is that of
+    the values above the median, which low ones do not widen, or that of the lower quartile, which shows how skewed the
+    bulk is: the wider of both for the share of the bulk, their geometric mean for the share of false alarms. NaN has
+    confidence 0, and so have fewer than 30 values.
     """
     confidence = np.zeros(len(values), dtype=np.float32)
     known = np.flatnonzero(np.isfinite(values))
@@ -38,12 +45,21 @@ def low_confidence(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return confidence
     finite = values[known].astype(np.float64)
     median = np.median(finite)
-    spread = np.quantile(finite, _ONE_DEVIATION) - median
-    if spread <= 0:
+    above = np.quantile(finite, _ONE_DEVIATION) - median
+    if above <= 0:
         return confidence
+    widest = max(above, (median - np.quantile(finite, 0.25)) / _TO_QUARTILE)
     order = np.argsort(finite, kind="stable")
-    tail = torch.special.ndtr(torch.from_numpy((finite[order] - median) / spread)).numpy()  # that low, or lower
-    expected = tail * len(order) / np.arange(1, len(order) + 1)
-    false = np.minimum.accumulate(expected[::-1])[::-1]
-    confidence[known[order]] = 1 - np.minimum(false, 1)
+    low = finite[order] - median
+    expected = _tail(low / np.sqrt(above * widest)) * len(order) / np.arange(1, len(order) + 1)
+    among_flagged = np.minimum.accumulate(expected[::-1])[::-1]
+    of_bulk = _tail(low / widest)
+    false = np.maximum(among_flagged, _BULK_OF_FLAGGED * of_bulk) + _TIES * of_bulk
+    confidence[known[order]] = np.where(false < 0.5, 1 - false, 0.25 / np.maximum(false, 0.5))
     return confidence
+
+
+def _tail(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of a normal distribution that is that low, or lower."""
+    share: NDArray[np.float64] = torch.special.ndtr(torch.from_numpy(deviations)).numpy()
+    return share

@@ -2,14 +2,15 @@
 
     lmk-shard build --images IMAGES --labels LABELS --out DATASET --min-samples 2 --split 1 0 0
     python -m pipelines.bench.quality DATASET [--rates 0 0.02 0.05 0.1 0.2] [--seeds 5] [--flips symmetric|similar]
-        [--strangers DATASET] [--out bench-quality]
+        [--strangers DATASET ...] [--stranger-rates 0.02 0.05] [--out bench-quality]
 
 The features are those of EfficientNet-Lite0 with its published weights, computed once. Of each rate and seed, so many
 labels are changed: to any other class with equal probability, or (`similar`) to one of the three classes whose means
 are closest. cleanlab is given the probabilities of a logistic regression of scikit-learn over five folds, of each
 --inverse-regularization, by self-confidence and by normalised margin, of which the best in this very row is shown; and
-the shares of labels among ten nearest neighbours. With --strangers, 5 % of the pictures are replaced by pictures of
-another dataset, and outliers are found among them. Needs cleanlab. Prints tables and writes OUT/<dataset>.json.
+the shares of labels among ten nearest neighbours. With --strangers, pictures of each of these datasets are added under
+labels drawn from the others' (`pipelines.bench.strangers` draws pages, plans, maps and plots), and outliers are found,
+beside cleanlab's by the distance to ten nearest neighbours. Needs cleanlab. Prints tables and writes JSON into OUT.
 """
 
 import argparse
@@ -30,13 +31,12 @@ from sklearn.neighbors import NearestNeighbors
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
 from lmk_train.data.features import FeatureStore, compute_features
-from lmk_train.inspection.labels import LabelJudgement, judge_labels
+from lmk_train.inspection.labels import judge_labels
 from lmk_train.inspection.outliers import judge_outliers
 
 _FOLDS = 5
 _NEIGHBOURS = 10
 _SIMILAR = 3
-_STRANGERS = 0.05
 _SCORES = ("self_confidence", "normalized_margin")
 
 
@@ -126,25 +126,61 @@ def _found(prefix: str, flagged: NDArray[np.bool_], wrong: NDArray[np.bool_]) ->
     }
 
 
-def _strange(
-    features: NDArray[np.float16], labels: NDArray[np.int32], strangers: NDArray[np.float16], seed: int
-) -> dict[str, float]:
-    """Return the figures of finding pictures that were replaced by strangers, whose labels stay."""
-    generator = np.random.default_rng(seed)
-    number = round(_STRANGERS * len(labels))
-    places = generator.choice(len(labels), number, replace=False)
-    mixed, strange = features.copy(), np.zeros(len(labels), dtype=np.bool_)
-    mixed[places] = strangers[generator.choice(len(strangers), number, replace=False)]
-    strange[places] = True
-    by_label: LabelJudgement = judge_labels(mixed, labels, int(labels.max()) + 1)
-    judged = judge_outliers(mixed, labels, by_label.other_label)
-    typical = OutOfDistribution().fit_score(features=mixed.astype(np.float32), verbose=False)
-    return {
+def mixed(
+    features: NDArray[np.float16], labels: NDArray[np.int32], strangers: NDArray[np.float16], rate: float, seed: int
+) -> tuple[NDArray[np.float16], NDArray[np.int32], NDArray[np.bool_]]:
+    """Return features, labels and which are strangers, after so many were added with labels drawn from the others'.
+
+    No stranger is taken twice; where there are too few, all are.
+    """
+    generator = np.random.default_rng([seed, round(rate * 1000)])
+    number = min(round(rate * len(labels)), len(strangers))
+    added = strangers[generator.choice(len(strangers), number, replace=False)]
+    order = generator.permutation(len(labels) + number)
+    all_labels = np.concatenate([labels, generator.choice(labels, number)])
+    return np.concatenate([features, added])[order], all_labels[order], order >= len(labels)
+
+
+def _outliers(features: NDArray[np.float16], labels: NDArray[np.int32], strange: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the figures of finding strangers: ours, and the average precision of cleanlab's neighbour distances."""
+    judged = judge_outliers(features, labels, judge_labels(features, labels, int(labels.max()) + 1).other_label)
+    figures = {"strangers": float(strange.sum()), "honest_flagged": float(judged.outlier[~strange].mean())}
+    if not strange.any():
+        return figures
+    typical = OutOfDistribution().fit_score(features=features.astype(np.float32), verbose=False)
+    return figures | {
         "ap": float(average_precision_score(strange, judged.outlier_score)),
         "cleanlab_ap": float(average_precision_score(strange, -typical)),
         **_found("", judged.outlier, strange),
-        "clean_flagged": float(judge_outliers(features, labels, by_label.other_label).outlier.mean()),
     }
+
+
+def _measure_outliers(
+    features: NDArray[np.float16], labels: NDArray[np.int32], strangers: list[Path], arguments: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
+    """Print a table of how well strangers are found, and return its figures by kind and rate."""
+    honest = np.zeros(len(labels), dtype=np.bool_)
+    results = {"none": [_outliers(features, labels, honest)]}
+    print(f"no strangers: {results['none'][0]['honest_flagged']:.2%} flagged\n")
+    print("| strangers | share | average precision | lowest seed | cleanlab | precision | recall | others flagged |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for dataset in strangers:
+        strange, _ = features_of(dataset, arguments.out)
+        for rate in arguments.stranger_rates:
+            sets = [mixed(features, labels, strange, rate, seed) for seed in range(arguments.seeds)]
+            rows = results[f"{dataset.name}-{rate:g}"] = [_outliers(*one) for one in sets]
+            mean = _mean(rows)
+            values = [
+                mean["ap"],
+                min(row["ap"] for row in rows),
+                mean["cleanlab_ap"],
+                mean["precision"],
+                mean["recall"],
+            ]
+            shown = " | ".join(f"{value:.3f}" for value in values)
+            share = mean["strangers"] / len(labels)
+            print(f"| {dataset.name} | {share:.1%} | {shown} | {mean['honest_flagged']:.2%} |", flush=True)
+    return results
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -176,17 +212,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--flips", choices=["symmetric", "similar"], default="symmetric")
     parser.add_argument("--inverse-regularization", type=float, nargs="+", default=[10.0, 100.0])
-    parser.add_argument("--strangers", type=Path)
+    parser.add_argument("--strangers", type=Path, nargs="+")
+    parser.add_argument("--stranger-rates", type=float, nargs="+", default=[0.02, 0.05])
     parser.add_argument("--out", type=Path, default=Path("bench-quality"))
     arguments = parser.parse_args()
     features, labels = features_of(arguments.dataset, arguments.out)
     print(f"{len(labels):,} pictures, {labels.max() + 1} classes, {arguments.flips} flips, {arguments.seeds} seeds")
     written: dict[str, Any] = {}
     if arguments.strangers is not None:
-        strangers, _ = features_of(arguments.strangers, arguments.out)
-        rows = [_strange(features, labels, strangers, seed) for seed in range(arguments.seeds)]
-        written["outliers"] = rows
-        print({name: round(value, 3) for name, value in _mean(rows).items()})
+        written["outliers"] = _measure_outliers(features, labels, arguments.strangers, arguments)
     else:
         inverses = arguments.inverse_regularization
         results: dict[float, list[dict[str, float]]] = {}

@@ -34,3 +34,12 @@ def test_values_far_below_the_bulk_are_found_with_confidence() -> None:
     assert found[:100].all()
     assert found[100:].sum() <= 0.2 * 100
     assert not low_confidence(np.full(99, np.nan, np.float32)).any()
+
+
+def test_of_a_skewed_bulk_few_values_are_flagged_and_lower_ones_come_first() -> None:
+    generator = np.random.default_rng(0)
+    values = -generator.gamma(20, size=5000).astype(np.float32)
+    confidence = low_confidence(values)
+    assert (confidence >= 0.9).mean() <= 0.01
+    assert (np.diff(confidence[np.argsort(values)][:1000]) <= 0).all()
+    assert len(np.unique(confidence[np.argsort(values)][:1000])) > 900
