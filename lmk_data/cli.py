@@ -94,7 +94,7 @@ def _build(command: Build) -> None:
     if not command.no_report:
         _write_report(str(options.out), None, options.workers, options.quiet)
     if not options.quiet:
-        say(f"next: lmk-train --shards {options.out}")
+        say(f"next: {shlex.join(['lmk-train', '--shards', str(options.out)])}")
 
 
 def _report(command: Report) -> None:
@@ -161,7 +161,8 @@ def _subset(command: Subset) -> None:
         for what, numbers in counted.items():
             if numbers:
                 say(f"  {what}: {', '.join(f'{numbers[split]:,} of {split}' for split in SPLITS)}")
-        say(f"next: lmk-train --shards {command.out}{f' --base {base}' if is_url(base) else ''}")
+        named = ["--base", base] if is_url(base) else []
+        say(f"next: {shlex.join(['lmk-train', '--shards', str(command.out), *named])}")
 
 
 def _browse(command: Browse) -> None:
@@ -240,8 +241,9 @@ def _sample(command: Sample) -> None:
             f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, "
             "one unreadable, one missing"
         )
-        folder = drawn.folder
-        say(f"next: lmk-shard build --images {folder}/train --labels {folder}/train.csv --out {folder}/shards")
+        options = {"--images": "train", "--labels": "train.csv", "--out": "shards"}
+        words = [word for option, name in options.items() for word in (option, f"{drawn.folder}/{name}")]
+        say(f"next: {shlex.join(['lmk-shard', 'build', *words])}")
 
 
 def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, *, base: str | None = None) -> None:
@@ -256,7 +258,8 @@ def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, 
     if not quiet:
         say(*terminal_summary(report).split("\n"))
         say(f"report: {folder}/index.html")
-        say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path])}")
+        named = ["--base", base] if base else []
+        say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path, *named])}")
 
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:

@@ -9,6 +9,9 @@ from lmk_data.errors import UserError
 # In a note: what is neither text nor the end of a line; lone surrogates are in no file.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+# In a landmark_id: what no class has. Others may have spaces that are not printable, joiners, even tabs.
+_NO_CLASS = re.compile(r"[\x00\n\r\ud800-\udfff]")
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -30,5 +33,5 @@ class Mark:
             raise UserError("relabel needs a landmark_id, the right class")
         if self.action == "exclude" and self.landmark_id:
             raise UserError("exclude takes no landmark_id; leave it empty, or write relabel")
-        if not self.landmark_id.isprintable() or _CONTROL.search(self.note):
+        if _NO_CLASS.search(self.landmark_id) or _CONTROL.search(self.note):
             raise UserError("has control characters; remove them")

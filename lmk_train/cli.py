@@ -106,7 +106,7 @@ def _train(config: TrainConfig) -> None:
     if result.test is not None:
         _print_evaluation(result.test)
         say(f"report: {RunFolder(result.run).report(result.test.split)}")
-        _print_next(result.run, result.test.source["shards"])
+        _print_next(result.run, result.test.source["shards"], config.base)
 
 
 def _profile_input(config: TrainConfig, announce: Callable[[str], None]) -> None:
@@ -176,13 +176,14 @@ def _evaluate(config: EvalConfig) -> None:
         say(*sweep_lines(asked.split, asked.sweep, picked_of(evaluations)))
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
     say(f"written: {RunFolder(config.run).evaluation(config.split)}, with {others} beside it; {report}")
-    _print_next(config.run, asked.source["shards"])
+    _print_next(config.run, asked.source["shards"], config.base)
 
 
-def _print_next(run: Path, dataset: str) -> None:
+def _print_next(run: Path, dataset: str, base: str | None) -> None:
     """Name the commands that look into what a model gets wrong."""
-    say(f"wrong labels and odd classes: {shlex.join(['lmk-inspect', str(run), '--shards', dataset])}")
-    say(f"look and mark: {shlex.join(['lmk-shard', 'browse', dataset, '--run', str(run)])}")
+    named = ["--base", base] if base else []
+    say(f"wrong labels and odd classes: {shlex.join(['lmk-inspect', str(run), '--shards', dataset, *named])}")
+    say(f"look and mark: {shlex.join(['lmk-shard', 'browse', dataset, *named, '--run', str(run)])}")
 
 
 def _predict(config: PredictConfig) -> None:
@@ -234,7 +235,7 @@ def _prepare(predictor: "Predictor", config: PredictConfig) -> None:
         pictures = TrainingPictures(config.shards, config.base, config.cache, config.workers, config.quiet)
         predictor.load_neighbours(pictures, (lambda _: None) if config.quiet else notice)
     if predictor.temperature is None and not config.quiet:
-        how = f"lmk-eval {config.run} --calibrate fits a temperature on validation pictures"
+        how = f"{shlex.join(['lmk-eval', str(config.run), '--calibrate'])} fits a temperature on validation pictures"
         notice(f"{config.run}: its probabilities are not calibrated; {how}")
 
 

@@ -101,7 +101,7 @@ def clean_and_retrain(loop: Loop) -> str:
     (inspected,) = first.values()
     confidence = ("--split", _TRAIN, "--min-confidence", loop.min_confidence)
     marked = inspect(inspected, loop.out / "inspection", loop.out / "marks.csv", *confidence)
-    marks = MarksFile(marked).read()  # there is no file if nothing is marked
+    marks = MarksFile(marked).read()
     lines = counts(pd.read_parquet(loop.out / "inspection" / SAMPLES), marks, loop.min_confidence)
     lines += [recovered(truth, flips, marks)] if flips else []
     cleaned = {"cleaned": view(inspected, loop.out / "cleaned", "--marks", marked)} if marks else {}

@@ -9,6 +9,7 @@ is a column. Prints Markdown.
 
 import argparse
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
     """
     path = RunFolder(run).evaluation(split)
     if not path.exists():
-        raise UserError(f"{path}: not there; run `lmk-eval {run} --split {split}` first")
+        raise UserError(f"{path}: not there; run `lmk-eval {shlex.quote(str(run))} --split {split}` first")
     state = load_checkpoint(run, BEST)
     trained, size = ResolvedConfig.from_json(state["config"]), state["recipe"]["size"]
     model = build_model(trained, len(state["classes"]), size)
@@ -62,7 +63,9 @@ def read_run(run: Path, name: str, split: str, seconds: float) -> Row:
     predictions = pd.read_parquet(RunFolder(run).predictions(split), columns=["key", "target", "label_1"])
     metrics = json.loads(path.read_text())
     if metrics["checkpoint"] != "best":
-        raise UserError(f"{path}: of the last weights; run `lmk-eval {run} --split {split}` for the best ones")
+        raise UserError(
+            f"{path}: of the last weights; run `lmk-eval {shlex.quote(str(run))} --split {split}` for the best ones"
+        )
     return Row(
         name=name,
         metrics=metrics,

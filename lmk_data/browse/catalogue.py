@@ -230,6 +230,8 @@ class Catalogue:
         words = ["lmk-shard", "subset", location, "--marks", str(self._marks.path), "--out", f"{location}-clean"]
         if dataset.is_view and self._needs_base():
             words += ["--base", dataset.shards_folder.root]
+        if self._opened.marks.current().elsewhere:  # it is said beside the line, and would be refused otherwise
+            words.append("--ignore-unknown")
         return shlex.join(words)
 
     def _needs_base(self) -> bool:

@@ -49,8 +49,18 @@ class Guard:
     def __init__(self, app: ASGIApp, token: str, cookie: str, names: Iterable[str] = ()) -> None:
         self._app = app
         self._token = token
+        self._once: set[str] = set()
         self._cookie = cookie
         self._names = {"localhost", *(name.lower() for name in names)}
+
+    def token_for_one_entry(self) -> str:
+        """Return a token that lets one browser in, once: the list of processes shows the address that a browser opens.
+
+        The cookie is the same as that of the printed token.
+        """
+        token = new_token()
+        self._once.add(token)
+        return token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: refuse it, let it in, or pass it on; every answer gets the headers."""
@@ -72,17 +82,19 @@ class Guard:
         if not self._is_own_host(request.headers.get("host", "")):
             return _refuse("This server has another name: open the address that lmk-shard browse printed.")
         if request.method in _READS and request.url.path == "/" and "token" in request.query_params:
-            return self._enter(request.query_params["token"])
+            return self._enter(request.query_params["token"], is_shown=request.method == "GET")
         if not _is_same(request.cookies.get(self._cookie, ""), self._token):
             return _refuse(_NO_COOKIE)
         if not _comes_from_here(request):
             return _refuse("Only the pages of this server may ask for this.")
         return None
 
-    def _enter(self, token: str) -> Response:
+    def _enter(self, token: str, *, is_shown: bool) -> Response:
         """Return the answer to the printed address: a cookie, and a page that goes on without the token."""
-        if not _is_same(token, self._token):
+        once = {one for one in self._once if is_shown and _is_same(token, one)}
+        if not once and not _is_same(token, self._token):
             return _refuse(_NO_COOKIE)
+        self._once -= once
         response = HTMLResponse(_ENTERED)
         response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
         return response

@@ -46,7 +46,7 @@ def browse(options: Browse, started: Callable[[str, str], None]) -> Facts:
         token, port = new_token(), listening.getsockname()[1]
         app = make_app(catalogue, dataset.shards_content_sha256[:_VERSION_DIGITS])
         guarded = Guard(app, token, f"lmk-browse-{port}", host_names(options.host, listening))
-        address = f"{address_of(options.host, listening)}?token={token}"
+        address = address_of(options.host, listening)
         if not is_loopback(listening):
             notice(
                 f"--host {options.host}: other machines can reach these pages, and nothing is encrypted; whoever sees "
@@ -54,13 +54,14 @@ def browse(options: Browse, started: Callable[[str, str], None]) -> Facts:
             )
         if elsewhere := catalogue.facts().marked.elsewhere:
             notice(
-                f"{marks}: {elsewhere:,} marks are of pictures that this dataset does not have; is it the right file?"
+                f"{marks}: {elsewhere:,} of its marks are for pictures that this dataset does not have; "
+                "is it the right file?"
             )
         warming = Thread(target=_warm, args=(catalogue,))
         warming.start()
-        started(address, str(marks))
+        started(f"{address}?token={token}", str(marks))
         if not options.no_open:
-            open_browser(address)
+            open_browser(f"{address}?token={guarded.token_for_one_entry()}")
         serve(guarded, listening)
         warming.join()
         return catalogue.facts()

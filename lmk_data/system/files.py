@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,13 @@ from lmk_data.system.terminal import notice
 MAX_FILE_BYTES = 512 << 20  # of a file that is read in one piece, unless its kind has another limit
 _CHUNK_BYTES = 1 << 20
 _UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.tmp")
-_LOCK_POLL_SECONDS = 0.1
+_LOCK_POLL_SECONDS = 0.02
 # What a file system without locks, or without the syncing of folders, answers: some of NFS, Lustre, FUSE and SMB.
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def file_lock(path: Path, *, wait_seconds: float = math.inf, busy: str = "") -> Iterator[int]:
+def file_lock(path: Path, *, wait_seconds: float = math.inf, busy: str | Callable[[], str] = "") -> Iterator[int]:
     """Hold an exclusive lock on a file, which is created if it is missing, while the block runs; yield its descriptor.
 
     A child process that inherits the descriptor (`pass_fds`) holds the lock too, so it is free only when the last of
@@ -38,12 +38,12 @@ def file_lock(path: Path, *, wait_seconds: float = math.inf, busy: str = "") -> 
     Args:
         path: the file to lock.
         wait_seconds: how long to wait for another holder; 0 does not wait at all.
-        busy: the message of the UserError that is raised when the lock is not free by then.
+        busy: the message of the UserError that is raised when the lock is not free by then, or what returns it.
     """
     deadline = time.monotonic() + wait_seconds
     while (descriptor := _try_lock(path, block=wait_seconds == math.inf)) is None:
         if time.monotonic() >= deadline:
-            raise UserError(busy)
+            raise UserError(busy if isinstance(busy, str) else busy())
         time.sleep(_LOCK_POLL_SECONDS)
     try:
         yield descriptor
@@ -71,6 +71,22 @@ def _try_lock(path: Path, *, block: bool) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def lock_holder(path: Path) -> str:
+    """Return which process of this machine holds the lock on a file, such as `process 4242 (lmk-shard)`.
+
+    Where the system does not tell (Linux does, in /proc/locks), it is "another process".
+    """
+    try:
+        status = path.stat()
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pid = next(cells[4] for cells in locks if cells[1] == "FLOCK" and cells[5] == place)
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except (OSError, StopIteration, IndexError):
+        return "another process"
+    return f"process {pid} ({name})"
 
 
 def _flock(descriptor: int, path: Path, *, block: bool) -> None:

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from lmk_data.dataset.format import is_safe_key
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.mark import Mark
 from lmk_data.sources.tables import csv_bytes, delimiter_of
-from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder
+from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, lock_holder, make_folder
 from lmk_data.system.parquet import MAX_COLUMNS
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.system.terminal import notice
@@ -32,6 +32,7 @@ MAX_MARKS = 2_000_000
 _MAX_LINES = 10_000_000  # empty ones and those of notes included
 _MAX_JOINED_NOTE = 10_000  # characters; notes of further rows of a key are left out
 _SHOWN_KEYS = 5
+_LOCK_WAIT_SECONDS = 10.0  # a change takes less than a second, so whoever holds the lock longer is stopped or stuck
 Signature = tuple[int, int, int]
 
 
@@ -116,7 +117,7 @@ class MarksFile:
         self._path = Path(path)
         if ":/" in str(path):
             raise UserError(f"--marks {path}: marks are made in a file of this machine; name a local path")
-        self._guard = Lock()
+        self._guard, self._writing = Lock(), Lock()
         self._read: tuple[Signature, MarkTable] | None = None
         self._is_swept = False
 
@@ -139,35 +140,51 @@ class MarksFile:
         """Set the mark of each key, or remove it (None); return what these keys had before.
 
         With `expected`, a key that has another mark than that keeps it: what is undone may have been marked again.
+        No changes at all make a file without marks where there is none.
 
         Raises UserError for a key of no sample, for a file that `read_marks` refuses or that has other columns, which
-        would be lost, for a symbolic link, and if the file cannot be written.
+        would be lost, for a symbolic link, if the file cannot be written, and if another process holds its lock for
+        ten seconds, which the message names.
         """
         for key in changes:
             if not is_safe_key(key):
                 raise UserError(f"{self._path}: {shown(key)} is not the key of a sample")
-        with self._guard:
+        with self._writing:
             try:
-                return self._apply(changes, expected)
+                make_folder(self._path.parent)
+                with self._locked():
+                    return self._apply(changes, expected)
             except OSError as error:
                 raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file and, once it is free, the guard: until then it can be read."""
+        lock = self._path.with_name(f".{self._path.name}.lock")
+
+        def busy() -> str:
+            return (
+                f"{self._path}: cannot be changed: {lock_holder(lock)} has held {lock} for more than "
+                f"{_LOCK_WAIT_SECONDS:g} seconds; let it go on, or end it"
+            )
+
+        with file_lock(lock, wait_seconds=_LOCK_WAIT_SECONDS, busy=busy), self._guard:
+            yield
 
     def _apply(
         self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None
     ) -> dict[str, Mark | None]:
-        make_folder(self._path.parent)
-        with file_lock(self._path.with_name(f".{self._path.name}.lock")):
-            check_no_link(self._path)
-            self._sweep()
-            table = self._table()
-            if table.other_columns:
-                named = ", ".join(map(shown, table.other_columns[:_SHOWN_KEYS]))
-                raise UserError(f"{self._path}: has other columns ({named}), which would be lost; remove them")
-            previous = {key: table.marks.get(key) for key in changes}
-            kept = {} if expected is None else {key: now for key, now in previous.items() if now != expected[key]}
-            marks = {key: mark for key, mark in {**table.marks, **changes, **kept}.items() if mark is not None}
-            if marks != table.marks:
-                self._write(marks)
+        check_no_link(self._path)
+        self._sweep()
+        table = self._table()
+        if table.other_columns:
+            named = ", ".join(map(shown, table.other_columns[:_SHOWN_KEYS]))
+            raise UserError(f"{self._path}: has other columns ({named}), which would be lost; remove them")
+        previous = {key: table.marks.get(key) for key in changes}
+        kept = {} if expected is None else {key: now for key, now in previous.items() if now != expected[key]}
+        marks = {key: mark for key, mark in {**table.marks, **changes, **kept}.items() if mark is not None}
+        if marks != table.marks or not (changes or self._path.exists()):
+            self._write(marks)
         return previous
 
     def _table(self) -> MarkTable:

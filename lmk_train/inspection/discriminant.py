@@ -16,6 +16,7 @@ from lmk_train.inspection.blocks import Moments
 PRIOR_SAMPLES = 1.0  # the mean of a class is drawn to that of all samples as by so many samples
 _SMALLEST_REST = 1e-3  # of 1: a sample alone in its direction makes the rest of the covariance singular
 _PROJECTED = 128  # dimensions in which candidates are searched
+_NO_DIFFERENCE = 1e-10  # of the largest eigenvalue: noise of rounding
 _GROUP = 32  # classes whose best is found first
 _CELLS = 1 << 24  # fits of samples to classes that are in memory at a time
 
@@ -106,11 +107,19 @@ class Discriminant:
         return own, to_others + gain[:, None] * along**2
 
     def _search_axes(self) -> torch.Tensor:
+        """Return the axes [D, 128] in which the means of classes differ most; fewer if there are fewer classes."""
         if self._means.shape[1] <= _PROJECTED:
             return torch.eye(self._means.shape[1], device=self._means.device)
-        centred = (self._means - self._prior) * self.counts.sqrt().clamp(max=8)[:, None]
-        axes: torch.Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
-        return axes
+        axes: torch.Tensor
+        centred = ((self._means - self._prior) * self.counts.sqrt().clamp(max=8)[:, None]).double()
+        if len(centred) >= centred.shape[1]:
+            axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -_PROJECTED:]
+            return axes.float()
+        # The matrix of D x D would have D - K eigenvalues of zero, with which LAPACK may not converge.
+        values, vectors = torch.linalg.eigh(centred @ centred.T)
+        kept = torch.nonzero(values > values[-1] * _NO_DIFFERENCE).flatten()[-_PROJECTED:]
+        axes = centred.T @ (vectors[:, kept] / values[kept].sqrt())
+        return axes.float()
 
 
 def _largest(fit: torch.Tensor, num: int) -> torch.Tensor:

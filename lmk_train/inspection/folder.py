@@ -57,7 +57,14 @@ class Findings:
 
 
 class _Features(msgspec.Struct):
+    """What the features of an inspection were made of; None in a file that does not say."""
+
     key: str
+    dataset: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    dim: int | None = None
+    precision: str | None = None
 
 
 class _Description(msgspec.Struct):
@@ -75,7 +82,11 @@ def inspection_folder(out: Path, store: FeatureStore) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is not a folder; name another")
     make_folder(out)
-    with file_lock(out / _LOCK, wait_seconds=0, busy=f"--out {out}: another inspection is at work there; wait for it"):
+    with file_lock(
+        out / _LOCK,
+        wait_seconds=0,
+        busy=f"--out {out}: another inspection is at work there; wait for it, or name another",
+    ):
         _check_same(out, store)
         yield
 
@@ -87,16 +98,32 @@ def _check_same(out: Path, store: FeatureStore) -> None:
     if others:
         raise UserError(f"--out {out}: holds {others[0]}, which is not of an inspection; name another folder")
     keys = [path.name for path in (out / FEATURES).iterdir()] if (out / FEATURES).is_dir() else []
+    described = None
     try:
-        described = read_json(out / INSPECTION, _Description, "the description of an inspection")
-        keys.append(described.features.key)
+        described = read_json(out / INSPECTION, _Description, "the description of an inspection").features
+        keys.append(described.key)
     except FileNotFoundError:
         pass
     if any(key != store.key for key in keys):
         raise UserError(
-            f"--out {out}: holds the inspection of another dataset, model or precision; "
-            "name another folder, or remove it"
+            f"{out}: holds the inspection of {_difference(described, store)}; name another folder with --out, or "
+            "remove this one"
         )
+
+
+def _difference(described: _Features | None, store: FeatureStore) -> str:
+    """Return in words what the features of another inspection were made of, unlike ours."""
+    others = {
+        "dataset": "another dataset",
+        "model": "another model",
+        "weights": "other weights: of another checkpoint, or before more training",
+        "dim": "another number of features",
+        "precision": "another precision",
+    }
+    for name, words in others.items():
+        if described is not None and getattr(described, name) != store.source[name]:
+            return words
+    return "another dataset, model, weights or precision"
 
 
 def write_findings(out: Path, dataset: ShardedDataset, findings: Findings, description: dict[str, Any]) -> None:

@@ -63,6 +63,8 @@ def inspect_dataset(config: InspectConfig, announce: Announce) -> Inspection:
     precision = open_precision(config)
     with ShardedDataset.open(shards, base=config.base) as dataset:
         splits = _splits(config, dataset)
+        if config.marks is not None:
+            write_marks(config.marks, {})  # a file that cannot be changed is told now, not after hours
         network = run.network(dataset.recipe.size) if run is not None else published_network(config, dataset)
         out = config.out or _default_folder(config, network)
         store = FeatureStore.of(out, dataset, network, precision)
@@ -71,12 +73,12 @@ def inspect_dataset(config: InspectConfig, announce: Announce) -> Inspection:
             findings = _judge(store, splits, precision.device, config, announce)
             description = _description(store, network, findings)
             write_findings(out, dataset, findings, description)
+            write_page(out / PAGE, dataset, findings, description)
             proposals = None
             if config.marks is not None:
                 confidence = DEFAULT_CONFIDENCE if config.min_confidence is None else config.min_confidence
                 proposed = propose(dataset, findings, confidence)
                 proposals = proposed, write_marks(config.marks, proposed.marks)
-            write_page(out / PAGE, dataset, findings, description)
     return Inspection(shards, config.base, out, description["counts"], proposals)
 
 

@@ -71,17 +71,17 @@ class _Shown:
         self._typical = np.nan_to_num(findings.by_label.own_similarity, nan=-1.0)
 
     def key(self, row: int) -> str:
-        """Return the key of a sample, and its split."""
+        """Return the key of a sample."""
         split, place = self._place(row)
-        return f"{self._tables[split]['key'][place].as_py()} ({split})"
+        return str(self._tables[split]["key"][place].as_py())
 
     def thumbnails(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """Return small pictures of samples."""
         return [self._thumbnail(int(row)) for row in rows]
 
     def sample(self, row: int) -> page.Side:
-        """Return one sample, with its key."""
-        return page.Side(self.key(row), self.thumbnails([row]))
+        """Return one sample, with its split."""
+        return page.Side(self._place(row)[0], self.thumbnails([row]))
 
     def class_side(self, label: int, caption: str, without: int = -1) -> page.Side:
         """Return the most typical samples of a class, without one."""
@@ -140,7 +140,8 @@ def _wrong_labels(shown: _Shown) -> list[Markup]:
     rows = []
     for row in _worst(judged.wrong_label_score, judged.wrong_label, _NUM_SAMPLES):
         own, other = int(labels[row]), int(judged.other_label[row])
-        note = f"score {judged.wrong_label_score[row]:.2f}; similarity {_cosine(judged.own_similarity[row])} to its own"
+        score, own_similarity = judged.wrong_label_score[row], _cosine(judged.own_similarity[row])
+        note = f"{shown.key(row)}: score {score:.2f}; similarity {own_similarity} to its own"
         sides = [shown.sample(row), shown.class_side(own, "labelled", row)]
         if other >= 0:
             note += f", {judged.other_similarity[row]:.2f} to the other"
@@ -155,7 +156,7 @@ def _outliers(shown: _Shown) -> list[Markup]:
     rows = []
     for row in _worst(judged.outlier_score, judged.outlier, _NUM_SAMPLES):
         own = int(labels[row])
-        note = f"score {judged.outlier_score[row]:.2f}"
+        note = f"{shown.key(row)}: score {judged.outlier_score[row]:.2f}"
         rows.append(
             page.Comparison(shown.names[own], note, [shown.sample(row), shown.class_side(own, "its class", row)])
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.system.terminal import printable
 from lmk_data.views.marks import Mark, MarksFile
 from lmk_train.inspection.folder import Findings, split_rows
 
@@ -35,10 +36,11 @@ class Proposals:
 
 @dataclass(frozen=True)
 class WrittenMarks:
-    """How many marks a file got, and how many it keeps as they were."""
+    """How many marks a file got, how many of these keys it keeps as they were, and how many marks it has now."""
 
     added: int
     kept: int
+    total: int
 
 
 def propose(dataset: ShardedDataset, findings: Findings, min_confidence: float) -> Proposals:
@@ -77,7 +79,9 @@ def propose(dataset: ShardedDataset, findings: Findings, min_confidence: float) 
 
 
 def write_marks(path: Path, marks: Mapping[str, Mark]) -> WrittenMarks:
-    """Add marks to a file. Marks that are in it stay as they are: they may be a person's decisions.
+    """Add marks to a file, which is there afterwards even if there are none.
+
+    Marks that are in it stay as they are: they may be a person's decisions.
 
     Raises UserError if the file is not one of marks or cannot be written.
     """
@@ -85,7 +89,7 @@ def write_marks(path: Path, marks: Mapping[str, Mark]) -> WrittenMarks:
     there = file.read()
     new = {key: mark for key, mark in marks.items() if key not in there}
     file.apply(new)
-    return WrittenMarks(len(new), len(marks) - len(new))
+    return WrittenMarks(len(new), len(marks) - len(new), len(there) + len(new))
 
 
 def _usual_fit(findings: Findings) -> NDArray[np.float64]:
@@ -107,7 +111,7 @@ def _note(findings: Findings, row: int, other_id: int | str | None, *, is_outlie
     own = judged.own_similarity[row]
     similar = "the only sample of its class" if np.isnan(own) else f"similarity {own:.2f} to its own class"
     if other_id is not None:
-        similar += f", {judged.other_similarity[row]:.2f} to {other_id}"
+        similar += f", {judged.other_similarity[row]:.2f} to {printable(str(other_id))}"
     if is_outlier:
         return f"lmk-inspect: outlier, score {findings.by_outlier.outlier_score[row]:.2f}; {similar}"
     return f"lmk-inspect: wrong label, score {judged.wrong_label_score[row]:.2f}; {similar}"

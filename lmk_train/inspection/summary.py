@@ -40,7 +40,7 @@ def _marks(inspection: Inspection, config: InspectConfig) -> Iterator[str]:
     )
     if proposals.undecided:
         yield f"  {proposals.undecided:,} suspects have no mark: their class is several things, or a twin"
-    if not config.marks.exists():
+    if not written.total:
         yield from ("look and mark:", f"  {browse} --marks {path}")
         return
     yield from ("look at them first:", f"  {browse} --marks {path}")

@@ -113,7 +113,7 @@ class NeighbourIndex:
         cosines, rows = nearest(self.features, unit_vectors(described), min(number, len(self.blends)))
         if not bool((cosines.abs() <= 1.01).all()):  # also NaN
             raise UserError(f"the index of neighbours is damaged: its features are no unit vectors; {_AGAIN}")
-        return cosines, rows.cpu().numpy()
+        return cosines.clamp(-1, 1), rows.cpu().numpy()  # in half precision a picture is 1.0001 similar to itself
 
 
 class _Description(msgspec.Struct):

@@ -1,6 +1,7 @@
 """Command lines of `lmk-shard`: what they parse to, which are refused, and dry runs."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,14 +138,15 @@ def test_the_old_spelling_of_a_cluster_still_parses() -> None:
         parse(["build", "--engine", "dask"])
 
 
-def test_a_build_without_a_report(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = options()
+def test_a_build_without_a_report(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = options(out=tmp_path / "it's")
     assert main(command(chosen, "--no-report")) == 0
     said = capsys.readouterr().out
     assert (Path(chosen.out) / "dataset.json").exists()
     assert not (Path(chosen.out) / "report").exists()
     assert "report: " not in said
-    assert said.endswith(f"next: lmk-train --shards {chosen.out}\n")
+    last = said.splitlines()[-1]
+    assert shlex.split(last) == ["next:", "lmk-train", "--shards", str(chosen.out)], "it can be pasted"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -21,8 +21,8 @@ class Pages:
     def __init__(self, dataset: Path, marks: Path, run: Path | None = None, quality: Path | None = None) -> None:
         opened = ShardedDataset.open(dataset)
         self.catalogue = Catalogue.open(opened, run=run, quality=quality, marks=MarksFile(marks))
-        guarded = Guard(make_app(self.catalogue, "version"), TOKEN, COOKIE, ["here"])
-        self.client = TestClient(guarded, base_url=f"http://{HOST}", raise_server_exceptions=True)
+        self.guard = Guard(make_app(self.catalogue, "version"), TOKEN, COOKIE, ["here"])
+        self.client = TestClient(self.guard, base_url=f"http://{HOST}", raise_server_exceptions=True)
 
     def enter(self) -> "Pages":
         """Open the printed address."""

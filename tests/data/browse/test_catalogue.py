@@ -274,6 +274,7 @@ def test_marks_are_counted_and_another_process_is_seen(plain: Catalogue, tmp_pat
     assert plain.keys(PictureQuery(mark="relabel")) == [keys[1]]
     MarksFile(tmp_path / "marks.csv").apply({keys[2]: Mark("relabel", two.landmark_id), "elsewhere": Mark("exclude")})
     assert asdict(plain.facts().marked) == {"excluded": 1, "relabelled": 2, "elsewhere": 1}
+    assert plain.facts().subset_line.endswith(" --ignore-unknown"), "it is refused otherwise"
     assert (plain.class_row(0).excluded, plain.class_row(0).relabelled) == (1, 2)
     marks = [picture.mark for picture in plain.pictures(PictureQuery(label=0, mark="any")).items]
     assert [(mark.action, mark.new_class and mark.new_class.label) for mark in marks if mark] == [

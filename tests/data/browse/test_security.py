@@ -40,6 +40,16 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(page
     pages.get(f"/classes?token={TOKEN}", 403)
 
 
+def test_the_address_that_a_browser_is_given_works_once(pages: Pages) -> None:
+    token = pages.guard.token_for_one_entry()
+    assert pages.client.head(f"/?token={token}").status_code == 403, "a look ahead does not use it up"
+    assert TOKEN in pages.client.get(f"/?token={token}").headers["set-cookie"]
+    pages.get("/classes")
+    pages.client.cookies.clear()
+    pages.get(f"/?token={token}", 403)
+    pages.enter().get("/classes")
+
+
 @pytest.mark.parametrize(
     ("host", "code"),
     [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lmk_data.errors import UserError
 from lmk_data.options import Mark
+from lmk_data.system.files import file_lock, lock_holder
 from lmk_data.views import marks as marks_module
 from lmk_data.views.marks import MarksFile, marks_csv, parse_marks, read_mark_table, read_marks
 
@@ -22,7 +23,12 @@ KEYS = st.text("aB7-_", min_size=1, max_size=5).map("k".__add__)
 NOTES = st.text(' ,;"\n\tax=é\u0301家', max_size=8).map(str.strip)
 MARKS = st.one_of(
     st.builds(Mark, st.just("exclude"), note=NOTES),
-    st.builds(Mark, st.just("relabel"), st.sampled_from(["7", "the, cathedral", "Köln", "=1+1"]), NOTES),
+    st.builds(
+        Mark,
+        st.just("relabel"),
+        st.sampled_from(["7", "the, cathedral", "Köln", "=1+1", "a\u200cb", "東京\u3000塔", "a\tb\u2028\x1bc"]),
+        NOTES,
+    ),
 )
 
 
@@ -66,7 +72,7 @@ def test_files_of_people_and_spreadsheets_are_read(data: bytes) -> None:
         (f'{HEADER}a,exclude,,"a "house""\n', "line 2: .*; write a quote within quotes twice"),
         (f"{HEADER}a,exclude,,x\x00y\n", "neither text nor Parquet"),
         (f"{HEADER}a,exclude,,x\x1b[2Jy\n", r"line 2 \(a\): has control characters"),
-        (f"{HEADER}x,relabel,a\u2028b,\n", r"line 2 \(x\): has control characters"),
+        (f'{HEADER}x,relabel,"a\nb",\n', r"line 2 \(x\): has control characters"),
         (f"{HEADER}../a,exclude,,\n", r"line 2: '../a' is not the key of a sample; keys are in the column key"),
         (
             f"{HEADER}1.23E+15,exclude,,\n",
@@ -226,3 +232,16 @@ def test_a_killed_process_leaves_the_old_or_the_new_file(tmp_path: Path) -> None
         assert {key.replace("k", "l") for key in marks} == {key for key in marks if key[0] == "l"}
     MarksFile(path).apply({"z": Mark("exclude")})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".marks.csv.lock", "marks.csv"]
+
+
+def test_who_holds_the_lock_for_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, lock = MarksFile(tmp_path / "marks.csv"), tmp_path / ".marks.csv.lock"
+    file.apply({"a": Mark("exclude")})
+    monkeypatch.setattr(marks_module, "_LOCK_WAIT_SECONDS", 0.03)
+    with file_lock(lock):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} \(.+\) has held .*lock for more than 0.03 s"):
+            file.apply({"b": Mark("exclude")})
+        assert list(file.read()) == ["a"], "it is read all the same"
+    assert lock_holder(lock) == lock_holder(tmp_path / "none") == "another process"
+    file.apply({"b": Mark("exclude")})
+    assert list(file.read()) == ["a", "b"]

@@ -81,7 +81,7 @@ def test_the_same_inspection_is_taken_up_and_gives_the_same_bytes(
     assert {name: (out / name).read_bytes() for name in FILES} == before
     said = capsys.readouterr().out
     assert f"browse {arguments[1]} --quality {out} --marks {marks}" in said
-    assert (f"subset {arguments[1]} --out VIEW --marks {marks}" in said) == marks.exists()
+    assert (f"subset {arguments[1]} --out VIEW --marks {marks}" in said) == bool(read_marks(str(marks)))
 
 
 def _foreign(out: Path) -> None:
@@ -92,6 +92,12 @@ def _another(out: Path) -> None:
     (out / "features" / "0123456789abcdef").mkdir()
 
 
+def _retrained(out: Path) -> None:
+    described = json.loads((out / "quality.json").read_text())
+    described["features"] |= {"key": "0123456789abcdef", "weights": "0" * 64}
+    (out / "quality.json").write_text(json.dumps(described))
+
+
 def _damaged(out: Path) -> None:
     (out / "quality.json").write_text("[]")
 
@@ -100,7 +106,8 @@ def _damaged(out: Path) -> None:
     ("change", "more", "message"),
     [
         (_foreign, [], "holds notes.txt, which is not of an inspection"),
-        (_another, [], "holds the inspection of another dataset, model or precision"),
+        (_another, [], "holds the inspection of another dataset, model, weights or precision; name another folder"),
+        (_retrained, [], "holds the inspection of other weights: of another checkpoint, or before more training"),
         (_damaged, [], "quality.json: not the description of an inspection"),
         (None, ["--split", "train", "train"], "--split: names a split twice"),
         (None, ["--split", "val", "--marks", "m.csv"], "--marks: proposals are for the training split only"),
@@ -144,8 +151,25 @@ def test_marks_that_are_there_stay(tmp_path: Path) -> None:
     path.write_text("key,action,landmark_id,note\na,relabel,7,mine\n")
     proposed = {"a": Mark("exclude", note="lmk-inspect: outlier"), "b": Mark("exclude", note="lmk-inspect: outlier")}
     written = write_marks(path, proposed)
-    assert (written.added, written.kept) == (1, 1)
+    assert (written.added, written.kept, written.total) == (1, 1, 2)
     assert read_marks(str(path)) == {"a": Mark("relabel", "7", "mine"), "b": proposed["b"]}
+
+
+def test_nothing_proposed_is_a_file_without_marks(tmp_path: Path) -> None:
+    written = write_marks(tmp_path / "marks.csv", {})
+    assert (written.added, written.kept, written.total) == (0, 0, 0)
+    assert read_marks(str(tmp_path / "marks.csv")) == {}
+
+
+def test_marks_that_cannot_be_written_are_told_before_the_start(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FeaturePass, "__call__", lambda *_: pytest.fail("the pass takes hours"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list.csv").write_text("key\na\n")
+    for name, said in {"folder": "cannot be read: Is a directory", "list.csv": "has no column action"}.items():
+        assert inspect_main([*arguments, "--out", str(tmp_path / "out"), "--marks", str(tmp_path / name)]) == 1
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lmk_data.errors import UserError
+from lmk_train.inspection.blocks import moments
+from lmk_train.inspection.discriminant import Discriminant, Spectrum
 from lmk_train.inspection.labels import LabelJudgement, judge_labels
 from lmk_train.inspection.outliers import judge_outliers
 
@@ -52,6 +55,16 @@ def test_wrong_labels_and_their_classes_are_found(
     assert (judged.other_label[wrong] == right[wrong]).all()
     assert (judged.own_similarity[wrong] < judged.other_similarity[wrong]).all()
     assert ((judged.wrong_label_score >= 0) & (judged.wrong_label_score <= 1)).all()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_fewer_classes_than_features_have_no_axes_of_rounding(same: bool) -> None:
+    features, labels = clusters([6, 5, 4], dim=160)
+    features = features[:1].repeat(15, 0) if same else features
+    sums = moments(features, labels, np.ones(15, np.float32), 3, torch.device("cpu"))
+    axes = Discriminant(Spectrum.of(sums), 0.3)._axes
+    assert axes.shape[1] <= 3, "of 160 eigenvalues 157 would be zero, which LAPACK may not separate"
+    torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1]), atol=1e-5, rtol=0)
 
 
 def test_right_labels_are_not_flagged() -> None:
