@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lmk_data.browse.catalogue import Catalogue
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.inspection import (
     CLASSES,
@@ -19,6 +20,7 @@ from lmk_data.dataset.inspection import (
     class_quality_schema,
     samples_schema,
 )
+from lmk_data.views.marks import MarksFile
 
 ELSEWHERE = 999_999  # a landmark that the run knows and the dataset does not
 DIM = 8
@@ -127,3 +129,24 @@ def features(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     """Return features of pictures of these classes, float16 [N, 8] of length 1."""
     drawn = np.eye(DIM)[classes] + 0.1 * rng.standard_normal((len(classes), DIM))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float16)
+
+
+class Opened:
+    """The edited dataset with all files: two suspects, an outlier, and two wrong predictions of the same pair."""
+
+    def __init__(self, path: Path, out: Path) -> None:
+        self.dataset = ShardedDataset.open(path)
+        self.ids = self.dataset.classes["landmark_id"].tolist()
+        train, val = (self.dataset.index(split) for split in ("train", "val"))
+        self.suspects = dict(
+            zip(train.loc[train["label"] == 0, "key"].iloc[:2], [self.ids[1], self.ids[3]], strict=True)
+        )
+        self.outlier = train["key"].iloc[-1]
+        self.wrong = dict.fromkeys(val.loc[val["label"] == 0, "key"].iloc[:2], self.ids[1])
+        self.run, self.quality, self.marks = out / "run", out / "quality", out / "my marks.csv"
+        write_run(self.dataset, self.run, {**self.wrong, val.loc[val["label"] == 1, "key"].iloc[0]: ELSEWHERE})
+        write_quality(self.dataset, self.quality, self.suspects, {self.outlier})
+
+    def open(self, dataset: ShardedDataset | None = None) -> Catalogue:
+        marks = MarksFile(self.marks)
+        return Catalogue.open(dataset or self.dataset, run=self.run, quality=self.quality, marks=marks)

@@ -20,7 +20,7 @@ from lmk_data.options import Selection
 from lmk_data.views.duplicates import find_duplicates
 from lmk_data.views.marks import Mark, MarksFile
 from lmk_data.views.view import write_view
-from tests.data.browse.drawn_files import ELSEWHERE, Columns, edit, write_quality, write_run
+from tests.data.browse.drawn_files import ELSEWHERE, Columns, Opened, edit
 
 NAMES = ["Église Saint-Étienne", "Brücke", "Straße am Hafen", "brucke 2", None]
 
@@ -45,27 +45,6 @@ def edited(dataset_64: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(out / "classes.parquet", name)
     edit(out / "index" / "train.parquet", copy)
     return out
-
-
-class Opened:
-    """The edited dataset with all files: two suspects, an outlier, and two wrong predictions of the same pair."""
-
-    def __init__(self, path: Path, out: Path) -> None:
-        self.dataset = ShardedDataset.open(path)
-        self.ids = self.dataset.classes["landmark_id"].tolist()
-        train, val = (self.dataset.index(split) for split in ("train", "val"))
-        self.suspects = dict(
-            zip(train.loc[train["label"] == 0, "key"].iloc[:2], [self.ids[1], self.ids[3]], strict=True)
-        )
-        self.outlier = train["key"].iloc[-1]
-        self.wrong = dict.fromkeys(val.loc[val["label"] == 0, "key"].iloc[:2], self.ids[1])
-        self.run, self.quality, self.marks = out / "run", out / "quality", out / "my marks.csv"
-        write_run(self.dataset, self.run, {**self.wrong, val.loc[val["label"] == 1, "key"].iloc[0]: ELSEWHERE})
-        write_quality(self.dataset, self.quality, self.suspects, {self.outlier})
-
-    def open(self, dataset: ShardedDataset | None = None) -> Catalogue:
-        marks = MarksFile(self.marks)
-        return Catalogue.open(dataset or self.dataset, run=self.run, quality=self.quality, marks=marks)
 
 
 @pytest.fixture(scope="module")
