@@ -134,6 +134,7 @@ def _drawn_classes(dataset: ShardedDataset, ids: NDArray[np.int64], rng: np.rand
             "twin_landmark_id": ids[twin],
             "twin_similarity": rng.random(count, dtype=np.float32),
             "twin_duplicates": zeros,
+            "twin_score": rng.random(count, dtype=np.float32),
             "twin": rng.random(count) < 0.01,
         }
     )
