@@ -253,6 +253,7 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
     files.close()
 
 
+@pytest.mark.slow
 def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
     """Long before the last shard is due."""
     words = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]

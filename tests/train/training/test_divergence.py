@@ -57,7 +57,7 @@ def test_an_epochs_last_update_that_diverges_is_found_by_validation(
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "sgd"])
 def test_updates_that_overflow_in_float16_are_skipped_and_counted(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:

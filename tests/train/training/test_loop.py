@@ -45,7 +45,7 @@ def test_training_twice_gives_the_same_weights(config: Config, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("model", [pytest.param("resnet50", marks=pytest.mark.slow), "efficientnet-b0"])
-@pytest.mark.parametrize("loss", ["ce", "ldam"])
+@pytest.mark.parametrize("loss", [pytest.param("ce", marks=pytest.mark.slow), "ldam"])
 def test_every_model_learns_from_scratch(config: Config, tmp_path: Path, model: str, loss: str) -> None:
     train(config(model=model, loss=loss, epochs=4, warmup_epochs=0.0, amp="auto"))
     losses = [line["train_loss"] for line in lines(tmp_path / "run", "epoch")]

@@ -30,6 +30,7 @@ def timed_lines(run: Path) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_line_says_what_the_time_went_into(config: Config, tmp_path: Path) -> None:
     """Waiting for a slow reader or for the order is waiting; saving is in no share and in no rate."""
 

@@ -34,7 +34,11 @@ from tests.train.updates import after_each_update
 @pytest.mark.parametrize(
     ("more", "stop"),
     [
-        ("--model resnet32 --epochs 2 --amp off --drw-start 0.6 --mixup 0.4 --cutmix 1", "3 SIGINT"),
+        pytest.param(
+            "--model resnet32 --epochs 2 --amp off --drw-start 0.6 --mixup 0.4 --cutmix 1",
+            "3 SIGINT",
+            marks=pytest.mark.slow,
+        ),
         (
             "--model resnet32 --loss arcface --pool gem --neck 16 --epochs 2 --amp bf16 --ema 0.9 --grad-accum 2 "
             "--freeze-backbone-epochs 1",
