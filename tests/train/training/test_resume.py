@@ -210,6 +210,7 @@ def test_validation_and_evaluation_have_as_many_pictures_at_once_as_training(
     assert max(sizes[False]) == 3
 
 
+@pytest.mark.slow
 def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, tmp_path: Path) -> None:
     first, other = (network("resnet32", 3, 64) for _ in range(2))
     torch.save(first.state_dict(), tmp_path / "first.pt")
@@ -224,6 +225,7 @@ def test_only_the_path_of_the_same_weights_may_change_on_resume(config: Config, 
         train(config(**chosen, weights=str(tmp_path / path), resume=True))
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice_after_a_resume(config: Config, tmp_path: Path) -> None:
     """What was written after the checkpoint is purged, as it is cut from metrics.jsonl."""
     run = tmp_path / "run"

@@ -34,6 +34,7 @@ def put_together(config: TrainConfig, dataset: ShardedDataset) -> Iterator[tuple
     trainer.train.close()
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_as_it_is_until_it_thaws(config: Config, tmp_path: Path) -> None:
     frozen = {"model": "efficientnet-lite0", "weights": "imagenet", "freeze_backbone_epochs": 1}
     train(config(out=tmp_path / "frozen", epochs=1, **frozen))
