@@ -215,7 +215,7 @@ def _row(what: str, seconds: float, first: float | None = None) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
-    parser.add_argument("--out", type=Path, default=Path("browse"))
+    parser.add_argument("--out", type=Path, default=Path("bench-browse"))
     parser.add_argument("--dim", type=int, default=1280)
     parser.add_argument("--started", type=float, help="measure a process that was started at this time")
     arguments = parser.parse_args()
