@@ -295,7 +295,7 @@ class Browse:
     The pages come from this machine alone and are for the browser that opens the printed address. Marks are saved at
     once; `lmk-shard subset --marks` makes a view of them. Ctrl-C ends it.
 
-    Example: lmk-shard browse shards --run runs/efficientnet-b0-ldam --marks marks.csv
+    Example: lmk-shard browse shards --run runs/efficientnet-b0-balanced-softmax --marks marks.csv
     """
 
     dataset: Annotated[Positional[str], arg(metavar="DATASET")]

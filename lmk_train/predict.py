@@ -82,7 +82,7 @@ class Prediction:
 class Predictor:
     """Predicts with a run's checkpoint; the dataset is not needed.
 
-    >>> predictor = Predictor("runs/efficientnet-b0-ldam")
+    >>> predictor = Predictor("runs/efficientnet-b0-balanced-softmax")
     >>> for prediction in predictor(["photo.jpg"]):
     ...     print(prediction.guesses[0].name, prediction.guesses[0].probability)
     """

@@ -45,27 +45,19 @@ import pandas as pd
 from lmk_data.errors import UserError
 from lmk_data.system.terminal import run_command
 from lmk_train.config.option import require
+from pipelines.methods import Method, slug
 from pipelines.steps import evaluate, is_trained, run, side_by_side, train
 
-
-@dataclass(frozen=True)
-class Method:
-    """The arguments of a training, and the method whose backbone is kept while the head is trained anew, if any."""
-
-    arguments: tuple[object, ...]
-    backbone: str | None = None
-
-
-_NEW_HEAD = ("--loss", "ce", "--sampling", "class-balanced")
+_NEW_HEAD = {"loss": "ce", "sampling": "class-balanced"}
 METHODS = {
-    "CE": Method(("--loss", "ce")),
-    "LDAM": Method(("--loss", "ldam")),
-    "LDAM-DRW": Method(("--loss", "ldam", "--drw-start", 0.8)),
-    "balanced softmax": Method(("--loss", "balanced-softmax")),
-    "balanced softmax, cosine head": Method(("--loss", "balanced-softmax", "--head", "cosine")),
-    "balanced softmax, mixup": Method(("--loss", "balanced-softmax", "--mixup", 1)),
-    "ArcFace": Method(("--loss", "arcface")),
-    "CE, class-balanced sampling": Method(("--loss", "ce", "--sampling", "class-balanced")),
+    "CE": Method({"loss": "ce"}),
+    "LDAM": Method({"loss": "ldam"}),
+    "LDAM-DRW": Method({"loss": "ldam", "drw_start": 0.8}),
+    "balanced softmax": Method({"loss": "balanced-softmax"}),
+    "balanced softmax, cosine head": Method({"loss": "balanced-softmax", "head": "cosine"}),
+    "balanced softmax, mixup": Method({"loss": "balanced-softmax", "mixup": 1}),
+    "ArcFace": Method({"loss": "arcface"}),
+    "CE, class-balanced sampling": Method({"loss": "ce", "sampling": "class-balanced"}),
     "CE, retrained head": Method(_NEW_HEAD, backbone="CE"),
     "LDAM, retrained head": Method(_NEW_HEAD, backbone="LDAM"),
 }
@@ -138,8 +130,7 @@ class Benchmark:
 
     def run(self, method: str, imbalance: int, seed: int) -> Path:
         """Return the folder of a run."""
-        slug = method.lower().replace(",", "").replace(" ", "-")
-        return self.out / f"{slug}-{imbalance}-{seed}"
+        return self.out / f"{slug(method)}-{imbalance}-{seed}"
 
     def arguments(self, method: str, imbalance: int, seed: int) -> tuple[object, ...]:
         """Return the arguments of a run's training."""
@@ -150,7 +141,7 @@ class Benchmark:
             weights = self.run(chosen.backbone, imbalance, seed) / "checkpoints" / "best.pt"
             kept = ("--weights", weights, "--freeze-backbone-epochs", epochs)
         recipe = ("--model", "resnet32", "--epochs", epochs, "--warmup-epochs", 0.025 * epochs)
-        return (*recipe, "--crop-padding", 4, "--color-jitter", 0, *chosen.arguments, *kept, "--seed", seed)
+        return (*recipe, "--crop-padding", 4, "--color-jitter", 0, *chosen.arguments(), *kept, "--seed", seed)
 
 
 def benchmark(asked: Benchmark) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 METRICS = {
+    "prior_accuracy": "accuracy, training prior",
     "macro_recall": "balanced accuracy",
     "medium_accuracy": "medium",
     "few_accuracy": "few",
@@ -28,7 +29,7 @@ class Scores:
 def as_markdown(scores: dict[str, Scores], what: str, against: str) -> str:
     """Return the table of the scores by name, in %, with their differences to the first.
 
-    A metric that is undefined for some training is left out: no class may be of a band.
+    A metric that is undefined for some training, or was not computed, is left out: no class may be of a band.
 
     Args:
         scores: by the names of the rows.
@@ -36,7 +37,11 @@ def as_markdown(scores: dict[str, Scores], what: str, against: str) -> str:
         against: what the first is called in the header of the differences.
     """
     first = next(iter(scores.values()))
-    shown = [name for name in METRICS if all(own.metrics[name].notna().all() for own in scores.values())]
+    shown = [
+        name
+        for name in METRICS
+        if all(name in own.metrics and own.metrics[name].notna().all() for own in scores.values())
+    ]
     lines = [
         f"| {what} | {' | '.join(METRICS[name] for name in shown)} | spread | against {against} |",
         f"|---|{'---:|' * (len(shown) + 2)}",

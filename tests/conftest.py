@@ -26,12 +26,19 @@ settings.register_profile("lmk", deadline=None)
 settings.load_profile("lmk")
 
 
+MINUTES = (
+    "tests/test_main_job.py",
+    "tests/test_pipelines.py",
+    "tests/train/training/test_resume.py",
+    "tests/train/tuning/",
+    "tests/train/test_export.py",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test that takes minutes goes first, so that other cores are not idle while it ends."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_main_job.py"))
+    """Files with tests that take minutes go first, so that other cores are not idle while they end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(MINUTES))
 
 
 @pytest.fixture(scope="session")

@@ -248,14 +248,14 @@ def started(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
             words += smaller.get(words[0], []) + smaller.get(words[1], [])
             if words[0] == "lmk-train" and "--out" not in words:
-                words += ["--out", "runs/efficientnet-b0-ldam"]
+                words += ["--out", "runs/efficientnet-b0-balanced-softmax"]
             assert MAINS[words[0]](words[1:]) == 0, words
     return folder
 
 
 @pytest.mark.slow
 def test_the_quick_start_leads_to_a_model(started: Path) -> None:
-    run = started / "runs" / "efficientnet-b0-ldam"
+    run = started / "runs" / "efficientnet-b0-balanced-softmax"
     for path in (started / "shards" / "report" / "index.html", run / "eval-test.json", run / "model.onnx"):
         assert path.stat().st_size > 0
     assert (started / "runs" / "top20" / "eval-test.json").exists()
@@ -269,14 +269,14 @@ def test_evaluation_commands_run_after_the_quick_start(started: Path) -> None:
         (started / name).mkdir()
         shutil.copy(started / "photo.jpg", started / name)
     for name in ("a", "b"):
-        (started / "runs" / name).symlink_to("efficientnet-b0-ldam")
+        (started / "runs" / name).symlink_to("efficientnet-b0-balanced-softmax")
     for line in commands(DOCS / "evaluation.md"):
         if (words := shlex.split(line))[0] in MAINS:
             with contextlib.chdir(started):
                 assert MAINS[words[0]](words[1:]) == 0, line
         else:
             shell(line, started)
-    assert (started / "runs" / "efficientnet-b0-ldam" / "tau-test.json").exists()
+    assert (started / "runs" / "efficientnet-b0-balanced-softmax" / "tau-test.json").exists()
 
 
 @pytest.mark.slow

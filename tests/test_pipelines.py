@@ -184,6 +184,13 @@ def test_the_difference_of_methods_weighs_classes_alike() -> None:
     assert difference(first, first) == (0.0, 0.0, 0.0)
 
 
+def test_accuracy_under_the_training_prior_weighs_classes_by_their_training_pictures() -> None:
+    targets = np.repeat([0, 1], [4, 12])
+    labels = np.where(np.arange(16) < 2, 1, targets)  # half of class 0 is wrong, all of class 1 right
+    scores = landmarks_lt._scores([landmarks_lt.Judged({}, targets, labels)], np.array([90, 10]))
+    assert scores.metrics["prior_accuracy"].tolist() == pytest.approx([0.9 * 0.5 + 0.1])
+
+
 def test_a_tau_is_judged_on_the_half_that_did_not_pick_it() -> None:
     """A tau that is right about one half only is picked there, and wrong on the other; the plain head is half right."""
     targets, head = np.tile([0, 0, 1, 1], 20), torch.nn.Linear(2, 2)
@@ -240,9 +247,10 @@ def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(coarse).resize((64, 64)).save(path)  # pictures that are no duplicates of each other
     images = tmp_path / "images"
-    chosen = {"cross entropy": {"loss": "ce"}, "ArcFace, 3 centres": {"loss": "arcface"}}
+    chosen = {name: landmarks_lt.METHODS[name] for name in ("cross entropy", "ArcFace, 3 centres")}
+    whole = {name: landmarks_lt.FINE_TUNED[name] for name in ("cross entropy", "cross entropy, retrained head")}
     monkeypatch.setattr(landmarks_lt, "METHODS", chosen)
-    monkeypatch.setattr(landmarks_lt, "FINE_TUNED", ("cross entropy",))
+    monkeypatch.setattr(landmarks_lt, "FINE_TUNED", whole)
     monkeypatch.setattr(landmarks_lt, "_FINE_TUNING_SEEDS", 1)
     monkeypatch.setattr(landmarks_lt, "_FINE_TUNING", ("--model", "resnet32", "--epochs", 1, "--batch-size", 16))
     monkeypatch.setattr(landmarks_lt, "_BUILD", ("--no-report", "--size", 64))
@@ -252,10 +260,11 @@ def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch:
     text = landmarks_lt.benchmark(images, tmp_path / "out", 2, True)
     assert (tmp_path / "out" / "table.md").read_text() == text
     assert text.count("| cross entropy |") == 2
-    assert text.count("| ArcFace, 3 centres |") == 1
+    assert text.count("| ArcFace, 3 centres |") == text.count("| cross entropy, retrained head |") == 1
     table = pd.read_csv(tmp_path / "out" / "table.csv")
-    assert table.groupby("training")["seed"].count().tolist() == [1, 4]
+    assert table.groupby("training")["seed"].count().tolist() == [2, 4]
     assert table["macro_recall"].between(0, 1).all()
+    assert table["prior_accuracy"].between(0, 1).all()
     checkpoints = sorted((tmp_path / "out" / "heads").glob("*/checkpoints/best.pt"))
     made = [path.stat().st_mtime_ns for path in checkpoints]
     assert landmarks_lt.benchmark(images, tmp_path / "out", 2, True) == text

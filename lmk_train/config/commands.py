@@ -8,9 +8,9 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
-from lmk_train.config.defaults import ModelName
+from lmk_train.config.defaults import DEFAULT_LOSS, DEFAULT_MODEL, LossName, ModelName
 from lmk_train.config.option import Limits, check_limits
-from lmk_train.config.training import LossName, Metric, one_of
+from lmk_train.config.training import Metric, one_of
 
 RunLocation = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
 CheckpointName = Annotated[Literal["best", "last"], tyro.conf.arg(help="Checkpoint of the run.")]
@@ -21,7 +21,7 @@ _AtLeastOne = Annotated[int | None, tyro.conf.arg(metavar="N"), Limits(at_least=
 class EvalConfig:
     """Evaluate a run's checkpoint on a split: metrics, predictions, per-class figures and the confusion matrix.
 
-    Example: lmk-eval runs/efficientnet-lite0-ldam --split val
+    Example: lmk-eval runs/efficientnet-lite0-balanced-softmax --split val
     """
 
     run: RunLocation
@@ -60,7 +60,7 @@ class PredictConfig:
 
     For a picture that cannot be read, one line is printed to stderr and the exit code is 1; the others are predicted.
 
-    Example: lmk-predict runs/efficientnet-b0-ldam photo.jpg holiday/
+    Example: lmk-predict runs/efficientnet-b0-balanced-softmax photo.jpg holiday/
     """
 
     run: RunLocation
@@ -119,7 +119,7 @@ class InspectConfig:
 
     Example: lmk-inspect --shards shards
 
-    Example: lmk-inspect runs/efficientnet-b0-ldam --marks marks.csv --min-confidence 0.95
+    Example: lmk-inspect runs/efficientnet-b0-balanced-softmax --marks marks.csv --min-confidence 0.95
     """
 
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
@@ -172,7 +172,7 @@ class ExportConfig:
     Input: pixels, uint8 [batch, size, size, 3] in RGB. Output: probabilities. Normalisation and softmax are inside the
     model; resizing is not. Classes and the dataset's recipe are embedded as JSON.
 
-    Example: lmk-export runs/efficientnet-b0-ldam --to onnx
+    Example: lmk-export runs/efficientnet-b0-balanced-softmax --to onnx
     """
 
     run: RunLocation
@@ -212,10 +212,10 @@ class TuneConfig:
     objective: Metric = "macro_f1"
     """Metric of the validation split to optimise; loss and calibration_error are minimised.
     A trial counts with its best epoch, which is the one it keeps."""
-    model: Annotated[ModelName | None, one_of(ModelName)] = None
-    """Backbone; by default efficientnet-b0."""
-    loss: Annotated[LossName | None, one_of(LossName)] = None
-    """Loss; by default ldam."""
+    model: ModelName = DEFAULT_MODEL
+    """Backbone."""
+    loss: LossName = DEFAULT_LOSS
+    """Loss."""
     epochs: _AtLeastOne = None
     """Epochs of each trial; by default the model's."""
     cached_features: bool = False

@@ -1,8 +1,12 @@
-"""The options that each model is trained with by default; docs/training.md says how the numbers were found."""
+"""The models, the losses, and what is trained by default; docs/training.md says how that was found."""
 
 from typing import Any, Literal
 
 ModelName = Literal["efficientnet-b0", "resnet50", "efficientnet-lite0", "resnet32"]
+LossName = Literal["balanced-softmax", "ldam", "ce", "arcface"]
+
+DEFAULT_MODEL: ModelName = "efficientnet-b0"
+DEFAULT_LOSS: LossName = "balanced-softmax"
 
 _FINE_TUNING: dict[str, Any] = {
     "weights": "imagenet",

@@ -30,10 +30,9 @@ from lmk_train.config.arguments import (
     Quiet,
     Workers,
 )
-from lmk_train.config.defaults import DEFAULTS, ModelName
+from lmk_train.config.defaults import DEFAULT_LOSS, DEFAULT_MODEL, DEFAULTS, LossName, ModelName
 from lmk_train.config.option import Limits, Option, OptionInfo, Search, check_limits, options_of, values_of
 
-LossName = Literal["ldam", "ce", "balanced-softmax", "arcface"]
 Head = Literal["linear", "cosine"]
 Pool = Literal["avg", "gem"]
 Conventions = Literal["tensorflow", "pytorch"]
@@ -81,9 +80,7 @@ class _Options(Generic[Omitted]):
     shards: Annotated[DatasetLocation, OF_COMMAND]
     out: Annotated[Path | Omitted, tyro.conf.arg(metavar="RUN"), OF_COMMAND] = _DERIVED
     """Folder of the run; by default runs/<model>-<loss>. An existing run is refused without --resume."""
-    model: Annotated[ModelName, OptionInfo(set_by_search=True, acts_on_backbone=True, search=Search())] = (
-        "efficientnet-b0"
-    )
+    model: Annotated[ModelName, OptionInfo(set_by_search=True, acts_on_backbone=True, search=Search())] = DEFAULT_MODEL
     """Backbone; resnet32 is the LDAM paper's network for pictures of 32 pixels."""
     weights: Annotated[str | Omitted, tyro.conf.arg(metavar="imagenet|none|FILE")] = _DERIVED
     """Initial weights of the backbone: ImageNet, random, or a file (torchvision, timm, the backbone's library, a run).
@@ -91,8 +88,8 @@ class _Options(Generic[Omitted]):
     conventions: Annotated[Conventions, OptionInfo(acts_on_backbone=True)] = "tensorflow"
     """EfficientNet only: padding and epsilon, which its weights were trained for.
     As in TensorFlow (ImageNet weights, timm's tf_ models) or in PyTorch (torchvision, timm's other models)."""
-    loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = "ldam"
-    """LDAM (margins from the class counts), cross entropy, or balanced softmax (the class prior in the logits).
+    loss: Annotated[LossName, OptionInfo(set_by_search=True, search=Search())] = DEFAULT_LOSS
+    """Balanced softmax (the class prior in the logits), LDAM (margins from the class counts), or cross entropy.
     ArcFace has angular margins from the class counts and several centres a class."""
     head: Annotated[Head | Omitted, one_of(Head), OptionInfo(search=Search())] = _DERIVED
     """Last layer; by default cosine for ldam and arcface, linear for the other losses. ArcFace has no linear one."""
@@ -331,7 +328,7 @@ class TrainConfig(_Options[None]):
     checkpoint kept, test metrics at the end. After an interruption the same command with --resume continues at the step
     where it stopped.
 
-    Example: lmk-train --shards shards --model efficientnet-lite0 --loss ldam
+    Example: lmk-train --shards shards --model efficientnet-lite0
     """
 
     def resolved(self) -> "ResolvedConfig":

@@ -20,7 +20,7 @@ from lmk_train.runs.checkpoint import load_checkpoint, weights_to_evaluate
 from lmk_train.runs.folder import RunFolder, stored_dataset
 from lmk_train.runs.tensor_file import restore_weights
 
-DEFAULT_MODEL: ModelName = "efficientnet-lite0"
+_MODEL: ModelName = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def published_network(config: InspectConfig, dataset: ShardedDataset) -> Feature
     Raises:
         UserError: there are no such weights.
     """
-    model: ModelName = config.model or DEFAULT_MODEL
+    model: ModelName = config.model or _MODEL
     if config.weights is None and ARCHITECTURES[model].imagenet_weights is None:
         raise UserError(f"--model {model}: has no ImageNet weights; inspect with a run of it, or give another model")
     weights = config.weights or "imagenet"

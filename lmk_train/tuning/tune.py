@@ -84,14 +84,13 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
 
 def _base(config: TuneConfig) -> TrainConfig:
     """Return the configuration that all trials have in common."""
-    model = config.model or "efficientnet-b0"
-    epochs = config.epochs or DEFAULTS[model]["epochs"]
+    epochs = config.epochs or DEFAULTS[config.model]["epochs"]
     frozen: dict[str, Any] = {"freeze_backbone_epochs": epochs, "hflip": 0.0, "color_jitter": 0.0}
     return TrainConfig(
         config.shards,
         base=config.base,
-        model=model,
-        loss=config.loss or "ldam",
+        model=config.model,
+        loss=config.loss,
         epochs=epochs,
         best_by=config.objective,
         device=config.device,

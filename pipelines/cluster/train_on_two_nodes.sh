@@ -13,7 +13,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 set -euo pipefail
-: "${SHARDS:=s3://mine/shards}" "${RUN:=/nfs/runs/b0-ldam}" "${PROCESSES_PER_NODE:=8}" "${PORT:=29500}"
+: "${SHARDS:=s3://mine/shards}" "${RUN:=/nfs/runs/b0}" "${PROCESSES_PER_NODE:=8}" "${PORT:=29500}"
 : "${OPTIONS:=--batch-size 1024 --lr 1.2e-3 --head-lr 1.2e-2}"
 resume=""
 [ -e "$RUN/checkpoints/last.pt" ] && resume="--resume"

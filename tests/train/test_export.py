@@ -179,9 +179,9 @@ def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
     """Every Python example of the page, run."""
     key = stored_pictures(dataset_path)[0][0]
     shutil.copy(collection / "train" / key[0] / key[1] / key[2] / f"{key}.jpg", tmp_path / "photo.jpg")
-    shutil.copytree(small_run, tmp_path / "runs" / "efficientnet-b0-ldam")
+    shutil.copytree(small_run, tmp_path / "runs" / "efficientnet-b0-balanced-softmax")
     monkeypatch.chdir(tmp_path)
-    assert export_main(["runs/efficientnet-b0-ldam", "--to", "onnx", "--quiet"]) == 0
+    assert export_main(["runs/efficientnet-b0-balanced-softmax", "--to", "onnx", "--quiet"]) == 0
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(examples) == 2
     found: dict[str, Any] = {}

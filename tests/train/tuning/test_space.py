@@ -87,7 +87,7 @@ def test_grids_rise_within_their_ends(low: float, factor: float, log: bool, whol
         ("[search]\nhflip = { range = [0, 2], points = 1 }", "--hflip 2"),
         ("[search]\nloss = ['ce', 'ldam']\nldam_max_margin = [0.5, 3.0]", "--ldam-max-margin 3.0"),
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nlabel_smoothing = 0.1", "[fixed] label_smoothing: has no effect with"),
-        ("[search]\nloss = ['ce', 'focal']", "loss: must be a list of two or more of ldam, ce"),
+        ("[search]\nloss = ['ce', 'focal']", "loss: must be a list of two or more of balanced-softmax, ldam, ce"),
         ("[search]\nepochs = [1, 2]", "epochs: cannot be searched; these can: model, loss, head, pool, neck, ldam_max"),
         ("[search]\nlabel_smoothing = [0.0, 0.1]", "label_smoothing: has no effect with a loss of ldam"),
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nlr = 1", "[fixed] lr: is searched too"),
