@@ -92,13 +92,27 @@ def _build(command: Build) -> None:
     if not options.quiet:
         _print_built(options, result)
     if not command.no_report:
-        _write_report(str(options.out), None, options.workers, options.quiet)
+        _report_build(options, result)
     if not options.quiet:
         say(f"next: {shlex.join(['lmk-train', '--shards', str(options.out)])}")
 
 
+def _report_build(options: BuildOptions, result: "BuildResult") -> None:
+    """Write the report of a build, unless there was nothing to build and its report is there."""
+    from lmk_data.report import is_reported
+    from lmk_data.system.storage import open_folder
+
+    path = str(options.out)
+    folder = _report_folder(path)
+    if not (result.already_complete and is_reported(result.manifest, open_folder(folder))):
+        _write_report(path, folder, options.workers, options.quiet)
+    elif not options.quiet:
+        _print_report(path, folder, None)
+
+
 def _report(command: Report) -> None:
-    _write_report(command.dataset, command.out, command.workers, command.quiet, base=command.base)
+    folder = command.out or _report_folder(command.dataset)
+    _write_report(command.dataset, folder, command.workers, command.quiet, base=command.base)
 
 
 def _verify(command: Verify) -> None:
@@ -106,7 +120,12 @@ def _verify(command: Verify) -> None:
     from lmk_data.verify.dataset import verify
 
     result = verify(
-        command.dataset, base=command.base, quick=command.quick, workers=command.workers, quiet=command.quiet
+        command.dataset,
+        base=command.base,
+        quick=command.quick,
+        thorough=command.thorough,
+        workers=command.workers,
+        quiet=command.quiet,
     )
     if result.problems:
         for problem in result.problems[:_SHOWN_PROBLEMS]:
@@ -246,20 +265,28 @@ def _sample(command: Sample) -> None:
         say(f"next: {shlex.join(['lmk-shard', 'build', *words])}")
 
 
-def _write_report(path: str, out: str | None, workers: int | None, quiet: bool, *, base: str | None = None) -> None:
+def _report_folder(dataset: str) -> str:
     from lmk_data.dataset.format import REPORT_FOLDER
+
+    return f"{dataset.rstrip('/')}/{REPORT_FOLDER}"
+
+
+def _write_report(path: str, folder: str, workers: int | None, quiet: bool, *, base: str | None = None) -> None:
     from lmk_data.dataset.reader import ShardedDataset
     from lmk_data.report import terminal_summary, write_report
     from lmk_data.system.storage import open_folder
 
-    folder = out or f"{path.rstrip('/')}/{REPORT_FOLDER}"
     with ShardedDataset.open(path, base=base) as dataset:
         report = write_report(dataset, open_folder(folder), workers=workers, quiet=quiet)
     if not quiet:
         say(*terminal_summary(report).split("\n"))
-        say(f"report: {folder}/index.html")
-        named = ["--base", base] if base else []
-        say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path, *named])}")
+        _print_report(path, folder, base)
+
+
+def _print_report(path: str, folder: str, base: str | None) -> None:
+    say(f"report: {folder}/index.html")
+    named = ["--base", base] if base else []
+    say(f"look and mark: {shlex.join(['lmk-shard', 'browse', path, *named])}")
 
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:
@@ -280,7 +307,9 @@ def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> No
 
 def _print_built(options: BuildOptions, result: "BuildResult") -> None:
     if result.already_complete:
-        say(f"{options.out}: this build is already complete; nothing to do")
+        written, num_classes = result.manifest["counts"]["written"], result.manifest["classes"]["num_classes"]
+        of = f"{written:,} images of {num_classes:,} classes"
+        say(f"{options.out}: this build is already complete ({of}); nothing to do")
         return
     for ignored in result.ignored or []:
         if not ignored.may_be_missed:  # stderr has these

@@ -223,8 +223,8 @@ class Report:
 class Verify:
     """Prove that a dataset is what its manifest says, to the last byte.
 
-    Every file is hashed, every tar is compared with the index byte by byte and read with webdataset, the counts are
-    reconciled, and a sample of the pictures is decoded. Exits with 1 and names files and bytes if anything differs.
+    Every file is hashed, every tar is compared with the index byte by byte, the counts are reconciled. Some tars are
+    read with webdataset, some pictures are decoded. Exits with 1 and names files and bytes if anything differs.
 
     Example: lmk-shard verify shards
     """
@@ -234,6 +234,8 @@ class Verify:
     base: _Base = None
     quick: bool = False
     """Do not decode the sample of pictures."""
+    thorough: bool = False
+    """Read every tar with webdataset too, not only 16: its bytes are checked in any case."""
     workers: _Workers = None
     """Worker processes; by default one per core."""
     quiet: bool = False

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,27 +15,28 @@ import pyarrow.parquet as pq
 from lmk_data.build.cluster import check_workers, connect
 from lmk_data.build.crashes import Crashes, notes_folder
 from lmk_data.build.output import Output, writing
-from lmk_data.build.plan import Plan, make_plan, plan_fingerprint
+from lmk_data.build.plan import Plan, class_names, make_plan, plan_fingerprint, rule_json
 from lmk_data.build.publish import Publication, write_tables
 from lmk_data.build.receipts import PlannedShard, Work, built_shards, finish_shards
 from lmk_data.build.shard import Receipt, ShardPlace, ShardTask, build_shard
 from lmk_data.dataset.format import (
     CLASSES,
     DROPPED_CLASSES,
+    MANIFEST,
     SPLITS,
     Manifest,
     PlanEntry,
     SourceEntry,
     recipe_json,
 )
-from lmk_data.dataset.manifest import Provenance
+from lmk_data.dataset.manifest import Provenance, read_manifest
 from lmk_data.dataset.tables import read_table
 from lmk_data.errors import BuildError, UserError
 from lmk_data.options import BuildOptions
 from lmk_data.resize import encoder
 from lmk_data.sources.archives import Place
 from lmk_data.sources.class_folders import read_class_folders
-from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, read_categories, read_labels
+from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, is_table_of, read_categories, read_labels
 from lmk_data.sources.locate import locate, none_found
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
 from lmk_data.sources.stores import FolderStore, Store, open_stores
@@ -96,26 +97,59 @@ def build(options: BuildOptions) -> BuildResult:
     out = open_folder(options.out)
     with writing(out, overwrite=options.overwrite) as output:
         stores = open_stores(options.images, out)
+        if (done := _finished_before(options, output)) is not None:
+            return _nothing_to_do(done, started)
         labels, located, ignored = _read_labels(options, stores, out)
         _name_what_may_be_missed(ignored or [])
         plan = _plan_of(located, options)
         _name_unread(plan.samples.loc[plan.samples["reason"] == "", "source"])
         _check_any_found(plan, stores)
-        job = _Job(plan, stores, _provenance(labels, plan, options))
+        job = _Job(plan, stores, _provenance(labels.source, len(plan.samples), options))
         finished = output.finished(job.provenance)
-        if finished is not None and _is_wanted(finished, options) and _has_names_of(out, plan):
-            manifest, built, workers = finished, 0, 0
-        else:
-            finished = None
-            manifest, built, workers = _write(options, output, job)
+        if finished is not None and _is_wanted(finished, out, options):
+            return _nothing_to_do(finished, started)
+        manifest, built, workers = _write(options, output, job)
     return BuildResult(
         manifest=manifest,
-        already_complete=finished is not None,
+        already_complete=False,
         built_images=built,
         resumed_images=len(plan.samples) - built,
         ignored=ignored,
         seconds=time.monotonic() - started,
         workers=workers,
+    )
+
+
+def _finished_before(options: BuildOptions, output: Output) -> Manifest | None:
+    """Return the manifest of a dataset that these options have built before, without making the plan again.
+
+    The plan follows from the bytes of the label table and from the options. None if something else is there, if there
+    is something to do, or if the labels are class folders.
+    """
+    if options.overwrite or options.labels == CLASS_FOLDERS or not output.folder.exists(MANIFEST):
+        return None
+    manifest = read_manifest(output.folder)
+    source, counts = manifest["source"], manifest["counts"]
+    same = "layout" in source and is_table_of(
+        source, options.labels, id_column=options.id_column, label_column=options.label_column
+    )
+    if not same:
+        return None
+    provenance = _provenance(dict(source), counts["written"] + counts["rejected"], options)
+    is_done = provenance.fingerprint == manifest["fingerprint"] and _is_wanted(manifest, output.folder, options)
+    return manifest if is_done else None
+
+
+def _nothing_to_do(manifest: Manifest, started: float) -> BuildResult:
+    counts = manifest["counts"]
+    return BuildResult(
+        manifest=manifest,
+        already_complete=True,
+        built_images=0,
+        resumed_images=counts["written"] + counts["rejected"],
+        ignored=None,
+        seconds=time.monotonic() - started,
+        workers=0,
     )
 
 
@@ -206,9 +240,9 @@ def _check_any_found(plan: Plan, stores: list[Store]) -> None:
     raise UserError(none_found(wanted, "which is not there", stores))
 
 
-def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Provenance:
-    """Return what the manifest states of labels, plan, recipe and words."""
-    source, rule, recipe = labels.source, plan.json(), recipe_json(options.recipe, encoder())
+def _provenance(source: dict[str, Any], num_images: int, options: BuildOptions) -> Provenance:
+    """Return what the manifest states of labels, plan, recipe and words, for a plan of `num_images` images."""
+    rule, recipe = rule_json(options.rule, num_images), recipe_json(options.recipe, encoder())
     return Provenance(
         fingerprint=plan_fingerprint(source, rule, recipe),
         source=cast(SourceEntry, source),
@@ -219,17 +253,19 @@ def _provenance(labels: LabelTable, plan: Plan, options: BuildOptions) -> Proven
     )
 
 
-def _is_wanted(manifest: Manifest, options: BuildOptions) -> bool:
-    """Return whether a published dataset has the title and licence of these options, and no rejections to retry."""
+def _is_wanted(manifest: Manifest, out: Folder, options: BuildOptions) -> bool:
+    """Return whether a published dataset has the words of these options, and no rejections to retry."""
     same_words = (manifest["title"], manifest["license"]) == (options.title, options.license)
-    return same_words and not (options.retry_rejected and manifest["counts"]["rejected"])
+    has_to_retry = options.retry_rejected and manifest["counts"]["rejected"]
+    return same_words and not has_to_retry and _has_names_of(out, options)
 
 
-def _has_names_of(out: Folder, plan: Plan) -> bool:
-    """Return whether the classes of a published dataset have the names of the plan."""
-    for name, classes in ((CLASSES, plan.classes), (DROPPED_CLASSES, plan.dropped)):
-        published = read_table(out, name, ["name"])["name"]
-        if published.to_pylist() != classes["name"].to_list():
+def _has_names_of(out: Folder, options: BuildOptions) -> bool:
+    """Return whether the classes of a published dataset have the names that these options give them."""
+    names = read_categories(options.categories) if options.categories else None
+    for table in (CLASSES, DROPPED_CLASSES):
+        published = read_table(out, table, ["landmark_id", "name"]).to_pandas()
+        if published["name"].to_list() != class_names(published["landmark_id"], names).to_list():
             return False
     return True
 

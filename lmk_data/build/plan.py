@@ -44,9 +44,10 @@ class Plan:
     num_shards: dict[str, int] = field(default_factory=dict)
     """Shards of each split."""
 
-    def json(self) -> dict[str, Any]:
-        """Return the manifest's `plan`."""
-        return {**asdict(self.rule), "split": dict(zip(SPLITS, self.rule.split, strict=True))}
+
+def rule_json(rule: PlanRule, num_images: int) -> dict[str, Any]:
+    """Return the manifest's `plan`: a rule, with the size of a shard that `num_images` planned images give."""
+    return {**asdict(_with_shard_size(rule, num_images)), "split": dict(zip(SPLITS, rule.split, strict=True))}
 
 
 def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | None" = None) -> Plan:
@@ -75,6 +76,13 @@ def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | Non
 def plan_fingerprint(source: dict[str, Any], plan: dict[str, Any], recipe: dict[str, Any]) -> str:
     """Return the fingerprint of a build: a hash of source, plan, recipe (with its encoder) and format version."""
     return fingerprint_of({"source": source, "plan": plan, "recipe": recipe, "version": FORMAT_VERSION})
+
+
+def class_names(landmark_ids: "pd.Series[Any]", names: "pd.Series[str] | None") -> "pd.Series[str]":
+    """Return the name of each class, or its landmark id where `names` has none; `names` is that of `make_plan`."""
+    texts = landmark_ids.astype(str)
+    named = texts if names is None else names.reindex(pd.Index(texts)).set_axis(texts.index)
+    return named.where(named.notna() & (named != ""), texts).astype(str)
 
 
 def split_counts(num_images: Ints, split: tuple[float, float, float]) -> Ints:
@@ -135,9 +143,7 @@ def _choose_classes(
     sizes = landmark_ids.value_counts(sort=False)
     table = pd.DataFrame({"landmark_id": sizes.index, "listed": sizes.to_numpy(np.int32)})
     table = table.sort_values(["listed", "landmark_id"], ascending=[False, True], ignore_index=True)
-    texts = table["landmark_id"].astype(str)
-    named = texts if names is None else names.reindex(pd.Index(texts)).set_axis(texts.index)
-    table.insert(1, "name", named.where(named.notna() & (named != ""), texts).astype(str))
+    table.insert(1, "name", class_names(table["landmark_id"], names))
     small = table["listed"] < rule.min_samples
     outside = ~small & (np.arange(len(table)) >= (rule.top if rule.top is not None else len(table)))
     counts = {

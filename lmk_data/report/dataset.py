@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from lmk_data.dataset.format import canonical_json, write_file
+from lmk_data.dataset.format import Manifest, canonical_json, write_file
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.report import page
@@ -38,13 +39,23 @@ def _check_out(dataset: ShardedDataset, out: Folder) -> None:
             raise UserError(f"--out {out.root}: holds {name}, which is no report's; name another folder")
 
 
+def is_reported(manifest: Manifest, out: Folder) -> bool:
+    """Return whether a folder holds the report of a dataset with this manifest, page and all."""
+    return _figures(out).get("content_sha256") == manifest["content_sha256"] and out.is_file(_PAGE)
+
+
 def _has_figures(out: Folder) -> bool:
     """Return whether a folder holds the figures of a report; they are written before its page."""
+    return {"counts", "classes"} <= _figures(out).keys()
+
+
+def _figures(out: Folder) -> dict[str, Any]:
+    """Return the JSON object in a report's folder; empty if there is none."""
     try:
         figures = json.loads(out.read(_FIGURES)) if out.size(_FIGURES) <= _MAX_FIGURES_BYTES else None
     except (FileNotFoundError, ValueError, RecursionError):
-        return False
-    return isinstance(figures, dict) and {"counts", "classes"} <= figures.keys()
+        return {}
+    return figures if isinstance(figures, dict) else {}
 
 
 def _write(dataset: ShardedDataset, out: Folder, workers: int | None, quiet: bool) -> DatasetFigures:
@@ -52,6 +63,7 @@ def _write(dataset: ShardedDataset, out: Folder, workers: int | None, quiet: boo
     size = dataset.recipe.size
     subtitle = f"{figures.counts['written']:,} images of {figures.classes.kept:,} classes, {size}x{size} pixels"
     html = page.render_page(figures.title, subtitle, dataset_sections(dataset, figures))
+    out.remove(_PAGE)  # if this ends here, the old page is not taken for that of the new figures
     write_file(out, _FIGURES, canonical_json(figures.as_json()) + b"\n")
     write_file(out, _PAGE, html.encode())
     out.sweep()

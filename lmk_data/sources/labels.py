@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ from lmk_data.system.terminal import notice, without_secrets
 from lmk_data.typed_text import chunked, joined_spellings, normal_form
 
 CLASS_FOLDERS = "classes"
+TABLE_LAYOUTS = ("glr2020", "gldv2", "gldv2-clean")  # whose columns need no names
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _CATEGORY_TITLE = re.compile(r"(?:(?:https?:)?//[^/]+/wiki/)?Category:([^?#]+)")
 _SEPARATORS = r"[\\/]+"  # Windows writes paths with back slashes
@@ -71,7 +73,7 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     Labels and ids are put into normal form; what that joins is named on stderr. Raises UserError for a table that is
     absent, unreadable or empty, or that lacks a column.
     """
-    data = read_bytes(path, "label table", "--labels")
+    data = _table_bytes(path)
     table = open_table(data, path)
     layout, id_column, label_column = _layout(table.columns, path, id_column, label_column)
     rows = table.rows([id_column, label_column])
@@ -88,13 +90,33 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image; give another table with --labels")
     frame.insert(0, "id", without_extensions(frame["file"]))
-    found = label_table(
-        frame, without_secrets(path).rstrip("/").rsplit("/", 1)[-1], layout, hashlib.sha256(data).hexdigest()
-    )
+    found = label_table(frame, _file_name(path), layout, hashlib.sha256(data).hexdigest())
     found = replace(found, duplicate_rows=found.duplicate_rows + rows.num_repeated)
     if found.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
     return replace(found, columns=(id_column, label_column)) if layout == "custom" else found
+
+
+def is_table_of(
+    source: Mapping[str, Any], path: str, *, id_column: str | None = None, label_column: str | None = None
+) -> bool:
+    """Return whether `source` is what a manifest records about this very table, read with these columns."""
+    given = ("custom", id_column or "id", label_column or "landmark_id") if id_column or label_column else None
+    stated = (source["layout"], source.get("id_column"), source.get("label_column"))
+    same_columns = stated == given if given else stated[0] in TABLE_LAYOUTS
+    return (
+        same_columns
+        and source["labels"] == _file_name(path)
+        and source["labels_sha256"] == hashlib.sha256(_table_bytes(path)).hexdigest()
+    )
+
+
+def _table_bytes(path: str) -> bytes:
+    return read_bytes(path, "label table", "--labels")
+
+
+def _file_name(path: str) -> str:
+    return without_secrets(path).rstrip("/").rsplit("/", 1)[-1]
 
 
 def read_categories(path: str) -> "pd.Series[str]":

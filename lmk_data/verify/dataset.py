@@ -37,6 +37,7 @@ from lmk_data.verify.view import check_against_base, hashed
 from lmk_data.views.view import view_fingerprint
 
 _DECODED_PICTURES = 2_000
+_WALKED_SHARDS = 16  # their bytes are compared in any case, and all shards are written alike
 _MAX_CARD_BYTES = 16 << 20
 _NO_LABELS = np.empty(0, dtype=np.int32)
 
@@ -53,7 +54,13 @@ class Verification:
 
 
 def verify(
-    path: str, *, base: str | None = None, quick: bool = False, workers: int | None = None, quiet: bool = False
+    path: str,
+    *,
+    base: str | None = None,
+    quick: bool = False,
+    thorough: bool = False,
+    workers: int | None = None,
+    quiet: bool = False,
 ) -> Verification:
     """Check every byte of a dataset or a view, and decode a sample of its pictures unless `quick`.
 
@@ -61,6 +68,7 @@ def verify(
         path: the dataset or view.
         base: for a view, the dataset that has its shards; by default the one that the view names.
         quick: decode no picture.
+        thorough: read every tar with webdataset too; by default some of them, spread evenly.
         workers: worker processes; by default one per core.
         quiet: show no progress.
 
@@ -84,7 +92,7 @@ def verify(
         problems += check_against_base(dataset)
     if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
         problems += _check_counts(dataset)
-    tasks = list(_tasks(dataset, quick))
+    tasks = list(_tasks(dataset, quick, thorough))
     total = sum(task.num_bytes for task in tasks)
     num_decoded = 0
     with progress_bar(total, "verifying", "bytes", quiet=quiet) as bar:
@@ -253,9 +261,11 @@ def _shard_of_row(dataset: ShardedDataset, split: str, index: pa.Table) -> NDArr
     return of_row
 
 
-def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
+def _tasks(dataset: ShardedDataset, quick: bool, thorough: bool) -> Iterator[ShardToCheck]:
     """Yield the check of each shard, with the rows of the index that describe it."""
     decode_every = 0 if quick else max(1, len(dataset) // _DECODED_PICTURES)
+    num_shards = sum(len(dataset.shards(split)) for split in dataset.splits)
+    walk_every = 1 if thorough else -(-num_shards // _WALKED_SHARDS)
     number = 0
     for split in dataset.splits:
         index = dataset.read_table(index_name(split))
@@ -272,6 +282,7 @@ def _tasks(dataset: ShardedDataset, quick: bool) -> Iterator[ShardToCheck]:
                 sha256=entry["sha256"] if entry else "",
                 rows=_as_stream(rows),
                 size=dataset.recipe.size,
+                as_others_read=not dataset.is_view and number % walk_every == 0,
                 decode_every=decode_every,
                 is_view=dataset.is_view,
             )

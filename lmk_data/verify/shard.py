@@ -37,7 +37,8 @@ class Problem:
 class ShardToCheck:
     """A shard to check. `rows` are its rows of the index as an Arrow stream, in a view only some of its samples.
 
-    `size` is the side of its pictures in pixels. Of `decode_every` pictures one is decoded; 0 decodes none.
+    `size` is the side of its pictures in pixels. With `as_others_read` webdataset reads it too. Of `decode_every`
+    pictures one is decoded; 0 decodes none.
     """
 
     number: int
@@ -47,6 +48,7 @@ class ShardToCheck:
     sha256: str
     rows: bytes
     size: int
+    as_others_read: bool
     decode_every: int
     is_view: bool
 
@@ -62,7 +64,7 @@ def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
             what = f"{num_bytes:,} bytes instead of {task.num_bytes:,}"
             return task.number, [Problem(location, what, start, end)], 0
         problems = list(_check_pictures(task, rows) if task.is_view else _check_bytes(task, rows))
-        if not problems and not task.is_view:
+        if not problems and task.as_others_read:
             problems = list(_check_as_others_read(task, rows))
         decoded = 0
         if not problems and task.decode_every:

@@ -27,7 +27,7 @@ import pyarrow as pa
 from PIL import Image
 
 from lmk_data.build.output import writing
-from lmk_data.build.plan import Plan, make_plan
+from lmk_data.build.plan import Plan, make_plan, rule_json
 from lmk_data.build.publish import BuiltShard, Publication, write_tables
 from lmk_data.dataset.format import SPLITS, PlanEntry, SourceEntry, receipt_schema, recipe_json
 from lmk_data.dataset.manifest import Provenance
@@ -77,7 +77,7 @@ def _provenance(plan: Plan, source: dict[str, object], recipe: Recipe) -> Proven
     return Provenance(
         fingerprint="0" * 64,
         source=cast(SourceEntry, source),
-        plan=cast(PlanEntry, plan.json()),
+        plan=cast(PlanEntry, rule_json(plan.rule, len(plan.samples))),
         recipe=recipe_json(recipe, encoder()),
         title="Made up, at full scale",
         license="",

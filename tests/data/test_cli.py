@@ -138,6 +138,28 @@ def test_the_old_spelling_of_a_cluster_still_parses() -> None:
         parse(["build", "--engine", "dask"])
 
 
+def test_the_report_of_a_finished_build_is_written_once(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shards"
+    words = ["--images", collection / "train", "--labels", collection / "train.csv", "--out", out, "--size", 32]
+    line = ["build", *map(str, words), "--workers", "1"]
+    assert main(line) == 0
+    page = out / "report" / "index.html"
+    written = page.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: this build is already complete (60 images of 5 classes); nothing to do\n" in said
+    assert f"report: {page}\n" in said
+    assert page.stat().st_mtime_ns == written
+    page.unlink()
+    assert main([*line, "--quiet"]) == 0
+    assert page.exists()
+    assert main([*line, "--quiet", "--title", "Other"]) == 0
+    assert "<title>Other" in page.read_text()
+
+
 def test_a_build_without_a_report(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = options(out=tmp_path / "it's")
     assert main(command(chosen, "--no-report")) == 0

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from lmk_data.build.publish import markdown_line
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import UserError
+from lmk_data.options import PlanRule
 from lmk_data.sources.locate import NOT_LISTED
 from lmk_data.verify.dataset import verify
 from tests.published import hashes
@@ -88,6 +90,25 @@ def test_finished_build_is_left_alone(options: Options, tmp_path: Path) -> None:
     assert again.already_complete
     assert again.manifest == first.manifest
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shards").rglob("*.tar")} == before
+
+
+def test_a_finished_build_is_known_without_another_plan(
+    options: Options, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.csv").write_text("landmark_id,category\n138982,Category:Old_Gate\n")
+    chosen: dict[str, Any] = {"categories": str(tmp_path / "names.csv"), "rule": PlanRule(top=3)}
+    first = build(options(**chosen))
+    with monkeypatch.context() as patched:
+        patched.setattr("lmk_data.build.pipeline.make_plan", None)
+        again = build(options(**chosen))
+    assert (again.already_complete, again.manifest) == (True, first.manifest)
+    assert again.resumed_images == first.built_images
+    with pytest.raises(UserError, match=r"holds another build \(plan\.top: 3 -> 2\)"):
+        build(options(**{**chosen, "rule": PlanRule(top=2)}))
+    table = (collection / "train.csv").read_text()
+    (tmp_path / "train.csv").write_text(table + "\n".join(table.splitlines()[-1:]))
+    with pytest.raises(UserError, match=r"holds another build \(source\.duplicate_rows: 0 -> 1; source\.labels_sha256"):
+        build(options(**chosen, labels=str(tmp_path / "train.csv")))
 
 
 def test_title_and_licence_change_without_building(options: Options, tmp_path: Path) -> None:

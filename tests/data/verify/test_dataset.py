@@ -13,7 +13,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import canonical_json, content_sha256_of
 from lmk_data.errors import DatasetError
 from lmk_data.options import Selection
-from lmk_data.verify.dataset import Problem, verify
+from lmk_data.verify.dataset import Problem, _tasks, verify
 from lmk_data.views.view import write_view
 
 
@@ -51,6 +51,23 @@ def test_a_good_dataset_is_good(dataset_path: Path) -> None:
     assert found.num_bytes == sum(path.stat().st_size for path in published(dataset_path)) - (
         (dataset_path / "dataset.json").stat().st_size
     )
+
+
+def test_webdataset_reads_a_spread_of_the_shards_or_all(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmk_data.verify.dataset._WALKED_SHARDS", 3)
+    with ShardedDataset.open(dataset_path) as dataset:
+        some, every = ([task.as_others_read for task in _tasks(dataset, True, thorough)] for thorough in (False, True))
+    assert all(every)
+    assert len(some) > 6
+    assert some[0]
+    assert 2 <= sum(some) <= 3
+
+
+def test_what_webdataset_reads_otherwise_is_a_problem(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webdataset.tariterators.group_by_keys", lambda samples: iter([]))
+    found = problems(dataset_path)
+    assert found
+    assert all("webdataset reads other samples" in problem.what for problem in found)
 
 
 def test_a_flipped_bit_is_named_wherever_it_is(copy: Path) -> None:
