@@ -17,7 +17,12 @@ def normal_form(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def chunked(values: "pd.Series[str]") -> pa.ChunkedArray:
     """Return a Series of strings as Arrow's strings, whatever pandas keeps them in, even if it has none."""
-    return pa.chunked_array([pa.array(values.to_numpy(dtype=object), pa.string())], pa.string())
+    if isinstance(values.dtype, pd.StringDtype):  # its buffers are taken, no string is made
+        texts = pa.array(values.array)
+    else:
+        texts = pa.array(values.to_numpy(dtype=object), pa.string())
+    chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    return pa.chunked_array([chunk.cast(pa.string()) for chunk in chunks], pa.string())
 
 
 def normal_series(values: "pd.Series[str]") -> "pd.Series[str]":

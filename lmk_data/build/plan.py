@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 from lmk_data.dataset.format import (
     DROP_REASONS,
     FORMAT_VERSION,
-    KEY_PATTERN,
     SPLITS,
     fingerprint_of,
     is_safe_key,
     make_key,
 )
+from lmk_data.dataset.tables import unsafe_keys
 from lmk_data.errors import UserError
 from lmk_data.options import PlanRule, split_weights
+from lmk_data.typed_text import chunked
 
 _MIN_SHARD_SAMPLES, _MAX_SHARD_SAMPLES, _SHARDS_WANTED = 256, 4096, 256
 _GUARANTEED_CLASS_SIZE = 6
+_HASHED_AT_ONCE = 1 << 18  # keys: as strings of Python they take several times the memory of their column
 Ints = NDArray[np.int64]
 
 
@@ -66,9 +68,10 @@ def make_plan(images: pd.DataFrame, rule: PlanRule, names: "pd.Series[str] | Non
     samples = images[~np.isnan(label)].reset_index(drop=True)
     samples["label"] = label[~np.isnan(label)].astype(np.int32)
     samples["key"] = _keys(samples.pop("id"))
+    by_split, by_shard = (keyed_hash(samples["key"], purpose, rule.seed) for purpose in ("split", "shard"))
     rule = _with_shard_size(rule, len(samples))
-    samples["split"], planned = _split_by_class(samples, kept["listed"].to_numpy(np.int64), rule)
-    samples, num_shards = _lay_out(samples, rule)
+    samples["split"], planned = _split_by_class(samples, by_split, kept["listed"].to_numpy(np.int64), rule)
+    samples, num_shards = _lay_out(samples, by_shard, rule)
     classes = kept.assign(**{name: planned[:, i].astype(np.int32) for i, name in enumerate(SPLITS)})
     return Plan(rule, samples, classes.reset_index(names="label"), dropped, counts, num_shards)
 
@@ -132,8 +135,11 @@ def keyed_hash(keys: "pd.Series[str]", purpose: str, seed: int) -> NDArray[np.ui
     It is SipHash-2-4 with a key made from (purpose, seed), then SplitMix64's finaliser. docs/format.md specifies it.
     """
     hash_key = sha256(f"{purpose}/{seed}".encode()).hexdigest()[:16]
-    values = keys.to_numpy(dtype=object)
-    return pandas.util.hash_array(values, hash_key=hash_key, categorize=False)
+    parts = (keys.iloc[start : start + _HASHED_AT_ONCE] for start in range(0, len(keys), _HASHED_AT_ONCE))
+    hashes = (
+        pandas.util.hash_array(part.to_numpy(dtype=object), hash_key=hash_key, categorize=False) for part in parts
+    )
+    return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
 
 
 def _choose_classes(
@@ -161,15 +167,17 @@ def _choose_classes(
     return table[~(small | outside)].reset_index(drop=True), dropped, counts
 
 
-def _keys(ids: "pd.Series[str]") -> NDArray[np.object_]:
+def _keys(ids: "pd.Series[str]") -> "pd.Series[str]":
     """Return unique WebDataset keys for unique ids."""
+    unsafe = np.flatnonzero(unsafe_keys(chunked(ids)))
+    if not len(unsafe):
+        return ids
     keys = ids.to_numpy(dtype=object, copy=True)
-    unsafe = np.flatnonzero(~ids.str.fullmatch(KEY_PATTERN).to_numpy(dtype=bool))
     keys[unsafe] = [make_key(i) for i in keys[unsafe]]
-    if len(unsafe) and len(set(keys)) != len(keys):
+    if len(set(keys)) != len(keys):
         raise UserError("two ids give the same sample key; rename one of the files")
     assert all(map(is_safe_key, keys[unsafe]))
-    return keys
+    return pd.Series(keys, index=ids.index, dtype=ids.dtype)
 
 
 def _with_shard_size(rule: PlanRule, num_images: int) -> PlanRule:
@@ -177,11 +185,13 @@ def _with_shard_size(rule: PlanRule, num_images: int) -> PlanRule:
     return replace(rule, samples_per_shard=size)
 
 
-def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tuple[pd.Categorical[Any], Ints]":
+def _split_by_class(
+    samples: pd.DataFrame, hashes: NDArray[np.uint64], sizes: Ints, rule: PlanRule
+) -> "tuple[pd.Categorical[Any], Ints]":
     """Return each sample's split, and how many images of each class go to each split (int64 [K, 3])."""
     planned = split_counts(sizes, rule.split)
     label = samples["label"].to_numpy()
-    order = _hash_order(samples["key"], "split", rule.seed, label)
+    order = _hash_order(hashes, samples["key"], label)
     starts = np.concatenate(([0], np.cumsum(sizes)))[:-1]
     rank = np.empty(len(samples), dtype=np.int64)
     rank[order] = np.arange(len(samples)) - starts[label[order]]
@@ -190,10 +200,10 @@ def _split_by_class(samples: pd.DataFrame, sizes: Ints, rule: PlanRule) -> "tupl
     return pd.Categorical.from_codes(code, categories=pd.Index(SPLITS)), planned
 
 
-def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[str, int]]:
+def _lay_out(samples: pd.DataFrame, hashes: NDArray[np.uint64], rule: PlanRule) -> tuple[pd.DataFrame, dict[str, int]]:
     """Shuffle each split over all its classes and cut it into shards whose sizes differ by at most one."""
     code = samples["split"].cat.codes.to_numpy()
-    order = _hash_order(samples["key"], "shard", rule.seed, code)
+    order = _hash_order(hashes, samples["key"], code)
     samples = samples.take(order).reset_index(drop=True)
     assert rule.samples_per_shard is not None
     sizes = [shard_sizes(int(n), rule.samples_per_shard) for n in np.bincount(code, minlength=len(SPLITS))]
@@ -202,9 +212,11 @@ def _lay_out(samples: pd.DataFrame, rule: PlanRule) -> tuple[pd.DataFrame, dict[
     return samples, {split: len(of_split) for split, of_split in zip(SPLITS, sizes, strict=True)}
 
 
-def _hash_order(keys: "pd.Series[str]", purpose: str, seed: int, group: NDArray[Any]) -> Ints:
+def _hash_order(hashes: NDArray[np.uint64], keys: "pd.Series[str]", group: NDArray[Any]) -> Ints:
     """Return the row numbers in order of (group, keyed hash, key)."""
-    hashes = keyed_hash(keys, purpose, seed)
-    if pd.Series(hashes).duplicated().any():
+    order = np.argsort(hashes)
+    ascending = hashes[order]
+    if (ascending[1:] == ascending[:-1]).any():
         return np.lexsort((keys.to_numpy(dtype=object).astype(str), hashes, group))
-    return np.lexsort((hashes, group))
+    grouped: Ints = order[np.argsort(group[order], kind="stable")]
+    return grouped

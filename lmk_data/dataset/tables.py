@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from lmk_data.dataset.format import (
     CLASSES,
@@ -150,8 +152,13 @@ def check_keys(columns: list[pa.ChunkedArray], location: str) -> None:
 
 def has_safe_keys(keys: pa.ChunkedArray) -> bool:
     """Return whether all keys have the documented form: no path, no control character, at most 80 characters."""
+    return not unsafe_keys(keys).any()
+
+
+def unsafe_keys(keys: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return which keys are not of the documented form, bool [N]."""
     unsafe = pc.or_(pc.invert(pc.match_substring_regex(keys, _SAFE_KEY)), pc.starts_with(keys, "__"))
-    return not pc.any(unsafe).as_py()
+    return np.asarray(unsafe.to_numpy(), dtype=np.bool_)
 
 
 def _is_within(column: pa.ChunkedArray, least: int, most: int) -> bool:

@@ -33,7 +33,7 @@ class LabelTable:
 
     Attributes:
         frame: One row per unique id: `id` (str), `landmark_id` (int64 if every label is a canonical integer, else
-            str), for a table `file`, the id with the extension that the table gives it, and for class folders the
+            str), for a table that gives extensions `file`, the id with its extension, and for class folders the
             columns of their members (`store`, `source`, ...).
         name: File name of the table, or `classes` for class folders.
         layout: `glr2020`, `gldv2`, `gldv2-clean`, `custom` or `class-folders`.
@@ -74,7 +74,8 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     absent, unreadable or empty, or that lacks a column.
     """
     data = _table_bytes(path)
-    table = open_table(data, path)
+    sha256, table = hashlib.sha256(data).hexdigest(), open_table(data, path)
+    del data  # it may be a large part of the memory
     layout, id_column, label_column = _layout(table.columns, path, id_column, label_column)
     rows = table.rows([id_column, label_column])
     labels = _normal(rows.columns[1], path, "labels")
@@ -86,11 +87,12 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     ids = pc.replace_substring_regex(_normal(rows.columns[0], path, "ids"), _SEPARATORS, "/")
     ids = pc.replace_substring_regex(ids, _HERE, r"\1")
     check_cells(path, id_column, ids, rows.numbers)
-    frame = pd.DataFrame({"file": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
+    frame = pd.DataFrame({"id": ids.to_pandas(), "landmark_id": typed_labels(labels).to_pandas()})
     if frame.empty:
         raise UserError(f"{path}: the label table lists no image; give another table with --labels")
-    frame.insert(0, "id", without_extensions(frame["file"]))
-    found = label_table(frame, _file_name(path), layout, hashlib.sha256(data).hexdigest())
+    if (bare := without_extensions(frame["id"])) is not frame["id"]:
+        frame = frame.rename(columns={"id": "file"}).assign(id=bare)
+    found = label_table(frame, _file_name(path), layout, sha256)
     found = replace(found, duplicate_rows=found.duplicate_rows + rows.num_repeated)
     if found.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")
@@ -184,18 +186,20 @@ def typed_labels(labels: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def label_table(frame: pd.DataFrame, name: str, layout: str, sha256: str) -> LabelTable:
     """Return a table of `frame` in which each id occurs once; ids with two labels are dropped."""
-    num_classes = int(frame["landmark_id"].nunique())
-    unique = frame.drop_duplicates(["id", "landmark_id"])
-    several = unique["id"].duplicated(keep=False)
-    conflicting = int(unique.loc[several, "id"].nunique())
-    kept = unique[~several].reset_index(drop=True)
+    unique = kept = frame
+    conflicting = 0
+    if pc.count_distinct(chunked(frame["id"])).as_py() < len(frame):
+        unique = frame.drop_duplicates(["id", "landmark_id"])
+        several = unique["id"].duplicated(keep=False)
+        conflicting = int(unique.loc[several, "id"].nunique())
+        kept = unique[~several]
     return LabelTable(
-        frame=kept,
+        frame=kept.reset_index(drop=True),
         name=name,
         layout=layout,
         sha256=sha256,
         num_images=len(kept) + conflicting,
-        num_classes=num_classes,
+        num_classes=int(frame["landmark_id"].nunique()),
         conflicting=conflicting,
         duplicate_rows=len(frame) - len(unique),
     )
@@ -204,6 +208,8 @@ def label_table(frame: pd.DataFrame, name: str, layout: str, sha256: str) -> Lab
 def without_extensions(ids: "pd.Series[str]") -> "pd.Series[str]":
     """Return ids without the extension of an image file; an id that would then equal another one keeps it."""
     stripped = strip_extension(ids)
+    if stripped is ids:
+        return ids
     ambiguous = pd.DataFrame({"id": ids, "stripped": stripped}).drop_duplicates()["stripped"]
     ambiguous = ambiguous[ambiguous.duplicated()]
     return stripped.where(~stripped.isin(ambiguous), ids) if len(ambiguous) else stripped

@@ -1,5 +1,6 @@
 """Read tables that people made, CSV or Parquet, as columns of strings in normal form."""
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.sources.rows import MAX_ROWS, DifferentRows, Numbers, Rows
-from lmk_data.system.arrow import arrow_reader
+from lmk_data.system.arrow import arrow_buffer, arrow_reader, buffer_reader
 from lmk_data.system.parquet import MAX_COLUMNS, TableLimits, open_parquet, stated_columns
 from lmk_data.system.storage import is_url, read_file
 from lmk_data.typed_text import normal_text
@@ -21,6 +22,7 @@ MAX_BYTES = 2 << 30  # of a table, also once it is unpacked
 MAX_LINE_BYTES = 16 << 20  # of a CSV
 _ROWS_AT_ONCE = 1 << 20
 _UNPACKED_AT_ONCE = 16 << 20
+_DECODED_AT_ONCE = 16 << 20
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip (or a workbook of Excel); unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "a workbook of Excel; save it as CSV",
@@ -34,18 +36,18 @@ _OTHER_FILES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
-    """A table that was opened: the names of its columns in normal form, and its content, read column by column."""
+    """A table that was opened: the names of its columns in normal form, and its content, which is read once."""
 
     path: str
     columns: list[str]
     _names: list[str]
-    _data: bytes
+    _data: pa.Buffer | None
     _delimiter: str | None
 
     def rows(self, columns: Sequence[str]) -> Rows:
-        """Return the different rows of some columns as strings, exactly as they were typed.
+        """Return the different rows of some columns as strings, exactly as they were typed, and let go of the content.
 
         Raises UserError if they cannot be read, or are more than any table has.
         """
@@ -57,20 +59,26 @@ class Table:
         names = [self._names[self.columns.index(column)] for column in columns]
         rows = DifferentRows(list(columns))
         try:
-            for part in self._read_csv(names) if self._delimiter else self._read_parquet(names):
+            for part in self._read(names):
                 rows.add(pa.Table.from_batches([part]).select(names).rename_columns(list(columns)), self._texts)
             return rows.rows()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _not_readable(self.path, error) from error
 
-    def _read_csv(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+    def _read(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        data, self._data = self._data, None
+        assert data is not None, "a table is read once"
+        return self._read_csv(data, names, self._delimiter) if self._delimiter else self._read_parquet(data, names)
+
+    @staticmethod
+    def _read_csv(data: pa.Buffer, names: list[str], delimiter: str) -> Iterator[pa.RecordBatch]:
         kinds = dict.fromkeys(names, pa.string())
         convert = pa.csv.ConvertOptions(column_types=kinds, include_columns=names, strings_can_be_null=False)
-        with _csv_reader(self._data, str(self._delimiter), convert) as reader:
+        with _csv_reader(data, delimiter, convert) as reader:
             yield from reader
 
-    def _read_parquet(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        source = arrow_reader(self._data)
+    def _read_parquet(self, data: pa.Buffer, names: list[str]) -> Iterator[pa.RecordBatch]:
+        source = buffer_reader(data)
         schema = pq.read_schema(source)
         for name in names:
             if pa.types.is_nested(kind := schema.field(name).type):
@@ -92,24 +100,28 @@ def open_table(data: bytes, path: str) -> Table:
     """
     try:
         if data[:4] == b"PAR1":
-            names = stated_columns(arrow_reader(data))
-            return Table(path, [normal_text(name) for name in names], names, data, None)
+            buffer = arrow_buffer(data)
+            names = stated_columns(buffer_reader(buffer))
+            return Table(path, [normal_text(name) for name in names], names, buffer, None)
         data = csv_bytes(data, path)
         delimiter = delimiter_of(data)
         _check_quotes(data, delimiter, path)
         if data[:MAX_LINE_BYTES].partition(b"\n")[0].count(delimiter.encode()) >= MAX_COLUMNS:
             raise UserError(f"{path}: more than {MAX_COLUMNS:,} columns; keep those of the ids and the labels")
-        with _csv_reader(data, delimiter) as reader:
+        buffer = arrow_buffer(data)
+        with _csv_reader(buffer[: 2 * MAX_LINE_BYTES], delimiter) as reader:
             names = reader.schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _not_readable(path, error) from error
-    return Table(path, [normal_text(name) for name in names], names, data, delimiter)
+    return Table(path, [normal_text(name) for name in names], names, buffer, delimiter)
 
 
-def _csv_reader(data: bytes, delimiter: str, convert: pa.csv.ConvertOptions | None = None) -> pa.csv.CSVStreamingReader:
+def _csv_reader(
+    data: pa.Buffer, delimiter: str, convert: pa.csv.ConvertOptions | None = None
+) -> pa.csv.CSVStreamingReader:
     """Return a reader of a CSV in parts, each of whole lines: a line is no longer than a part."""
     return pa.csv.open_csv(
-        arrow_reader(data),
+        buffer_reader(data),
         read_options=pa.csv.ReadOptions(block_size=MAX_LINE_BYTES),
         parse_options=pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
         convert_options=convert,
@@ -158,12 +170,23 @@ def csv_bytes(data: bytes, path: str) -> bytes:
             raise UserError(f"{path}: is {what}")
     if b"\0" in data[:4096]:
         raise UserError(f"{path}: neither text nor Parquet; save it as CSV in the encoding UTF-8")
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line:,} is not in the encoding UTF-8; save it as UTF-8") from None
+    if (wrong := _not_utf8(data)) is not None:
+        line = data.count(b"\n", 0, wrong) + 1
+        raise UserError(f"{path}: line {line:,} is not in the encoding UTF-8; save it as UTF-8")
     return data
+
+
+def _not_utf8(data: bytes) -> int | None:
+    """Return the position of the first byte that is not UTF-8, or None. Decodes a part at a time, to save memory."""
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(data)
+    for start in range(0, len(data), _DECODED_AT_ONCE):
+        begun = len(decoder.getstate()[0])  # bytes of a character that the last part left open
+        part = view[start : start + _DECODED_AT_ONCE]
+        try:
+            decoder.decode(part, final=start + len(part) == len(data))
+        except UnicodeDecodeError as error:
+            return start - begun + error.start
+    return None
 
 
 def _unpacked(data: bytes, path: str) -> bytes:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from lmk_data.decoding import why_not_decoded
 from lmk_data.formats import EXTENSIONS, accepted_formats
+from lmk_data.sources.archives import readable_name
 from lmk_data.sources.stores import FolderStore, Store
 from lmk_data.system.storage import LocalFolder
 
@@ -29,5 +30,5 @@ def unread_formats(names: "pd.Series[str]") -> list[str]:
 def first_names(stores: list[Store]) -> "pd.Series[str]":
     """Return the names of the first files of each folder on this machine; archives and URLs are not looked into."""
     local = [store for store in stores if isinstance(store, FolderStore) and isinstance(store.folder, LocalFolder)]
-    names = [name for store in local for name, _ in islice(store.members([]), _LOOKED_AT)]
+    names = [readable_name(name) for store in local for name, _ in islice(store.members([]), _LOOKED_AT)]
     return pd.Series(names, dtype=str)

@@ -24,11 +24,11 @@ from lmk_data.dataset.format import (
     content_sha256_of,
     index_name,
     index_schema,
-    is_safe_key,
 )
 from lmk_data.dataset.integrity import check_base
 from lmk_data.dataset.manifest import MAX_BYTES, read_manifest
 from lmk_data.dataset.reader import ShardedDataset
+from lmk_data.dataset.tables import has_safe_keys
 from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
 from lmk_data.system.terminal import progress_bar
@@ -223,7 +223,7 @@ def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
             return
         if not pc.all(pc.equal(names.take(pa.array(labels)), index["landmark_id"].combine_chunks())).as_py():
             yield Problem(location, "has a landmark_id that is not its label's")
-        if not all(map(is_safe_key, index["key"].to_pylist())):
+        if not has_safe_keys(index["key"]):
             yield Problem(location, "has a key that is not of the documented form")
         keys.append(index["key"])
         yield from _check_places(dataset, split, index)

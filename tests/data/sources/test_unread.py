@@ -1,5 +1,6 @@
 """Files of formats that are not decoded here are named before a build begins."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import features
 from lmk_data.build import BuildOptions, build, plan_build
 from lmk_data.errors import BuildError
 from lmk_data.formats import accepted_formats
-from lmk_data.sources.unread import unread_formats
+from lmk_data.sources.stores import open_stores
+from lmk_data.sources.unread import first_names, unread_formats
 from tests.data.sources.packed import touch
 
 Options = Callable[..., BuildOptions]
@@ -50,3 +52,12 @@ def test_a_build_and_a_dry_run_say_it(
     assert f"note: {SAID.format(1, 'a/1.tif')}" in capsys.readouterr().err
     plan_build(options(images=[str(collection / "train"), str(tmp_path / "none")]))
     assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_takes_names_that_are_no_text(options: Options, collection: Path, tmp_path: Path) -> None:
+    """File names are bytes on Linux; these are Latin-1."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / os.fsdecode(b"caf\xe9.tif")).touch()
+    assert first_names(open_stores([str(images)])).tolist() == ["caf\\xe9.tif"]
+    assert plan_build(options(images=[str(images)]))[1].counts["listed"] == 67
