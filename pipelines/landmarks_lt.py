@@ -74,6 +74,8 @@ _ALSO_WHOLE = ("cross entropy", "LDAM", "LDAM-DRW", "balanced softmax", "balance
 FINE_TUNED = {name: METHODS[name] for name in _ALSO_WHOLE} | {
     "balanced softmax, mixup": Method({"loss": "balanced-softmax", "mixup": 0.2}),
     "balanced softmax, cutmix": Method({"loss": "balanced-softmax", "cutmix": 1}),
+    "balanced softmax, GeM, neck": Method({"loss": "balanced-softmax", "pool": "gem", "neck": 512}),
+    "ArcFace, GeM, neck": Method({"loss": "arcface", "pool": "gem", "neck": 512}),
     "cross entropy, retrained head": Method({"loss": "ce", "sampling": "class-balanced"}, backbone="cross entropy"),
 }
 _FINE_TUNING: tuple[object, ...] = ("--model", "efficientnet-lite0")
