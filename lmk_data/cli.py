@@ -10,7 +10,7 @@ import tyro
 
 from lmk_data import __version__
 from lmk_data.options import Browse, Build, BuildOptions, Export, Report, Sample, Selection, Subset, Verify
-from lmk_data.system.terminal import run_command, say
+from lmk_data.system.terminal import counted, run_command, say
 
 if TYPE_CHECKING:
     from lmk_data.build import BuildResult
@@ -169,7 +169,7 @@ def _subset(command: Subset) -> None:
         kind = "copy" if command.copy else "view"
         say(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
         for split, entry in manifest["splits"].items():
-            say(f"  {split:5} {entry['num_samples']:>9,} images in {len(entry['shards']):,} shards")
+            say(f"  {split:5} {entry['num_samples']:>9,} images in {counted(len(entry['shards']), 'shard')}")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
         base = "" if command.copy else manifest["view_of"]["path"]
         counted: dict[str, Any] = {
@@ -302,7 +302,7 @@ def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> No
     say(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {options.out}:")
     for split, num_shards in plan.num_shards.items():
         share = num_samples[split] / len(plan.samples)
-        say(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {num_shards:,} shards")
+        say(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {counted(num_shards, 'shard')}")
 
 
 def _print_built(options: BuildOptions, result: "BuildResult") -> None:

@@ -77,11 +77,6 @@ def percent(share: float) -> Number:
     return Number(f"{share:.2%}".replace("%", " %"))
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, which gets an s unless the number is 1."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return a whole page, which loads nothing from the network and runs no scripts but the two inlined ones."""
     scripts = [_script(name) for name in _SCRIPTS]

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.report.census import OddOnes
-from lmk_data.report.page import PictureRow, counted, thumbnail
+from lmk_data.report.page import PictureRow, thumbnail
 from lmk_data.report.quality import DuplicateGroup
+from lmk_data.system.terminal import counted
 
 _MOSAIC_CLASSES, _MOSAIC_PICTURES = 4, 8
 

@@ -2,8 +2,7 @@
 
 from lmk_data.dataset.format import SelectionStep
 from lmk_data.report.figures import DatasetFigures
-from lmk_data.report.page import counted
-from lmk_data.system.terminal import printable
+from lmk_data.system.terminal import counted, printable
 
 
 def terminal_summary(figures: DatasetFigures) -> str:

@@ -36,6 +36,11 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text else text
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def say(*lines: str) -> None:
     """Print lines on stdout, each `printable`: parts of them may come from files of strangers."""
     for line in lines:

@@ -22,7 +22,6 @@ from lmk_train.evaluation.calibration import fit_run
 from lmk_train.evaluation.evaluate import Evaluation, evaluate_split, make_evaluator
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
-from lmk_train.evaluation.report import write_run_report
 from lmk_train.models.state_dicts import state_sha256
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes, dataset_state
@@ -108,6 +107,8 @@ def train(
                 _train_epochs(trainer, log, stop)
         test = _evaluate_best(trainer) if evaluate_test else None
         if test is not None and world.is_first:
+            from lmk_train.evaluation.report import write_run_report  # plots take a while to import
+
             write_run_report(run, dataset, test.split)
         best = _sign(config) * trainer.progress.best_metric if dataset.num_samples("val") else None
     return TrainResult(run, world.rank, test, trainer.progress.best_epoch, best, trainer.progress.seconds)
