@@ -172,12 +172,12 @@ def _subset(command: Subset) -> None:
             say(f"  {split:5} {entry['num_samples']:>9,} images in {counted(len(entry['shards']), 'shard')}")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
         base = "" if command.copy else manifest["view_of"]["path"]
-        counted: dict[str, Any] = {
+        left_out: dict[str, Any] = {
             "left out by marks and lists of keys": origin["removed"].get("marked"),
             "duplicates left out": origin["removed"].get("duplicates"),
             "relabelled": origin.get("relabelled"),
         }
-        for what, numbers in counted.items():
+        for what, numbers in left_out.items():
             if numbers:
                 say(f"  {what}: {', '.join(f'{numbers[split]:,} of {split}' for split in SPLITS)}")
         named = ["--base", base] if is_url(base) else []

@@ -10,6 +10,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import FEW_BELOW, MANY_ABOVE
 from lmk_data.errors import UserError
 from lmk_data.report import page
+from lmk_data.system.terminal import counted
 from lmk_train.evaluation.evaluated import EvaluatedSplit, RunRecord, TauSweep
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.evaluation.report_plots import (
@@ -121,7 +122,7 @@ def _confusions(evaluated: EvaluatedSplit, dataset: ShardedDataset) -> list[Mark
     for target, predicted, count in pairs[["target", "prediction", "count"]].itertuples(index=False):
         is_pair = (predictions["target"] == target) & (predictions["label_1"] == predicted)
         jpegs = _thumbnails(dataset, predictions.loc[is_pair, "key"].head(_NUM_PICTURES))
-        rows.append(page.PictureRow(_mistake(evaluated, target, predicted), page.counted(count, "image"), jpegs))
+        rows.append(page.PictureRow(_mistake(evaluated, target, predicted), counted(count, "image"), jpegs))
     return [*parts, page.paragraph("Pairs that are confused most often:"), page.picture_rows(rows)]
 
 
@@ -148,7 +149,7 @@ def _class_rows(
     columns = classes.head(_NUM_CLASSES)[["label", "shown", "train", "f1", "support"]]
     for label, name, train, f1, support in columns.itertuples(index=False, name=None):
         keys = predictions.loc[predictions["target"] == label, "key"].head(_NUM_PICTURES)
-        note = f"{size}: {page.counted(train, 'training image')}, F1 {f1:.2f} on {page.counted(support, 'image')}"
+        note = f"{size}: {counted(train, 'training image')}, F1 {f1:.2f} on {counted(support, 'image')}"
         rows.append(page.PictureRow(name, note, _thumbnails(dataset, keys)))
     return rows
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lmk_data.dataset import ShardedDataset
 from lmk_data.report import page
 from lmk_data.system.files import write_bytes
+from lmk_data.system.terminal import counted
 from lmk_train.inspection.folder import Findings, split_rows
 from lmk_train.inspection.plots import score_plot
 
@@ -170,9 +171,7 @@ def _several(shown: _Shown) -> list[Markup]:
     for label in _worst(judged.several_score, judged.several, _NUM_CLASSES):
         parts = judged.parts[label]
         sides = [
-            page.Side(
-                f"part {number}: {page.counted(len(part), 'picture')}", shown.thumbnails(shown.most_typical(part))
-            )
+            page.Side(f"part {number}: {counted(len(part), 'picture')}", shown.thumbnails(shown.most_typical(part)))
             for number, part in enumerate(parts[:_MAX_SHOWN_PARTS], start=1)
         ]
         note = f"score {judged.several_score[label]:.2f}, {len(parts)} parts, purity {judged.purity[label]:.2f}"
@@ -191,7 +190,7 @@ def _twins(shown: _Shown) -> list[Markup]:
         seen.add(pair)
         note = f"score {judged.twin_score[label]:.2f}, similarity {judged.twin_similarity[label]:.2f}"
         if duplicates := int(judged.twin_duplicates[label]):
-            note += f", {page.counted(duplicates, 'group')} of near duplicates shared"
+            note += f", {counted(duplicates, 'group')} of near duplicates shared"
         sides = [shown.class_side(label, shown.ids[label]), shown.class_side(other, shown.ids[other])]
         rows.append(page.Comparison(f"{shown.names[label]} and {shown.names[other]}", note, sides))
     plot = score_plot(judged.twin_score, judged.twin, "nearness of the nearest class, as a score", "classes")
