@@ -36,7 +36,7 @@ class Need:
         """Return the need of a training.
 
         Args:
-            config: its model, neck, centres, optimiser, averaging and micro-batches count.
+            config: its model, neck, head, centres, optimiser, averaging and micro-batches count.
             num_classes: outputs of the head.
             picture_size: pixels on each side of its pictures.
             value_bytes: of an activation: 2 under autocast, otherwise 4.
@@ -46,7 +46,7 @@ class Need:
         width = config.neck or architecture.num_features
         neck = 0 if config.neck is None else (architecture.num_features + 2) * width
         centres = config.subcenters if config.loss == "arcface" else 1
-        head = centres * num_classes * width
+        head = num_classes * (centres * width + (config.head == "linear"))  # with a bias
         floats = 2 + OPTIMIZER_FLOATS[config.optimizer] + (config.ema is not None)  # of each parameter
         second_gradient = head if ranks > 1 or config.grad_accum > 1 else 0
         parameters = architecture.num_parameters + neck + head

@@ -13,7 +13,7 @@ from lmk_train.training.loop import train
 def finished(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, not to be written to."""
     run = tmp_path_factory.mktemp("evaluation") / "run"
-    chosen = {"epochs": 2, "batch_size": 10, "device": "cpu", "amp": "off", "quiet": True}
+    chosen = {"loss": "ldam", "epochs": 2, "batch_size": 10, "device": "cpu", "amp": "off", "quiet": True}
     train(TrainConfig(str(dataset_path), run, "efficientnet-lite0", **chosen))  # type: ignore[arg-type]
     return run
 

@@ -123,7 +123,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(
     config: Config, dataset: ShardedDataset, tmp_path: Path
 ) -> None:
     """One float16 step, its gradients scaled by 65,536, moves the head as a float32 step does."""
-    chosen = {"freeze_backbone_epochs": 2, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 1.0}
+    chosen = {"freeze_backbone_epochs": 2, "drop_rate": 0.0, "optimizer": "sgd", "head_lr": 1.0, "head": "cosine"}
     chosen |= {"model": "efficientnet-lite0", "weights": "imagenet", "weight_decay": 0.0, "clip_grad": 0.01}
     moves = []
     for amp in ("off", "fp16"):

@@ -89,7 +89,7 @@ def test_grids_rise_within_their_ends(low: float, factor: float, log: bool, whol
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nlabel_smoothing = 0.1", "[fixed] label_smoothing: has no effect with"),
         ("[search]\nloss = ['ce', 'focal']", "loss: must be a list of two or more of balanced-softmax, ldam, ce"),
         ("[search]\nepochs = [1, 2]", "epochs: cannot be searched; these can: model, loss, head, pool, neck, ldam_max"),
-        ("[search]\nlabel_smoothing = [0.0, 0.1]", "label_smoothing: has no effect with a loss of ldam"),
+        ("[search]\nlabel_smoothing = [0.0, 0.1]", "label_smoothing: has no effect with a loss of balanced-softmax"),
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nlr = 1", "[fixed] lr: is searched too"),
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\nshards = 'x'", "[fixed] shards: cannot be fixed here"),
         ("[search]\nlr = [1e-3, 1e-2]\n[fixed]\namp = 'fp8'", "[fixed] amp: 'fp8' is not a value that --amp accepts"),
