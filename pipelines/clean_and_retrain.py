@@ -69,7 +69,7 @@ class Loop:
     training: tuple[object, ...] = ()
     heads: bool = False
     seeds: int = 1
-    min_confidence: float = 0.5
+    min_confidence: float = 0.9
     flipped: float = 0.0
     flip_seed: int = 0
 
@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="trainings on each view")
     parser.add_argument("--heads", action="store_true", help="train only heads, on cached features")
-    parser.add_argument("--min-confidence", type=float, default=0.5, help="what lmk-inspect needs to mark a picture")
+    parser.add_argument("--min-confidence", type=float, default=0.9, help="what lmk-inspect needs to mark a picture")
     parser.add_argument("--flip-labels", type=float, default=0.0, metavar="SHARE", help="make labels wrong first")
     parser.add_argument("--flip-seed", type=int, default=0)
     words = sys.argv[1:]

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Self
 
 from lmk_data.dataset.format import canonical_json, write_file
 from lmk_data.errors import DeadWorkerError, StorageError
@@ -29,6 +27,9 @@ from lmk_data.system.engine import how_it_ends
 from lmk_data.system.files import open_regular
 from lmk_data.system.storage import CRASHES, NOTES_FOLDER, Folder, LocalFolder
 from lmk_data.system.terminal import notice
+
+if TYPE_CHECKING:  # a worker process needs no pandas
+    import pandas as pd
 
 NOTE_NAME = r"[0-9a-f]{16}"
 _KEY_BYTES = 80
@@ -98,7 +99,7 @@ class Crashes:
     out: Folder
     fingerprint: str
     notes: str | None
-    samples: pd.DataFrame
+    samples: "pd.DataFrame"
     stores: list[Store]
     recipe: Recipe
     known: dict[str, str] = field(default_factory=dict)
@@ -125,12 +126,12 @@ class Crashes:
         more = f" and {len(noted) - _SHOWN} more" * (len(noted) > _SHOWN)
         raise DeadWorkerError(f"{died}; it was at {' or '.join(names)}{more}, which can be decoded alone") from died
 
-    def _noted(self) -> pd.DataFrame:
+    def _noted(self) -> "pd.DataFrame":
         """Return the rows of the pictures that are noted."""
         keys = [] if self.notes is None else [_key(path) for path in _note_paths(self.notes)]
         return self.samples[self.samples["key"].isin(keys)]
 
-    def _try(self, noted: pd.DataFrame) -> bool:
+    def _try(self, noted: "pd.DataFrame") -> bool:
         """Decode the noted pictures again, each alone; return whether one of them is to be rejected."""
         rows = noted.to_dict("records")
         found = False

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -24,6 +23,9 @@ from lmk_data.errors import DatasetError
 from lmk_data.system.files import open_regular
 from lmk_data.system.parquet import TableLimits, read_batches, read_parquet, read_row
 from lmk_data.system.storage import Folder, LocalFolder
+
+if TYPE_CHECKING:  # what reads and writes Parquet alone needs no pandas
+    import pandas as pd
 
 # What a small file can state in any number: rows of tables that no shard backs, and the bytes of a table in memory.
 MAX_ROWS, MAX_BYTES = 4_000_000, 1 << 30
@@ -168,7 +170,7 @@ def _is_within(column: pa.ChunkedArray, least: int, most: int) -> bool:
     return bool(least <= bounds["min"] and bounds["max"] <= most)
 
 
-def read_classes(folder: Folder, num_classes: int) -> pd.DataFrame:
+def read_classes(folder: Folder, num_classes: int) -> "pd.DataFrame":
     """Return classes.parquet of a dataset whose manifest states `num_classes`, checked: one row per label, in order."""
     table, location = read_table(folder, CLASSES), folder.location(CLASSES)
     wanted = classes_schema(landmark_id_of(table), is_marked=MARKED_SIZE in table.column_names)
@@ -193,7 +195,7 @@ def read_classes(folder: Folder, num_classes: int) -> pd.DataFrame:
     return frame
 
 
-def read_rest(folder: Folder, name: str, num_classes: int) -> pd.DataFrame:
+def read_rest(folder: Folder, name: str, num_classes: int) -> "pd.DataFrame":
     """Return rejects.parquet or dropped_classes.parquet of a dataset whose manifest states `num_classes`, checked."""
     table, location = read_table(folder, name), folder.location(name)
     schema_of = dropped_classes_schema if name.startswith("dropped") else rejects_schema

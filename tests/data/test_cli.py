@@ -194,6 +194,12 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
+def test_a_worker_process_starts_without_pandas() -> None:
+    check = "import sys, lmk_data.build.shard; print(*({'pandas', 'jinja2', 'matplotlib', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
 def test_dry_run_needs_only_the_labels(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "nothing"
     assert main(["build", "--labels", str(collection / "train.csv"), "--out", str(out), "--dry-run"]) == 0
