@@ -72,6 +72,7 @@ METHODS = {
 }
 _ALSO_WHOLE = ("cross entropy", "LDAM", "LDAM-DRW", "balanced softmax", "balanced softmax, cosine head")
 FINE_TUNED = {name: METHODS[name] for name in _ALSO_WHOLE} | {
+    "LDAM-DRW from half": Method({"loss": "ldam", "drw_start": 0.5}),
     "balanced softmax, mixup": Method({"loss": "balanced-softmax", "mixup": 0.2}),
     "balanced softmax, cutmix": Method({"loss": "balanced-softmax", "cutmix": 1}),
     "balanced softmax, GeM, neck": Method({"loss": "balanced-softmax", "pool": "gem", "neck": 512}),
