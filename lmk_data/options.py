@@ -235,7 +235,7 @@ class Verify:
     quick: bool = False
     """Do not decode the sample of pictures."""
     thorough: bool = False
-    """Read every tar with webdataset too, not only 16: its bytes are checked in any case."""
+    """Read every tar with webdataset, not 16 at most. The bytes of all are compared in any case."""
     workers: _Workers = None
     """Worker processes; by default one per core."""
     quiet: bool = False

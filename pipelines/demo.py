@@ -2,7 +2,7 @@
 
     make demo
 
-Draws 24 synthetic landmarks, builds shards, and trains EfficientNet-Lite0 with LDAM from its ImageNet weights (they
+Draws 24 synthetic landmarks, builds shards, and trains EfficientNet-Lite0 from its ImageNet weights (they
 come with a Python package; nothing is downloaded). Prints where to find the results. Takes about 3 minutes on 2 cores;
 the expected test accuracy is above 0.9. Everything is written to demo/. A second run resumes where the first stopped.
 """
@@ -32,7 +32,7 @@ def demonstrate() -> None:
         *("--title", "Synthetic landmarks"),
         *("--license", "CC0-1.0"),
     )
-    model = ("--model", "efficientnet-lite0", "--loss", "ldam", "--epochs", EPOCHS)
+    model = ("--model", "efficientnet-lite0", "--epochs", EPOCHS)
     train(SHARDS, RUN, *model)
     run("lmk-eval", RUN, "--split", "val")
     folder = RunFolder(RUN)

@@ -57,7 +57,7 @@ def margin_plot(margins: Margins) -> Markup:
     axes.scatter(sizes, margins.margin, s=marker, color=page.ACCENT, alpha=0.6, linewidths=0)
     axes.set(xscale="log", ylim=(0, None), xlabel="training images of a class (log scale)", ylabel="LDAM margin")
     page.label_log_axis(axes.xaxis, curve[-1] / curve[0])
-    caption = f"LDAM margin by class size: C / n^(1/4), at most {MAX_MARGIN}. Larger dots stand for more classes."
+    caption = f"Margin of --loss ldam by class size: C / n^(1/4), at most {MAX_MARGIN}. Larger dots: more classes."
     return page.figure(drawn, caption)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lmk_data.system.parquet import text_bytes
 
 MAX_ROWS = 100_000_000
-MAX_DIFFERENT_ROWS = 20_000_000
+MAX_DIFFERENT_ROWS = 50_000_000
 MAX_TEXT_BYTES = 1 << 30  # of the columns that are read, in different rows
 _SEARCHED_AGAIN = 2_000_000  # rows; fewer are not searched for repetitions a second time
 Numbers = NDArray[np.int64]

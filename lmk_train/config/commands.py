@@ -208,7 +208,7 @@ class TuneConfig:
     """Number of trials, failed ones included; by default 20, and for a grid its number of points."""
     search: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Search space, as TOML (see docs/tuning.md).
-    By default rates, decay, margin or smoothing, jitter, frozen epochs and batch size around the model's defaults."""
+    By default rates, decay, jitter, frozen epochs, batch size and what the loss has, around the model's defaults."""
     objective: Metric = "macro_f1"
     """Metric of the validation split to optimise; loss and calibration_error are minimised.
     A trial counts with its best epoch, which is the one it keeps."""

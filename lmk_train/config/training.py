@@ -324,7 +324,7 @@ def _of_type(name: str, value: object, option: Option) -> Any:
 class TrainConfig(_Options[None]):
     """Train a classifier of landmarks on a dataset of shards.
 
-    Mixed precision, margins from the class counts of the dataset, validation after every epoch, the best and the last
+    Mixed precision, class counts of the dataset in the loss, validation after every epoch, the best and the last
     checkpoint kept, test metrics at the end. After an interruption the same command with --resume continues at the step
     where it stopped.
 

@@ -33,7 +33,7 @@ def main() -> None:
             out, started = arguments.out / f"{strategy}-{seed}", time.perf_counter()
             command = [Path(sys.executable).parent / "lmk-tune", "--shards", arguments.dataset, "--out", out, "--quiet"]
             chosen = ["--strategy", strategy, "--seed", seed, "--trials", arguments.trials, "--objective", "loss"]
-            chosen += ["--model", "efficientnet-lite0", "--cached-features"]
+            chosen += ["--model", "efficientnet-lite0", "--loss", "ldam", "--cached-features"]
             subprocess.run([str(word) for word in [*command, *chosen]], check=True)
             minutes = (time.perf_counter() - started) / 60
             longest = max(longest, minutes)
