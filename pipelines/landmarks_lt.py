@@ -65,14 +65,21 @@ METHODS = {
     "cross entropy, deferred re-weighting": Method({"loss": "ce", "drw_start": 0.8}),
     "LDAM": Method({"loss": "ldam"}),
     "LDAM-DRW": Method({"loss": "ldam", "drw_start": 0.8}),
+    "LDAM-DRW from half": Method({"loss": "ldam", "drw_start": 0.5}),
     "balanced softmax": Method({"loss": "balanced-softmax"}),
     "balanced softmax, cosine head": Method({"loss": "balanced-softmax", "head": "cosine"}),
     "ArcFace, 1 centre": Method({"loss": "arcface", "subcenters": 1}),
     "ArcFace, 3 centres": Method({"loss": "arcface"}),
 }
-_ALSO_WHOLE = ("cross entropy", "LDAM", "LDAM-DRW", "balanced softmax", "balanced softmax, cosine head")
+_ALSO_WHOLE = (
+    "cross entropy",
+    "LDAM",
+    "LDAM-DRW",
+    "LDAM-DRW from half",
+    "balanced softmax",
+    "balanced softmax, cosine head",
+)
 FINE_TUNED = {name: METHODS[name] for name in _ALSO_WHOLE} | {
-    "LDAM-DRW from half": Method({"loss": "ldam", "drw_start": 0.5}),
     "balanced softmax, mixup": Method({"loss": "balanced-softmax", "mixup": 0.2}),
     "balanced softmax, cutmix": Method({"loss": "balanced-softmax", "cutmix": 1}),
     "balanced softmax, GeM, neck": Method({"loss": "balanced-softmax", "pool": "gem", "neck": 512}),
