@@ -141,7 +141,13 @@ def measure(what: str, words: list[str]) -> dict[str, object]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{what}: exit status {status}")
-    return {"what": what, "seconds": round(time.monotonic() - started, 2), "peak_mb": usage.ru_maxrss // 1024}
+    seconds, cpu_seconds = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    return {
+        "what": what,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "peak_mb": usage.ru_maxrss // 1024,
+    }
 
 
 def write_marks(dataset_path: Path, out: Path) -> None:
