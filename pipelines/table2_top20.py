@@ -4,8 +4,8 @@
     python -m pipelines.table2_top20 --smoke           # the same steps on synthetic images, in minutes, in CI
 
 Builds the full set once (shared with the other tables), makes a view of the top 20 (26,779 images) and trains five
-runs of 8 epochs with the defaults of docs/training.md; LDAM uses its cosine head. "Ours" is balanced softmax, the best
-recipe of docs/recipes.md; the report has no such row. After an interruption, the same command resumes.
+runs of 8 epochs with the defaults of docs/training.md; LDAM uses its cosine head. "Ours" is the default, balanced
+softmax (docs/recipes.md); the report has no such row. After an interruption, the same command resumes.
 
 Hardware: one GPU with 8 GB or more; nothing here was timed on one. An epoch has 19,279 training images. At R images/s
 (`lmk-train --profile-input`) a run takes 8 * 19,279 / R seconds: 5 minutes at 500.

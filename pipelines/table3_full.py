@@ -4,7 +4,7 @@
     python -m pipelines.table3_full --smoke            # the same steps on synthetic images, in minutes, in CI
 
 Builds the full set (1,490,153 images, shared with the other tables) and trains three runs of 8 epochs with the
-defaults of docs/training.md. "Ours" is balanced softmax, the best recipe of docs/recipes.md; the report has no such
+defaults of docs/training.md. "Ours" is the default, balanced softmax (docs/recipes.md); the report has no such
 row. After an interruption, the same command resumes. The head of ResNet-50 alone has 117 M parameters; if memory is
 short, add `--grad-accum 2` to a row below.
 
