@@ -200,9 +200,9 @@ def table(runs: pd.DataFrame, epochs: int) -> str:
     for _, group in runs.groupby(["imbalance", "method"], sort=False):
         imbalance, method = group.iloc[0][["imbalance", "method"]]
         found, published = 100 * group["accuracy"], PUBLISHED.get((imbalance, method), "")
-        spread = f"{found.min():.2f} to {found.max():.2f}"
+        spread = f"{found.min():.2f} to {found.max():.2f}" if len(found) > 1 else ""
         lines.append(f"| {imbalance} | {method} | {found.mean():.2f} | {spread} | {len(found)} | {published} |")
-    return "\n".join([*lines, "", f"ResNet-32, {epochs} epochs: mean, lowest to highest, in %.", ""])
+    return "\n".join([*lines, "", f"ResNet-32, {epochs} epochs: mean over the seeds, lowest to highest, in %.", ""])
 
 
 def main() -> int:
