@@ -14,8 +14,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
+from PIL import Image
 
 import lmk_data.cli
 from lmk_data.cli import main
@@ -240,6 +242,11 @@ def started(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "train.csv"):
         (folder / name).symlink_to(collection / name)
     shutil.copy(max(collection.rglob("*.jpg")), folder / "photo.jpg")
+    for number in range(24):  # of its own pictures, in two class folders
+        place = folder / "photos" / f"class-{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 64)).save(place / f"{number}.jpg")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr("lmk_train.training.profile_input._SECONDS", 0.3)
         for line in commands(DOCS / "quickstart.md", more="|`"):

@@ -21,8 +21,8 @@ def test_a_training_calibrates_and_validation_picks_the_blend(collection: Path, 
     images, labels = [str(collection / "train")], str(collection / "train.csv")
     rule, recipe = PlanRule(split=(0.4, 0.6, 0.0)), Recipe(size=32)
     build(BuildOptions(images=images, labels=labels, out=shards, rule=rule, recipe=recipe, workers=1, quiet=True))
-    chosen = {"weights": "none", "epochs": 1, "batch_size": 8, "device": "cpu", "amp": "off", "quiet": True}
-    train(TrainConfig(str(shards), run, "resnet32", **chosen))  # type: ignore[arg-type]
+    chosen = {"weights": "none", "loss": "ldam", "epochs": 1, "batch_size": 8, "device": "cpu", "amp": "off"}
+    train(TrainConfig(str(shards), run, "resnet32", quiet=True, **chosen))  # type: ignore[arg-type]
     fitted = json.loads((run / "calibration.json").read_text())
     predictor = Predictor(run, device="cpu", amp="off")
     assert predictor.temperature == fitted["temperature"]
