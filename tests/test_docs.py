@@ -273,7 +273,7 @@ def test_the_quick_start_leads_to_a_model(started: Path) -> None:
 def test_evaluation_commands_run_after_the_quick_start(started: Path) -> None:
     (started / "elsewhere").symlink_to("shards")
     for name in ("holiday", "photos"):
-        (started / name).mkdir()
+        (started / name).mkdir(exist_ok=True)
         shutil.copy(started / "photo.jpg", started / name)
     for name in ("a", "b"):
         (started / "runs" / name).symlink_to("efficientnet-b0-balanced-softmax")
