@@ -123,14 +123,14 @@ def build(options: BuildOptions) -> BuildResult:
 def _finished_before(options: BuildOptions, output: Output) -> Manifest | None:
     """Return the manifest of a dataset that these options have built before, without making the plan again.
 
-    The plan follows from the bytes of the label table and from the options. None if something else is there, if there
-    is something to do, or if the labels are class folders.
+    The plan follows from the bytes of the label table and from the options. None if something else is there (a copy of
+    some samples, too), if there is something to do, or if the labels are class folders.
     """
     if options.overwrite or options.labels == CLASS_FOLDERS or not output.folder.exists(MANIFEST):
         return None
     manifest = read_manifest(output.folder)
     source, counts = manifest["source"], manifest["counts"]
-    same = "layout" in source and is_table_of(
+    same = "subset_of" not in source and is_table_of(
         source, options.labels, id_column=options.id_column, label_column=options.label_column
     )
     if not same:

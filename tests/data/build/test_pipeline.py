@@ -21,9 +21,10 @@ from lmk_data.build.publish import markdown_line
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
 from lmk_data.errors import UserError
-from lmk_data.options import PlanRule
+from lmk_data.options import PlanRule, Selection
 from lmk_data.sources.locate import NOT_LISTED
 from lmk_data.verify.dataset import verify
+from lmk_data.views.copy import write_copy
 from tests.published import hashes
 
 Options = Callable[..., BuildOptions]
@@ -109,6 +110,14 @@ def test_a_finished_build_is_known_without_another_plan(
     (tmp_path / "train.csv").write_text(table + "\n".join(table.splitlines()[-1:]))
     with pytest.raises(UserError, match=r"holds another build \(source\.duplicate_rows: 0 -> 1; source\.labels_sha256"):
         build(options(**chosen, labels=str(tmp_path / "train.csv")))
+
+
+def test_a_copy_is_not_taken_for_the_build_of_its_table(options: Options, tmp_path: Path) -> None:
+    build(options(rule=PlanRule()))
+    with ShardedDataset.open(tmp_path / "shards") as dataset:
+        write_copy(dataset, Selection(top=2), str(tmp_path / "copy"), workers=1)
+    with pytest.raises(UserError, match="holds another build"):
+        build(options(rule=PlanRule(), out=tmp_path / "copy"))
 
 
 def test_title_and_licence_change_without_building(options: Options, tmp_path: Path) -> None:
