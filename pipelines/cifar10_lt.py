@@ -57,8 +57,10 @@ METHODS = {
     "balanced softmax, cosine head": Method({"loss": "balanced-softmax", "head": "cosine"}),
     "balanced softmax, mixup": Method({"loss": "balanced-softmax", "mixup": 1}),
     "ArcFace": Method({"loss": "arcface"}),
+    "CE, mixup": Method({"loss": "ce", "mixup": 1}),
     "CE, class-balanced sampling": Method({"loss": "ce", "sampling": "class-balanced"}),
     "CE, retrained head": Method(_NEW_HEAD, backbone="CE"),
+    "CE, mixup, retrained head": Method(_NEW_HEAD, backbone="CE, mixup"),
     "LDAM, retrained head": Method(_NEW_HEAD, backbone="LDAM"),
 }
 PUBLISHED = {  # top-1 accuracy, %
