@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmk_data.build.crashes import Note
+from lmk_data.dataset.columns import table_of
 from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
 from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
@@ -142,7 +143,7 @@ def write_shard(place: ShardPlace, rows: Sequence[Mapping[str, Any]], pictures: 
         out.remove(name)
     stated = {"fingerprint": place.fingerprint, "sha256": sha256, "num_bytes": str(num_bytes)}
     landmark_id = pa.int64() if isinstance(rows[0]["landmark_id"], int) else pa.string()
-    table = pa.Table.from_pylist(list(rows), receipt_schema(landmark_id)).replace_schema_metadata(stated)
+    table = table_of(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
     _check_plan(place)
     write_file(out, receipt_name(place.split, place.number), parquet_bytes(table))
     return _receipt(place.split, place.number, [row.get("reason") for row in rows], stated)

@@ -26,6 +26,7 @@ class Jpeg:
     data: bytes
     width: int
     height: int
+    num_components: int
     held_bytes: int
     exif: bytes
     xmp: bytes
@@ -56,7 +57,8 @@ def read_jpeg(data: bytes) -> Jpeg:
     if frame is None or len(frame[1]) < 6:
         raise Refused("corrupt", "a JPEG without a frame")
     width, height, held_bytes = _checked_frame(*frame, data, start)
-    return Jpeg(b"".join((kept, memoryview(data)[start:])), width, height, held_bytes, bytes(exif), xmp)
+    whole = b"".join((kept, memoryview(data)[start:]))
+    return Jpeg(whole, width, height, frame[1][5], held_bytes, bytes(exif), xmp)
 
 
 def _checked_frame(kind: int, frame: bytes, data: bytes, first_scan: int) -> tuple[int, int, int]:

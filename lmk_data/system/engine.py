@@ -21,6 +21,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from lmk_data.errors import DeadWorkerError, UserError
 
+# A worker that grew by 300 MB is replaced by joblib when it is idle: nothing that a user could do anything about.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning, "joblib")
 _OUT_OF_MEMORY = 99  # the exit code of a process that ran out of memory
 _ENDS_BY_REQUEST = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Task = TypeVar("Task")

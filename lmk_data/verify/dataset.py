@@ -93,13 +93,15 @@ def verify(
     if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
         problems += _check_counts(dataset)
     tasks = list(_tasks(dataset, quick, thorough))
+    # webdataset imports torch where there is torch, and joblib replaces a worker whose memory grows after its first task
+    tasks.sort(key=lambda task: not task.as_others_read)
     total = sum(task.num_bytes for task in tasks)
     num_decoded = 0
     with progress_bar(total, "verifying", "bytes", quiet=quiet) as bar:
-        for number, of_shard, decoded in local_engine(workers).run(check_shard, tasks):
-            problems += of_shard
-            num_decoded += decoded
-            bar.update(tasks[number].num_bytes)
+        for of_shard in local_engine(workers).run(check_shard, tasks):
+            problems += of_shard.problems
+            num_decoded += of_shard.num_decoded
+            bar.update(of_shard.num_bytes)
     problems.sort(key=lambda problem: (problem.location, problem.start or 0))
     small = sum(entry["num_bytes"] for name, entry in manifest["files"].items() if not name.endswith(".tar"))
     return Verification(len(manifest["files"]), total + small, len(dataset), num_decoded, problems)
@@ -275,7 +277,6 @@ def _tasks(dataset: ShardedDataset, quick: bool, thorough: bool) -> Iterator[Sha
             rows = index.slice(bounds[i], bounds[i + 1] - bounds[i])
             entry = dataset.manifest["files"].get(shard["name"])  # missing in a view or a damaged manifest
             yield ShardToCheck(
-                number=number,
                 folder=dataset.shards_folder,
                 name=shard["name"],
                 num_bytes=shard["num_bytes"],

@@ -41,7 +41,6 @@ class ShardToCheck:
     pictures one is decoded; 0 decodes none.
     """
 
-    number: int
     folder: Folder
     name: str
     num_bytes: int
@@ -53,8 +52,17 @@ class ShardToCheck:
     is_view: bool
 
 
-def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
-    """Check a tar; return the number of the task, the problems, and how many pictures were decoded."""
+@dataclass(frozen=True, slots=True)
+class CheckedShard:
+    """What a check found: the problems, how many bytes the shard should have, and how many pictures were decoded."""
+
+    problems: list[Problem]
+    num_bytes: int
+    num_decoded: int = 0
+
+
+def check_shard(task: ShardToCheck) -> CheckedShard:
+    """Check a tar, as far as it can be read."""
     rows = pa.ipc.open_stream(task.rows).read_all().to_pylist()
     location = task.folder.location(task.name)
     try:
@@ -62,7 +70,7 @@ def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
         if num_bytes != task.num_bytes:
             start, end = sorted((num_bytes, task.num_bytes))
             what = f"{num_bytes:,} bytes instead of {task.num_bytes:,}"
-            return task.number, [Problem(location, what, start, end)], 0
+            return CheckedShard([Problem(location, what, start, end)], task.num_bytes)
         problems = list(_check_pictures(task, rows) if task.is_view else _check_bytes(task, rows))
         if not problems and task.as_others_read:
             problems = list(_check_as_others_read(task, rows))
@@ -71,8 +79,8 @@ def check_shard(task: ShardToCheck) -> tuple[int, list[Problem], int]:
             chosen = rows[:: task.decode_every]
             problems, decoded = list(_check_decoding(task, chosen)), len(chosen)
     except OSError as error:
-        return task.number, [Problem(location, f"cannot be read: {error.strerror or error}")], 0
-    return task.number, problems, decoded
+        return CheckedShard([Problem(location, f"cannot be read: {error.strerror or error}")], task.num_bytes)
+    return CheckedShard(problems, task.num_bytes, decoded)
 
 
 def first_difference(actual: bytes, expected: bytes) -> int:

@@ -11,7 +11,7 @@ def test_the_first_sample_that_webdataset_reads_otherwise_is_named(dataset_path:
         split = dataset.splits[0]
         shard = dataset.shards(split)[0]
         rows = [row for row in dataset.index_table(split).to_pylist() if row["shard"] == shard["name"]]
-        task = ShardToCheck(0, dataset.folder, shard["name"], shard["num_bytes"], "", b"", 32, True, 0, False)
+        task = ShardToCheck(dataset.folder, shard["name"], shard["num_bytes"], "", b"", 32, True, 0, False)
         assert len(rows) > 2
         assert list(_check_as_others_read(task, rows)) == []
         for wrong, first in ((rows[:-1], len(rows) - 1), ([*rows, rows[0]], len(rows)), ([rows[1], *rows[1:]], 0)):
