@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import canonical_json, write_file
 from lmk_data.errors import DeadWorkerError, StorageError
@@ -25,11 +28,8 @@ from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
 from lmk_data.system.engine import how_it_ends
 from lmk_data.system.files import open_regular
-from lmk_data.system.storage import CRASHES, NOTES_FOLDER, Folder, LocalFolder
+from lmk_data.system.storage import CRASHES, NOTES_FOLDER, PLAN_TABLE, Folder, LocalFolder
 from lmk_data.system.terminal import notice
-
-if TYPE_CHECKING:  # a worker process needs no pandas
-    import pandas as pd
 
 NOTE_NAME = r"[0-9a-f]{16}"
 _KEY_BYTES = 80
@@ -92,14 +92,13 @@ def notes_folder(out: Folder, *, on_cluster: bool) -> Iterator[str | None]:
 class Crashes:
     """The pictures of one build that end the process that decodes them.
 
-    `samples` are the planned images. `known` has what is stated of each rejected one, by key; it is kept in the build's
-    folder. `notes` is the folder of the notes, None if there is none.
+    The planned images are in the table of the plan. `known` has what is stated of each rejected one, by key; it is kept
+    in the build's folder. `notes` is the folder of the notes, None if there is none.
     """
 
     out: Folder
     fingerprint: str
     notes: str | None
-    samples: "pd.DataFrame"
     stores: list[Store]
     recipe: Recipe
     known: dict[str, str] = field(default_factory=dict)
@@ -120,20 +119,23 @@ class Crashes:
         noted = self._noted()
         if self._try(noted):
             return
-        if noted.empty:
+        if not noted:
             raise died
-        names = [self._location(row) for row in noted.head(_SHOWN).to_dict("records")]
+        names = [self._location(row) for row in noted[:_SHOWN]]
         more = f" and {len(noted) - _SHOWN} more" * (len(noted) > _SHOWN)
         raise DeadWorkerError(f"{died}; it was at {' or '.join(names)}{more}, which can be decoded alone") from died
 
-    def _noted(self) -> "pd.DataFrame":
-        """Return the rows of the pictures that are noted."""
+    def _noted(self) -> list[_Row]:
+        """Return the rows of the plan for the pictures that are noted."""
         keys = [] if self.notes is None else [_key(path) for path in _note_paths(self.notes)]
-        return self.samples[self.samples["key"].isin(keys)]
+        if not keys:
+            return []
+        with self.out.open(PLAN_TABLE) as file:
+            rows: list[_Row] = pq.read_table(file, filters=pc.field("key").isin(keys)).to_pylist()
+        return rows
 
-    def _try(self, noted: "pd.DataFrame") -> bool:
-        """Decode the noted pictures again, each alone; return whether one of them is to be rejected."""
-        rows = noted.to_dict("records")
+    def _try(self, rows: list[_Row]) -> bool:
+        """Decode pictures again, each alone; return whether one of them is to be rejected."""
         found = False
         if rows and how_it_ends(_decode, [self._trial(row) for row in rows]):
             for row in rows:

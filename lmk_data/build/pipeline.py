@@ -79,12 +79,29 @@ def plan_build(options: BuildOptions) -> tuple[LabelTable, Plan]:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a build will do: the plan, the stores that hold its images, and what the manifest states of them."""
+class _Planned:
+    """A build before its first file is written: the plan, the stores of its images, what the manifest states of it."""
 
     plan: Plan
     stores: list[Store]
     provenance: Provenance
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A build whose plan is written: its shards, and what publishing them needs.
+
+    The planned images are in the folder only: in memory they would take 0.5 KB each for as long as the build lasts.
+    """
+
+    shards: list[PlannedShard]
+    stores: list[Store]
+    publication: Publication
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the build."""
+        return self.publication.provenance.fingerprint
 
 
 def build(options: BuildOptions) -> BuildResult:
@@ -99,25 +116,45 @@ def build(options: BuildOptions) -> BuildResult:
         stores = open_stores(options.images, out)
         if (done := _finished_before(options, output)) is not None:
             return _nothing_to_do(done, started)
-        labels, located, ignored = _read_labels(options, stores, out)
-        _name_what_may_be_missed(ignored or [])
-        plan = _plan_of(located, options)
-        _name_unread(plan.samples.loc[plan.samples["reason"] == "", "source"])
-        _check_any_found(plan, stores)
-        job = _Job(plan, stores, _provenance(labels.source, len(plan.samples), options))
-        finished = output.finished(job.provenance)
+        planned, ignored = _planned(options, stores, out)
+        finished = output.finished(planned.provenance)
         if finished is not None and _is_wanted(finished, out, options):
             return _nothing_to_do(finished, started)
-        manifest, built, workers = _write(options, output, job)
+        shown = _shown_images(planned) if options.scheduler else []
+        with _engine(options, out, shown) as engine:
+            job = _begin(output, planned)
+            del planned
+            workers = engine.workers
+            receipts, built = _run(options, engine, out, job)
+        manifest = output.publish(_write_tables(out, job, receipts))
     return BuildResult(
         manifest=manifest,
         already_complete=False,
         built_images=built,
-        resumed_images=len(plan.samples) - built,
+        resumed_images=sum(shard.num_samples for shard in job.shards) - built,
         ignored=ignored,
         seconds=time.monotonic() - started,
         workers=workers,
     )
+
+
+def _planned(options: BuildOptions, stores: list[Store], out: Folder) -> tuple[_Planned, list[Ignored] | None]:
+    """Read the labels, look for the images and make the plan; return it with what the sources hold besides."""
+    labels, located, ignored = _read_labels(options, stores, out)
+    _name_what_may_be_missed(ignored or [])
+    plan = _plan_of(located, options)
+    _name_unread(plan.samples.loc[plan.samples["reason"] == "", "source"])
+    _check_any_found(plan, stores)
+    return _Planned(plan, stores, _provenance(labels.source, len(plan.samples), options)), ignored
+
+
+def _begin(output: Output, planned: _Planned) -> _Job:
+    """Write the plan, as the first file of the build."""
+    plan = planned.plan
+    output.begin(planned.provenance)
+    shards = _planned_shards(plan)
+    _write_plan(output.folder, plan, shards)
+    return _Job(shards, planned.stores, Publication(planned.provenance, plan.counts, plan.classes, plan.dropped))
 
 
 def _finished_before(options: BuildOptions, output: Output) -> Manifest | None:
@@ -153,30 +190,24 @@ def _nothing_to_do(manifest: Manifest, started: float) -> BuildResult:
     )
 
 
-def _write(options: BuildOptions, output: Output, job: _Job) -> tuple[Manifest, int, int]:
-    """Write and publish the dataset; return its manifest, the number of images built now, and of workers."""
-    with _engine(options, output.folder, job) as engine:
-        output.begin(job.provenance)
-        _write_plan(output.folder, job.plan)
-        workers = engine.workers
-        receipts, built = _run(options, engine, output.folder, job)
-    return output.publish(_write_tables(output.folder, job, receipts)), built, workers
-
-
 @contextmanager
-def _engine(options: BuildOptions, out: Folder, job: _Job) -> Iterator[Engine]:
-    """Yield what builds the shards: this machine, or a cluster whose workers proved that they see the same storage."""
+def _engine(options: BuildOptions, out: Folder, shown: list[tuple[Store, str, Place]]) -> Iterator[Engine]:
+    """Yield what builds the shards: this machine, or a cluster whose workers proved that they see the same storage.
+
+    `shown` are images that the workers of a cluster have to see.
+    """
     if options.scheduler is None:
         yield local_engine(options.workers)
         return
     with connect(options.scheduler) as engine:
-        check_workers(engine, out, _shown_images(job.plan, job.stores))
+        check_workers(engine, out, shown)
         yield engine
 
 
-def _shown_images(plan: Plan, stores: list[Store]) -> list[tuple[Store, str, Place]]:
+def _shown_images(planned: _Planned) -> list[tuple[Store, str, Place]]:
     """Return one readable image from each folder that holds a store."""
-    found = plan.samples[plan.samples["reason"] == ""]
+    samples, stores = planned.plan.samples, planned.stores
+    found = samples[samples["reason"] == ""]
     shown = []
     folders = found["store"].map({number: store.folder.root for number, store in enumerate(stores)})
     for _, images in found.groupby(folders):
@@ -270,12 +301,12 @@ def _has_names_of(out: Folder, options: BuildOptions) -> bool:
     return True
 
 
-def _write_plan(out: Folder, plan: Plan) -> None:
+def _write_plan(out: Folder, plan: Plan, shards: list[PlannedShard]) -> None:
     """Write the plan for the workers, one row group per shard."""
     table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
     with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         start = 0
-        for shard in _planned_shards(plan):
+        for shard in shards:
             writer.write_table(table.slice(start, shard.num_samples), row_group_size=shard.num_samples)
             start += shard.num_samples
 
@@ -293,14 +324,14 @@ def _planned_shards(plan: Plan) -> list[PlannedShard]:
 
 def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple[list[Receipt], int]:
     """Build the shards that have no receipt yet; return all receipts in order, and the number of images built now."""
-    fingerprint = job.provenance.fingerprint
+    fingerprint = job.fingerprint
     with notes_folder(out, on_cluster=options.scheduler is not None) as notes:
-        crashes = Crashes(out, fingerprint, notes, job.plan.samples, job.stores, options.recipe)
+        crashes = Crashes(out, fingerprint, notes, job.stores, options.recipe)
         crashes.load(forget=options.retry_rejected)
         work = Work(
             out=out,
             fingerprint=fingerprint,
-            shards=_planned_shards(job.plan),
+            shards=job.shards,
             engine=engine,
             description="building",
             quiet=options.quiet,
@@ -312,7 +343,7 @@ def _run(options: BuildOptions, engine: Engine, out: Folder, job: _Job) -> tuple
             place = ShardPlace(out, shard.split, shard.number, fingerprint)
             return ShardTask(place, shard.row_group, tuple(job.stores), options.recipe, notes, crashes.known)
 
-        rejections = _Rejections(len(job.plan.samples), options.max_rejected)
+        rejections = _Rejections(sum(shard.num_samples for shard in job.shards), options.max_rejected)
         return finish_shards(work, build_shard, task_of, rejections.add)
 
 
@@ -338,5 +369,4 @@ def _write_tables(out: Folder, job: _Job, receipts: list[Receipt]) -> Manifest:
     """Write everything beside the shards; return the manifest. Raises BuildError if no image is left."""
     if not any(receipt.num_samples for receipt in receipts):
         raise BuildError("every image was rejected; repair the source and run again with --retry-rejected")
-    publication = Publication(job.provenance, job.plan.counts, job.plan.classes, job.plan.dropped)
-    return write_tables(out, publication, built_shards(out, job.provenance.fingerprint, receipts))
+    return write_tables(out, job.publication, built_shards(out, job.fingerprint, receipts))

@@ -1,6 +1,7 @@
 """Write what is published beside the shards: indexes, classes, rejects, the card; and make the manifest."""
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +28,7 @@ from lmk_data.dataset.format import (
     parquet_bytes,
     rejects_schema,
     write_file,
+    write_table,
 )
 from lmk_data.dataset.manifest import Provenance, make_manifest
 from lmk_data.system.storage import Folder
@@ -48,14 +50,14 @@ _MARKUP = re.compile(r"[\\`*\[\]<|~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """A shard to publish: its name, its size, and the rows of its receipt (`receipt_schema`)."""
+    """A shard to publish: its name, its size, and what reads the rows of its receipt (`receipt_schema`)."""
 
     name: str
     split: str
     num_samples: int
     num_bytes: int
     sha256: str
-    rows: pa.Table
+    read_rows: Callable[[], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ class Publication:
 def write_tables(folder: Folder, publication: Publication, shards: list[BuiltShard]) -> Manifest:
     """Write indexes, classes, rejects and the card; return the manifest that lists all files, still to be published.
 
-    `shards` are in order of split and number.
+    `shards` are in order of split and number. The rows of one row group are in memory at a time.
     """
     landmark_id = landmark_id_type(publication.classes)
-    splits, files = _write_indexes(folder, shards, landmark_id)
-    rejects = _rejects(shards, landmark_id)
-    classes = _count_classes(publication.classes, shards)
+    tally = _Tally(len(publication.classes), landmark_id)
+    splits, files = _write_indexes(folder, shards, landmark_id, tally)
+    rejects, classes = tally.rejects(), tally.count(publication.classes)
     dropped = publication.dropped[dropped_classes_schema(landmark_id).names]
     for name, table in {
         CLASSES: pa.Table.from_pandas(classes, classes_schema(landmark_id), preserve_index=False),
@@ -105,18 +107,52 @@ def landmark_id_type(classes: pd.DataFrame) -> pa.DataType:
     return pa.int64() if pd.api.types.is_integer_dtype(classes["landmark_id"]) else pa.string()
 
 
+class _Tally:
+    """What the rows of all shards add up to: samples of each class in each split, and every rejected image."""
+
+    def __init__(self, num_classes: int, landmark_id: pa.DataType) -> None:
+        self._schema = rejects_schema(landmark_id)
+        self._rejects = [self._schema.empty_table()]
+        self._counted = {name: np.zeros(num_classes, dtype=np.int32) for name in (*SPLITS, "rejected")}
+
+    def add(self, split: str, rows: pa.Table) -> None:
+        """Count the rows of a shard's receipt; shards are given in order."""
+        labels, rejected = rows["label"].to_numpy(), pc.is_valid(rows["reason"])
+        for name, mask in ((split, pc.invert(rejected).to_numpy()), ("rejected", rejected.to_numpy())):
+            counted = self._counted[name]
+            counted += np.bincount(labels[mask], minlength=len(counted)).astype(np.int32)
+        rows = rows.filter(rejected)
+        column = pa.nulls(rows.num_rows, pa.string()).fill_null(split)
+        columns = {name: column if name == "split" else rows[name] for name in self._schema.names}
+        self._rejects.append(pa.table(columns).cast(self._schema))
+
+    def rejects(self) -> pa.Table:
+        """Return every planned image that was not written, in order of shard and position."""
+        return pa.concat_tables(self._rejects).combine_chunks()
+
+    def count(self, classes: pd.DataFrame) -> pd.DataFrame:
+        """Return the classes with the number of samples in each split, and of rejected images."""
+        table = classes[["label", "landmark_id", "name", "listed"]].assign(**self._counted)
+        assert (table["listed"] == table[[*SPLITS, "rejected"]].sum(axis=1)).all(), "counts do not reconcile"
+        return table
+
+
 def _write_indexes(
-    folder: Folder, shards: list[BuiltShard], landmark_id: pa.DataType
+    folder: Folder, shards: list[BuiltShard], landmark_id: pa.DataType, tally: _Tally
 ) -> tuple[dict[str, SplitEntry], dict[str, FileEntry]]:
     """Write the index of each split; return the manifest's splits, and its files: indexes and shards."""
     splits: dict[str, SplitEntry] = {}
     files: dict[str, FileEntry] = {}
     for split in SPLITS:
-        published = [shard for shard in shards if shard.split == split and shard.num_samples]
+        of_split = [shard for shard in shards if shard.split == split]
+        published = [shard for shard in of_split if shard.num_samples]
+        parts = _index_parts(of_split, [shard.name for shard in published], landmark_id, tally)
         if not published:
+            for _ in parts:  # what was rejected counts
+                pass
             folder.remove(index_name(split))
             continue
-        files[index_name(split)] = write_file(folder, index_name(split), parquet_bytes(_index(published, landmark_id)))
+        files[index_name(split)] = write_table(folder, index_name(split), index_schema(landmark_id), parts)
         splits[split] = {
             "num_samples": sum(shard.num_samples for shard in published),
             "num_bytes": sum(shard.num_bytes for shard in published),
@@ -131,43 +167,24 @@ def _write_indexes(
     return splits, files
 
 
-def _index(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """Return the label index of a split: the written rows of its shards, in order."""
-    schema = index_schema(landmark_id)
-    names = pa.array([shard.name for shard in shards], pa.string())
-    parts = []
-    for number, shard in enumerate(shards):
-        rows = shard.rows.filter(pc.is_null(shard.rows["reason"]))
-        codes = pa.array([number], pa.int32()).take(pa.nulls(rows.num_rows, pa.int32()).fill_null(0))
-        column = pa.DictionaryArray.from_arrays(codes, names)
-        columns = {name: column if name == "shard" else rows[name] for name in schema.names}
-        parts.append(pa.table(columns).cast(schema))
-    return pa.concat_tables(parts).combine_chunks()
+def _index_parts(
+    shards: list[BuiltShard], published: list[str], landmark_id: pa.DataType, tally: _Tally
+) -> Iterator[pa.Table]:
+    """Count the rows of each shard of a split, and yield those that were written, as rows of the index.
 
-
-def _rejects(shards: list[BuiltShard], landmark_id: pa.DataType) -> pa.Table:
-    """Return every planned image that was not written, in order of shard and position."""
-    schema = rejects_schema(landmark_id)
-    parts = [schema.empty_table()]
+    `published` are the names of the shards that have a tar, in order.
+    """
+    schema, names = index_schema(landmark_id), pa.array(published, pa.string())
+    number_of = {name: number for number, name in enumerate(published)}
     for shard in shards:
-        rows = shard.rows.filter(pc.is_valid(shard.rows["reason"]))
-        split = pa.nulls(rows.num_rows, pa.string()).fill_null(shard.split)
-        columns = {name: split if name == "split" else rows[name] for name in schema.names}
-        parts.append(pa.table(columns).cast(schema))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _count_classes(classes: pd.DataFrame, shards: list[BuiltShard]) -> pd.DataFrame:
-    """Return the classes with the number of samples in each split, and of rejected images."""
-    size = len(classes)
-    counted = {name: np.zeros(size, dtype=np.int32) for name in (*SPLITS, "rejected")}
-    for shard in shards:
-        labels, rejected = shard.rows["label"].to_numpy(), pc.is_valid(shard.rows["reason"]).to_numpy()
-        counted[shard.split] += np.bincount(labels[~rejected], minlength=size).astype(np.int32)
-        counted["rejected"] += np.bincount(labels[rejected], minlength=size).astype(np.int32)
-    table = classes[["label", "landmark_id", "name", "listed"]].assign(**counted)
-    assert (table["listed"] == table[[*SPLITS, "rejected"]].sum(axis=1)).all(), "counts do not reconcile"
-    return table
+        rows = shard.read_rows()
+        tally.add(shard.split, rows)
+        if shard.name in number_of:
+            rows = rows.filter(pc.is_null(rows["reason"]))
+            codes = pa.array([number_of[shard.name]], pa.int32()).take(pa.nulls(rows.num_rows, pa.int32()).fill_null(0))
+            column = pa.DictionaryArray.from_arrays(codes, names)
+            columns = {name: column if name == "shard" else rows[name] for name in schema.names}
+            yield pa.table(columns).cast(schema)
 
 
 def _single_line(text: str) -> str:

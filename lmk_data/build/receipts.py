@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from lmk_data.build.publish import BuiltShard
@@ -85,9 +86,15 @@ def finish_shards(
 
 
 def built_shards(out: Folder, fingerprint: str, receipts: list[Receipt]) -> list[BuiltShard]:
-    """Return what publishing needs of each finished shard."""
-    tables = (read_receipt_table(out, r.split, r.number, fingerprint) for r in receipts)
+    """Return what publishing needs of each finished shard; its rows are read when they are needed."""
     return [
-        BuiltShard(r.name, r.split, r.num_samples, r.num_bytes, r.sha256, table)
-        for r, table in zip(receipts, tables, strict=True)
+        BuiltShard(
+            r.name,
+            r.split,
+            r.num_samples,
+            r.num_bytes,
+            r.sha256,
+            partial(read_receipt_table, out, r.split, r.number, fingerprint),
+        )
+        for r in receipts
     ]

@@ -93,7 +93,7 @@ def verify(
     if damaged.isdisjoint(map(folder.location, (REJECTS, DROPPED_CLASSES))):
         problems += _check_counts(dataset)
     tasks = list(_tasks(dataset, quick, thorough))
-    # webdataset imports torch where there is torch, and joblib replaces a worker whose memory grows after its first task
+    # webdataset imports torch where it is installed, and joblib replaces workers whose memory grows after a first task.
     tasks.sort(key=lambda task: not task.as_others_read)
     total = sum(task.num_bytes for task in tasks)
     num_decoded = 0

@@ -131,7 +131,7 @@ def _made_up_shard(rows: pd.DataFrame, split: str, number: int, pictures: list[b
     table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
     num_bytes = _SAMPLE_BYTES * len(frame)
     name = f"shards/{split}/{split}-{number:06d}.tar"
-    return BuiltShard(name, split, len(frame), num_bytes, f"{number:064x}", table)
+    return BuiltShard(name, split, len(frame), num_bytes, f"{number:064x}", lambda: table)
 
 
 def measure(what: str, words: list[str]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Whole builds: what is published, and that it is the same whatever the images came from."""
 
+import gc
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from lmk_data.build import BuildOptions, build, plan_build
+from lmk_data.build import BuildOptions, build, pipeline, plan_build
 from lmk_data.build.publish import markdown_line
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import content_sha256_of
@@ -81,6 +82,23 @@ def test_dataset_is_what_the_contract_says(dataset_path: Path) -> None:
 def test_workers_do_not_change_a_byte(options: Options, dataset_path: Path, tmp_path: Path) -> None:
     build(options(workers=2, title="Small <set>", out=tmp_path / "two"))
     assert hashes(tmp_path / "two") == hashes(dataset_path)
+
+
+def test_the_planned_images_are_not_in_memory_while_shards_are_built(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[list[str]] = []
+    run = pipeline._run
+
+    def watched(*arguments: Any) -> Any:
+        gc.collect()
+        frames = [one for one in gc.get_objects() if type(one) is pd.DataFrame]
+        held.append([str(list(frame.columns)) for frame in frames if {"key", "source"} <= {*frame.columns}])
+        return run(*arguments)
+
+    monkeypatch.setattr(pipeline, "_run", watched)
+    build(options(out=tmp_path / "out", workers=1))
+    assert held == [[]]
 
 
 def test_finished_build_is_left_alone(options: Options, tmp_path: Path) -> None:
