@@ -91,7 +91,7 @@ class _Planned:
 class _Job:
     """A build whose plan is written: its shards, and what publishing them needs.
 
-    The planned images are in the folder only: in memory they would take 0.5 KB each for as long as the build lasts.
+    The planned images are in the folder only: in memory they would take 0.5 KB each as long as the build lasts.
     """
 
     shards: list[PlannedShard]
@@ -124,6 +124,7 @@ def build(options: BuildOptions) -> BuildResult:
         with _engine(options, out, shown) as engine:
             job = _begin(output, planned)
             del planned
+            pa.default_memory_pool().release_unused()  # to the machine, which needs it for the workers
             workers = engine.workers
             receipts, built = _run(options, engine, out, job)
         manifest = output.publish(_write_tables(out, job, receipts))
