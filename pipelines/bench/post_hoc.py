@@ -111,9 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs") / "landmarks-lt")
     parser.add_argument("--methods", nargs="+", default=_LOSSES)
-    parser.add_argument(
-        "--imbalance", type=int, help="judge the networks of this imbalance, of cifar10_lt"
-    )
+    parser.add_argument("--imbalance", type=int, help="judge the networks of this imbalance, of cifar10_lt")
     parser.add_argument("--csv", type=Path, help="write every seed's figures to this file too")
     given = parser.parse_args()
 
