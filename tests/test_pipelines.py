@@ -198,7 +198,7 @@ def test_a_tau_is_judged_on_the_half_that_did_not_pick_it() -> None:
     answers = np.repeat((1 - targets)[:, None], len(methods.columns), axis=1)
     answers[first, 2], answers[~first, 4] = targets[first], targets[~first]
     answers[:40, 0] = targets[:40]
-    found = post_hoc._both_halves(methods, answers, targets, np.array([30, 10]))
+    found = post_hoc._both_halves(methods.columns, answers, targets, np.array([30, 10]))
     assert found["none"]["accuracy"] == 50
     assert found[ADJUSTMENT]["accuracy"] == 0
 
