@@ -1,5 +1,7 @@
 """Check a stored picture before it is decoded: the index of a dataset vouches for its bytes, not for its cost."""
 
+import simplejpeg
+
 from lmk_data.decoding.jpeg import read_jpeg
 from lmk_data.decoding.refusal import Refused
 
@@ -13,9 +15,24 @@ def checked_jpeg(jpeg: bytes, size: int) -> bytes:
         header = read_jpeg(jpeg)
     except Refused as refused:
         raise ValueError(refused.detail) from refused
-    if (header.width, header.height) != (size, size):
-        raise ValueError(f"{header.width}x{header.height} pixels instead of {size}x{size}")
+    _check_size(header.width, header.height, size)
     return header.data
+
+
+def check_stored(jpeg: bytes, size: int) -> None:
+    """Raise ValueError unless the header of a JPEG says that it has `size` x `size` pixels, in few scans.
+
+    This is for callers that decode with simplejpeg, which skips metadata: it takes a tenth of the time of
+    `checked_jpeg`.
+    """
+    check_scans(jpeg)
+    height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
+    _check_size(width, height, size)
+
+
+def _check_size(width: int, height: int, size: int) -> None:
+    if (width, height) != (size, size):
+        raise ValueError(f"{width}x{height} pixels instead of {size}x{size}")
 
 
 def check_scans(jpeg: bytes) -> None:

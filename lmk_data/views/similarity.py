@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.decoding import checked_jpeg
+from lmk_data.decoding import check_stored
 from lmk_data.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def small_picture(jpeg: bytes, side: int) -> NDArray[np.uint8]:
     Raises ValueError if it cannot be decoded or is of another size.
     """
     least = 3 * _SMALL_SIZE // 2  # a quarter of 224 pixels, for which the decoder has vector code
-    rgb = simplejpeg.decode_jpeg(checked_jpeg(jpeg, side), "RGB", min_height=least, min_width=least, min_factor=1)
+    check_stored(jpeg, side)
+    rgb = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=least, min_width=least, min_factor=1)
     size = (_SMALL_SIZE, _SMALL_SIZE)
     return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from lmk_data.decoding import check_scans, checked_jpeg
+from lmk_data.decoding import check_scans, check_stored, checked_jpeg
 from lmk_data.errors import DatasetError
 from lmk_data.report.page import thumbnail
 from lmk_data.views.similarity import small_picture
@@ -29,6 +29,7 @@ def test_an_honest_picture_is_taken_without_its_metadata() -> None:
     "read",
     [
         lambda jpeg: checked_jpeg(jpeg, 64),
+        lambda jpeg: check_stored(jpeg, 64),
         lambda jpeg: small_picture(jpeg, 64),
         lambda jpeg: thumbnail(jpeg, 64, "x.tar"),
     ],
