@@ -139,10 +139,10 @@ def _verify(command: Verify) -> None:
             "a good copy, or delete dataset.json and the damaged shards and run the build again"
         )
     if not command.quiet:
-        decoded = "" if command.quick else f", {result.num_decoded:,} pictures decoded"
+        decoded = "" if command.quick else f", {counted(result.num_decoded, 'picture')} decoded"
         say(
-            f"{command.dataset}: good: {result.num_files:,} files, {result.num_bytes / 1e6:,.1f} MB, every byte of "
-            f"{result.num_samples:,} samples accounted for{decoded}"
+            f"{command.dataset}: good: {counted(result.num_files, 'file')}, {result.num_bytes / 1e6:,.1f} MB, "
+            f"every byte of {counted(result.num_samples, 'sample')} accounted for{decoded}"
         )
 
 
@@ -167,7 +167,7 @@ def _subset(command: Subset) -> None:
     if not command.quiet:
         num_classes, written = manifest["classes"]["num_classes"], manifest["counts"]["written"]
         kind = "copy" if command.copy else "view"
-        say(f"{command.out}: a {kind} of {written:,} images of {num_classes:,} classes")
+        say(f"{command.out}: a {kind} of {counted(written, 'image')} of {counted(num_classes, 'class')}")
         for split, entry in manifest["splits"].items():
             say(f"  {split:5} {entry['num_samples']:>9,} images in {counted(len(entry['shards']), 'shard')}")
         origin = manifest["source"]["subset_of"] if command.copy else manifest["view_of"]
@@ -257,7 +257,7 @@ def _sample(command: Sample) -> None:
     )
     if not command.quiet:
         say(
-            f"{drawn.folder}: {drawn.num_images:,} images of {drawn.num_classes:,} landmarks, "
+            f"{drawn.folder}: {counted(drawn.num_images, 'image')} of {counted(drawn.num_classes, 'landmark')}, "
             "one unreadable, one missing"
         )
         options = {"--images": "train", "--labels": "train.csv", "--out": "shards"}
@@ -291,15 +291,16 @@ def _print_report(path: str, folder: str, base: str | None) -> None:
 
 def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> None:
     counts, num_samples = plan.counts, plan.samples["split"].value_counts()
-    say(f"{labels.name} ({labels.layout}): {labels.num_images:,} images of {labels.num_classes:,} classes")
+    listed = f"{counted(labels.num_images, 'image')} of {counted(labels.num_classes, 'class')}"
+    say(f"{labels.name} ({labels.layout}): {listed}")
     say(
         f"  {labels.conflicting:,} ids with two labels are left out, {labels.duplicate_rows:,} repeated rows count once"
     )
     say(
-        f"  {counts['below_min_samples']:,} images in classes under {options.rule.min_samples}, "
+        f"  {counted(counts['below_min_samples'], 'image')} in classes under {options.rule.min_samples}, "
         f"{counts['outside_top']:,} outside the largest classes"
     )
-    say(f"would write {len(plan.samples):,} images of {len(plan.classes):,} classes to {options.out}:")
+    say(f"would write {counted(len(plan.samples), 'image')} of {counted(len(plan.classes), 'class')} to {options.out}:")
     for split, num_shards in plan.num_shards.items():
         share = num_samples[split] / len(plan.samples)
         say(f"  {split:5} {num_samples[split]:>9,} images ({share:6.2%}) in {counted(num_shards, 'shard')}")
@@ -308,7 +309,7 @@ def _print_plan(options: BuildOptions, labels: "LabelTable", plan: "Plan") -> No
 def _print_built(options: BuildOptions, result: "BuildResult") -> None:
     if result.already_complete:
         written, num_classes = result.manifest["counts"]["written"], result.manifest["classes"]["num_classes"]
-        of = f"{written:,} images of {num_classes:,} classes"
+        of = f"{counted(written, 'image')} of {counted(num_classes, 'class')}"
         say(f"{options.out}: this build is already complete ({of}); nothing to do")
         return
     for ignored in result.ignored or []:
@@ -318,7 +319,7 @@ def _print_built(options: BuildOptions, result: "BuildResult") -> None:
     rate = result.built_images / max(result.seconds, 1e-9)
     resumed = f", resumed after {result.resumed_images:,} built earlier" if result.resumed_images else ""
     say(
-        f"{options.out}: {result.built_images:,} images in {result.seconds:,.1f} s ({rate:,.0f} a second on "
+        f"{options.out}: {counted(result.built_images, 'image')} in {result.seconds:,.1f} s ({rate:,.0f} a second on "
         f"{result.workers} workers, {encoder['distribution']} {encoder['version']}){resumed}"
     )
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lmk_data import __version__
 from lmk_data.errors import UserError, missing_extra
 from lmk_data.system.streams import stdout_is_abandoned
-from lmk_data.system.terminal import EXIT_UNREAD, notice, printable, progress_bar, run_command, say
+from lmk_data.system.terminal import EXIT_UNREAD, counted, notice, printable, progress_bar, run_command, say
 from lmk_train.config.commands import EvalConfig, ExportConfig, InspectConfig, PredictConfig, TuneConfig
 from lmk_train.config.memory import memory_advice
 from lmk_train.config.training import TrainConfig
@@ -221,7 +221,7 @@ def _predict(config: PredictConfig) -> None:
     recognised, unreadable = counts
     if not config.quiet:
         written = "" if config.csv is None else f", written to {config.csv}"
-        summary = f"{recognised:,} images predicted in {time.monotonic() - started:.1f} s{written}"
+        summary = f"{counted(recognised, 'image')} predicted in {time.monotonic() - started:.1f} s{written}"
         print(printable(summary), file=sys.stderr)
     if unreadable:
         raise UserError(f"{unreadable} of the pictures could not be read")

@@ -11,6 +11,7 @@ from lmk_data.report import page
 from lmk_data.report.figures import DatasetFigures, read_figures
 from lmk_data.report.sections import dataset_sections
 from lmk_data.system.storage import Folder, LocalFolder, held
+from lmk_data.system.terminal import counted
 
 _FIGURES, _PAGE = "report.json", "index.html"
 _MAX_FIGURES_BYTES = 256 << 20
@@ -61,7 +62,8 @@ def _figures(out: Folder) -> dict[str, Any]:
 def _write(dataset: ShardedDataset, out: Folder, workers: int | None, quiet: bool) -> DatasetFigures:
     figures = read_figures(dataset, workers=workers, quiet=quiet)
     size = dataset.recipe.size
-    subtitle = f"{figures.counts['written']:,} images of {figures.classes.kept:,} classes, {size}x{size} pixels"
+    images, classes = counted(figures.counts["written"], "image"), counted(figures.classes.kept, "class")
+    subtitle = f"{images} of {classes}, {size}x{size} pixels"
     html = page.render_page(figures.title, subtitle, dataset_sections(dataset, figures))
     out.remove(_PAGE)  # if this ends here, the old page is not taken for that of the new figures
     write_file(out, _FIGURES, canonical_json(figures.as_json()) + b"\n")

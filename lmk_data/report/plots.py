@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from lmk_data.report import page
 from lmk_data.report.census import MAX_MARGIN, ClassSizes, Coverage, Histogram, Margins, SizeCounts
+from lmk_data.system.terminal import counted
 
 _HISTOGRAMS = {
     "width": "source width in pixels",
@@ -75,7 +76,7 @@ def _histogram_plot(histogram: Histogram, quantity: str, *, log: bool) -> Markup
         axes.set(xscale="log")
         page.label_log_axis(axes.xaxis, histogram.edges[-1] / histogram.edges[0])
     axes.set(ylabel="images", xlabel=f"{quantity} (log scale)" if log else quantity)
-    return page.figure(drawn, f"All {sum(histogram.counts):,} images by {quantity}.")
+    return page.figure(drawn, f"All {counted(sum(histogram.counts), 'image')} by {quantity}.")
 
 
 def _ranks(sizes: SizeCounts, num_before: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:

@@ -13,6 +13,7 @@ from lmk_data.report.pictures import class_rows, group_rows, odd_rows
 from lmk_data.report.plots import class_size_plot, coverage_plot, margin_plot, picture_plots
 from lmk_data.report.quality import Quality
 from lmk_data.report.summary import image_accounts, origin_rows
+from lmk_data.system.terminal import counted
 
 
 def dataset_sections(dataset: ShardedDataset, figures: DatasetFigures) -> list[page.Section]:
@@ -181,7 +182,7 @@ def _provenance(figures: DatasetFigures) -> Markup:
     rule_name = "rule" if figures.origin is None else "rule of the original dataset"
     rows = [
         *origin_rows(figures),
-        ("label table", f"{source['labels']} ({source['layout']}), {source['num_images']:,} images"),
+        ("label table", f"{source['labels']} ({source['layout']}), {counted(source['num_images'], 'image')}"),
         ("ids with two labels, left out", f"{source['conflicting']:,}"),
         (rule_name, f"at least {rule['min_samples']} images" + (f", top {rule['top']}" if rule["top"] else "")),
         ("seed", str(rule["seed"])),

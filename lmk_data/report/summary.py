@@ -12,14 +12,14 @@ def terminal_summary(figures: DatasetFigures) -> str:
     classes = figures.classes
     lines = [f"  {name}: {value}" for name, value in origin_rows(figures)]
     lines += [
-        f"  {total:,} images {total_name} = {written:,} {written_name} + "
+        f"  {counted(total, 'image')} {total_name} = {written:,} {written_name} + "
         + " + ".join(f"{number:,} {name}" for name, number in others),
-        f"  {classes.kept:,} classes of {classes.largest:,} to {classes.smallest:,} images; "
-        f"{classes.dropped:,} classes left out",
+        f"  {counted(classes.kept, 'class')} of {classes.largest:,} to {counted(classes.smallest, 'image')}; "
+        f"{counted(classes.dropped, 'class')} left out",
     ]
     for name, split in figures.splits.items():
         lines.append(
-            f"  {name:5} {split.num_samples:>9,} images ({split.ratio:.1%}) of {split.num_classes:,} classes, "
+            f"  {name:5} {split.num_samples:>9,} images ({split.ratio:.1%}) of {counted(split.num_classes, 'class')}, "
             f"{counted(split.num_shards, 'shard')}, {figures.megabytes(split):,.1f} MB"
         )
     duplicates = figures.quality.duplicates

@@ -52,7 +52,7 @@ def write_page(path: Path, dataset: ShardedDataset, findings: Findings, descript
     ]
     features, splits = description["features"], ", ".join(findings.splits)
     title = f"Inspection: {dataset.manifest['title']}" if dataset.manifest.get("title") else "Inspection"
-    subtitle = f"{len(findings.labels):,} pictures ({splits}), by the features of {features['model']}"
+    subtitle = f"{counted(len(findings.labels), 'picture')} ({splits}), by the features of {features['model']}"
     write_bytes(path, page.render_page(title, subtitle, sections).encode())
 
 
@@ -116,7 +116,7 @@ def _summary(findings: Findings, description: dict[str, Any]) -> list[Markup]:
     features = description["features"]
     rows = [
         ("pictures", ", ".join(f"{number:,} {split}" for split, number in description["splits"].items())),
-        ("network", f"{features['model']}, {features['weights_from']}, {features['dim']:,} features"),
+        ("network", f"{features['model']}, {features['weights_from']}, {counted(features['dim'], 'feature')}"),
         (
             "expected false alarms",
             f"{thresholds['false_alarms_among_flagged_samples']:.0%} of the flagged pictures, "

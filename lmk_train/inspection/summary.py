@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 
 from lmk_data.dataset.inspection import PAGE
+from lmk_data.system.terminal import counted
 from lmk_train.config.commands import InspectConfig
 from lmk_train.inspection.inspect import Inspection
 
@@ -13,7 +14,7 @@ def summary_lines(inspection: Inspection, config: InspectConfig) -> list[str]:
     counts = inspection.counts
     share = counts["wrong_labels"] / max(1, counts["samples"])
     lines = [
-        f"{counts['samples']:,} pictures of {counts['classes']:,} classes:",
+        f"{counted(counts['samples'], 'picture')} of {counted(counts['classes'], 'class')}:",
         f"  wrong labels    {counts['wrong_labels']:>9,}  ({share:.1%} of the pictures fit another class better)",
         f"  outliers        {counts['outliers']:>9,}  (pictures that fit no class)",
         f"  several things  {counts['several']:>9,}  (classes whose parts are as far apart as classes)",

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.system.files import sha256_file
+from lmk_data.system.terminal import counted
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.features import FeatureStore, no_preprocessing
@@ -208,5 +209,5 @@ def _headline(config: ResolvedConfig, dataset: ShardedDataset, model: Classifier
     head = num_parameters(model) - backbone
     return (
         f"{config.model}: {backbone / 1e6:.1f} M parameters ({weights}) + {head / 1e6:.2f} M in a {config.head} head "
-        f"of {dataset.num_classes:,} classes; {config.loss} on {dataset.num_samples('train'):,} images"
+        f"of {counted(dataset.num_classes, 'class')}; {config.loss} on {counted(dataset.num_samples('train'), 'image')}"
     )

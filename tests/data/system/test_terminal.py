@@ -7,7 +7,7 @@ import pytest
 
 from lmk_data.errors import UserError
 from lmk_data.system.remote import RemoteFolder, _as_os_errors
-from lmk_data.system.terminal import notice, printable, run_command, say, without_secrets
+from lmk_data.system.terminal import counted, notice, printable, run_command, say, without_secrets
 
 EVIL = "\x1b]52;c;Y3VybA==\x07\x1b[2K\x9b31m\x7f\u202eRTL\u2066\u200f\u2028\nlmk-shard: done\r\t\0"
 
@@ -67,3 +67,8 @@ def test_secrets_of_urls_are_left_out() -> None:
     assert (folder.root, folder.location("b?c")) == ("http://127.0.0.1:1/a", "http://127.0.0.1:1/a")
     assert folder.url == "http://u:pw@127.0.0.1:1/a?token=T"
     assert repr(folder) == "RemoteFolder('http://127.0.0.1:1/a')"
+
+
+def test_a_noun_is_in_the_plural_unless_there_is_one() -> None:
+    counts = [counted(number, noun) for noun in ("image", "class") for number in (0, 1, 1200)]
+    assert counts == ["0 images", "1 image", "1,200 images", "0 classes", "1 class", "1,200 classes"]
