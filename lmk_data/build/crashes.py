@@ -130,8 +130,12 @@ class Crashes:
         keys = [] if self.notes is None else [_key(path) for path in _note_paths(self.notes)]
         if not keys:
             return []
+        rows: list[_Row] = []
         with self.out.open(PLAN_TABLE) as file:
-            rows: list[_Row] = pq.read_table(file, filters=pc.field("key").isin(keys)).to_pylist()
+            plan = pq.ParquetFile(file)
+            for group in range(plan.num_row_groups):
+                table = plan.read_row_group(group, use_threads=False)
+                rows += table.filter(pc.field("key").isin(keys)).to_pylist()
         return rows
 
     def _try(self, rows: list[_Row]) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lmk_data.system.arrow import arrow_buffer
+
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return the rows as a table of the schema; a value that a row lacks is null, and further values are left out.
@@ -23,20 +25,20 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     valid = np.fromiter((value is not None for value in values), bool, len(values))
-    validity = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    validity = None if valid.all() else arrow_buffer(np.packbits(valid, bitorder="little").tobytes())
     if pa.types.is_integer(kind):
         numbers = np.array([0 if value is None else value for value in values], kind.to_pandas_dtype())
-        return pa.Array.from_buffers(kind, len(values), [validity, pa.py_buffer(numbers)])
+        return pa.Array.from_buffers(kind, len(values), [validity, arrow_buffer(numbers.tobytes())])
     if pa.types.is_fixed_size_binary(kind):
         blank = bytes(kind.byte_width)
         parts = [blank if value is None else value for value in values]
         if any(len(part) != kind.byte_width for part in parts):
             raise ValueError(f"bytes of another size than {kind.byte_width}")
-        return pa.Array.from_buffers(kind, len(values), [validity, pa.py_buffer(b"".join(parts))])
+        return pa.Array.from_buffers(kind, len(values), [validity, arrow_buffer(b"".join(parts))])
     assert pa.types.is_string(kind), f"columns of {kind} are not needed"
     parts = [b"" if value is None else value.encode() for value in values]
     ends = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(parts) + 1)
     if ends[-1] > np.iinfo(np.int32).max:
         raise OverflowError("a column of more than 2 GiB of text")
-    offsets = pa.py_buffer(ends.astype(np.int32))
-    return pa.Array.from_buffers(kind, len(values), [validity, offsets, pa.py_buffer(b"".join(parts))])
+    offsets = arrow_buffer(ends.astype(np.int32).tobytes())
+    return pa.Array.from_buffers(kind, len(values), [validity, offsets, arrow_buffer(b"".join(parts))])
