@@ -253,6 +253,17 @@ def test_the_table_of_post_hoc_methods_in_the_docs_is_that_of_its_results() -> N
         assert shown == [f"{runs[name].mean():.1f}" for name in post_hoc._SHOWN], (loss, method)
 
 
+def test_the_post_hoc_figures_of_cifar_in_the_docs_are_those_of_their_results() -> None:
+    results = pd.read_csv(ROOT / "docs" / "results" / "cifar10_lt_post_hoc.csv")
+    means = results.groupby(["loss", "post_hoc"])["accuracy"].mean()
+    page = " ".join((ROOT / "docs" / "recipes.md").read_text().partition("**Post-hoc methods on the same")[2].split())
+    words = {"none": "as it is", "logit adjustment": "with logit adjustment", "nearest class mean": "by the nearest"}
+    for loss, sentence in (("CE", "- cross entropy: "), ("LDAM", "- LDAM: ")):
+        shown = page.partition(sentence)[2].partition(";" if loss == "CE" else ". ")[0]
+        assert all(f"{means[loss, method]:.1f} {said}" in shown for method, said in words.items())
+    assert f"{means['CE', 'tau-normalised head']:.1f} with a tau-normalised head" in page
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_landmarks_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (name, size) in enumerate({"a": 60, "b": 30, "c": 15}.items()):
