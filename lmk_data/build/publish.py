@@ -25,12 +25,11 @@ from lmk_data.dataset.format import (
     dropped_classes_schema,
     index_name,
     index_schema,
-    parquet_bytes,
     rejects_schema,
     write_file,
-    write_table,
 )
 from lmk_data.dataset.manifest import Provenance, make_manifest
+from lmk_data.dataset.parquet_files import parquet_bytes, write_table
 from lmk_data.system.storage import Folder
 
 # The licences of data on https://huggingface.co/docs/hub/repositories-licenses; the Hub takes others by their name.

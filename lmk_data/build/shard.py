@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from lmk_data.build.crashes import Note
 from lmk_data.dataset.columns import table_of
-from lmk_data.dataset.format import Rejection, Resized, parquet_bytes, receipt_schema, shard_name, write_file
+from lmk_data.dataset.format import Rejection, Resized, receipt_schema, shard_name, write_file
+from lmk_data.dataset.parquet_files import parquet_bytes
 from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
 from lmk_data.errors import BuildError, DatasetError, DeadWorkerError

@@ -4,15 +4,12 @@ docs/format.md describes the dataset on disk. Everything that is written or read
 """
 
 import hashlib
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, BinaryIO, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec import Meta
 
 from lmk_data.options import Recipe
@@ -44,7 +41,6 @@ DROP_REASONS = ("below-min-samples", "outside-top")
 MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many-shot, medium-shot and few-shot classes
 KEY_PATTERN = r"(?!__)[A-Za-z0-9_-]{1,80}"  # Hugging Face datasets ignores members that begin with __
 _KEY = re.compile(KEY_PATTERN)
-_ROW_GROUP_ROWS = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,68 +350,8 @@ def receipt_schema(landmark_id: pa.DataType) -> pa.Schema:
     return pa.schema([*planned, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 
-def parquet_bytes(table: pa.Table, row_group_rows: int = _ROW_GROUP_ROWS) -> bytes:
-    """Return a table as a Parquet file whose bytes depend only on its content and on pyarrow's version."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
-    return bytes(sink.getvalue())
-
-
 def write_file(folder: Folder, name: str, data: bytes) -> FileEntry:
     """Write a file atomically and durably; return its hash and size for the manifest."""
     with folder.atomic(name) as file:
         file.write(data)
     return {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
-
-
-def write_table(folder: Folder, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> FileEntry:
-    """Write the rows of tables as one Parquet file, atomically and durably; return its hash and size for the manifest.
-
-    The bytes are those of `parquet_bytes` of all rows, of which those of one row group are in memory at a time.
-    """
-    with folder.atomic(name) as file:
-        hashed = _HashedFile(file)
-        with pq.ParquetWriter(hashed, schema, compression="zstd") as writer:
-            for group in _row_groups(parts, _ROW_GROUP_ROWS):
-                writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
-        return {"sha256": hashed.sha256(), "num_bytes": hashed.tell()}
-
-
-def _row_groups(parts: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of tables in tables of `num_rows` rows, of which the last may be shorter."""
-    waiting: list[pa.Table] = []
-    size = 0
-    for part in parts:
-        waiting.append(part)
-        size += part.num_rows
-        while size >= num_rows:
-            together = pa.concat_tables(waiting)
-            yield together.slice(0, num_rows).combine_chunks()
-            waiting, size = [together.slice(num_rows)], size - num_rows
-    if size:
-        yield pa.concat_tables(waiting).combine_chunks()
-
-
-class _HashedFile(io.RawIOBase):
-    """A file that is hashed while it is written from beginning to end."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._file.write(view)
-        self._digest.update(view)
-        self._size += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self._size
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lmk_data.dataset.format import parquet_bytes
+from lmk_data.dataset.parquet_files import parquet_bytes
 from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive

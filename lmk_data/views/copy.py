@@ -57,6 +57,11 @@ def write_copy(
         output.begin(provenance)
         fingerprint = provenance.fingerprint
         shards = _write_plan(folder, subset, provenance.plan["samples_per_shard"])
+        dropped = dropped_classes_schema(landmark_id_type(subset.classes)).empty_table().to_pandas()
+        counts = {"listed": int(subset.classes["listed"].sum()), "below_min_samples": 0, "outside_top": 0}
+        publication = Publication(provenance, counts, subset.classes, dropped)
+        del subset  # its rows are in the table of the plan
+        pa.default_memory_pool().release_unused()
         work = Work(folder, fingerprint, shards, local_engine(workers), "copying", quiet)
 
         def task_of(shard: PlannedShard) -> _CopyTask:
@@ -64,9 +69,6 @@ def write_copy(
             return _CopyTask(place, dataset.shards_folder, shard.row_group)
 
         receipts, _ = finish_shards(work, _copy_shard, task_of)
-        dropped = dropped_classes_schema(landmark_id_type(subset.classes)).empty_table().to_pandas()
-        counts = {"listed": int(subset.classes["listed"].sum()), "below_min_samples": 0, "outside_top": 0}
-        publication = Publication(provenance, counts, subset.classes, dropped)
         return output.publish(write_tables(folder, publication, built_shards(folder, fingerprint, receipts)))
 
 

@@ -25,10 +25,10 @@ from lmk_data.dataset.format import (
     fingerprint_of,
     index_name,
     index_schema,
-    parquet_bytes,
     write_file,
 )
 from lmk_data.dataset.manifest import Provenance, make_manifest
+from lmk_data.dataset.parquet_files import parquet_bytes
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.options import Selection

@@ -57,7 +57,8 @@ def test_pandas_is_not_imported() -> None:
     script = (
         "import sys, pyarrow as pa\n"
         "from lmk_data.dataset.columns import table_of\n"
-        "from lmk_data.dataset.format import parquet_bytes, receipt_schema\n"
+        "from lmk_data.dataset.format import receipt_schema\n"
+        "from lmk_data.dataset.parquet_files import parquet_bytes\n"
         "parquet_bytes(table_of([{'key': 'a', 'landmark_id': 1}], receipt_schema(pa.int64())))\n"
         "print('pandas' in sys.modules)"
     )

@@ -13,7 +13,9 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.format import canonical_json, content_sha256_of
 from lmk_data.errors import DatasetError
 from lmk_data.options import Selection
+from lmk_data.verify import dataset as verify_dataset
 from lmk_data.verify.dataset import Problem, _tasks, verify
+from lmk_data.verify.shard import CheckedShard, ShardToCheck, check_shard
 from lmk_data.views.view import write_view
 
 
@@ -158,3 +160,17 @@ def test_the_command_says_where_and_exits_1(copy: Path, capsys: pytest.CaptureFi
     os.remove(copy / "dataset.json")
     assert main(["verify", str(copy)]) == 1
     assert "the build is not finished, run it again" in capsys.readouterr().err
+
+
+def test_the_shards_that_webdataset_reads_come_first(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import torch with webdataset, and joblib replaces those that grow after their first task."""
+    read: list[bool] = []
+
+    def noted(task: ShardToCheck) -> CheckedShard:
+        read.append(task.as_others_read)
+        return check_shard(task)
+
+    monkeypatch.setattr(verify_dataset, "_WALKED_SHARDS", 2)
+    monkeypatch.setattr(verify_dataset, "check_shard", noted)
+    assert not verify(str(dataset_path), workers=1, quiet=True).problems
+    assert read == [True, True, False]
