@@ -173,4 +173,5 @@ def test_the_shards_that_webdataset_reads_come_first(dataset_path: Path, monkeyp
     monkeypatch.setattr(verify_dataset, "_WALKED_SHARDS", 2)
     monkeypatch.setattr(verify_dataset, "check_shard", noted)
     assert not verify(str(dataset_path), workers=1, quiet=True).problems
-    assert read == [True, True, False]
+    assert len(read) > sum(read) == 2
+    assert read == sorted(read, reverse=True)
