@@ -82,13 +82,18 @@ def _run(command: Command) -> None:
 
 
 def _build(command: Build) -> None:
-    from lmk_data.build import build, plan_build
-
     options = command.options
     if command.dry_run:
+        from lmk_data.build import plan_build
+
         _print_plan(options, *plan_build(options))
         return
-    result = build(options)
+    from lmk_data.build.workers import started_beside_the_plan
+
+    with started_beside_the_plan(options):
+        from lmk_data.build import build
+
+        result = build(options)
     if not options.quiet:
         _print_built(options, result)
     if not command.no_report:

@@ -88,15 +88,45 @@ def test_interrupted_while_workers_start(tmp_path: Path, number: signal.Signals)
         assert lines == ["lmk-shard: interrupted; run it again to resume"]
 
 
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_the_plan_is_made_and_workers_wait(tmp_path: Path, number: signal.Signals) -> None:
+    labels = tmp_path / "train.csv"
+    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},{i % 50_000}\n" for i in range(1_000_000)))
+    images, out = tmp_path / "train", tmp_path / "shards"
+    images.mkdir()
+    command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", str(images), "--labels", str(labels)]
+    process = start([*command, "--out", str(out), "--workers", "2"])
+    wait_for(lambda: len(workers_of(process)) == 2, process)
+    workers = workers_of(process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, said = process.communicate(timeout=240)
+    assert (process.returncode, said.strip()) == (130, "lmk-shard: interrupted; run it again to resume")
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_workers_that_wait_end_with_a_plan_that_fails(tmp_path: Path) -> None:
+    labels = tmp_path / "train.csv"
+    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},1\n" for i in range(20_000)))
+    command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", str(tmp_path), "--labels", str(labels)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "shards"), "--workers", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert str(tmp_path) in one_line(done.stderr)
+
+
 def test_a_worker_that_is_killed_ends_the_build_and_keeps_receipts(
     source: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "shards"
     process = start(words(source, out, "--workers", "2"))
     wait_for(lambda: receipts(out) > 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "out of memory" in one_line(said)

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmk_data.dataset.format import canonical_json, write_file
@@ -127,15 +126,15 @@ class Crashes:
 
     def _noted(self) -> list[_Row]:
         """Return the rows of the plan for the pictures that are noted."""
-        keys = [] if self.notes is None else [_key(path) for path in _note_paths(self.notes)]
+        keys = set() if self.notes is None else {_key(path) for path in _note_paths(self.notes)}
         if not keys:
             return []
         rows: list[_Row] = []
         with self.out.open(PLAN_TABLE) as file:
             plan = pq.ParquetFile(file)
             for group in range(plan.num_row_groups):
-                table = plan.read_row_group(group, use_threads=False)
-                rows += table.filter(pc.field("key").isin(keys)).to_pylist()
+                planned = plan.read_row_group(group, use_threads=False).to_pylist()
+                rows += (row for row in planned if row["key"] in keys)
         return rows
 
     def _try(self, rows: list[_Row]) -> bool:

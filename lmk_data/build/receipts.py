@@ -1,18 +1,24 @@
 """Finish the shards of a plan: keep those that have a receipt, make the others in any order on any engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import pyarrow as pa
+
 from lmk_data.build.publish import BuiltShard
-from lmk_data.build.shard import Receipt, read_receipt, read_receipt_table
-from lmk_data.dataset.format import SPLITS
-from lmk_data.errors import DeadWorkerError
+from lmk_data.build.shard import Receipt, receipt_name, receipt_of
+from lmk_data.dataset.format import SPLITS, receipt_schema
+from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
+from lmk_data.errors import DatasetError, DeadWorkerError
+from lmk_data.system.arrow import arrow_reader
 from lmk_data.system.engine import Engine
+from lmk_data.system.parquet import TableLimits, open_parquet, read_parquet
 from lmk_data.system.storage import Folder
 from lmk_data.system.terminal import progress_bar
 
+_RECEIPT = TableLimits(MAX_ROWS, MAX_BYTES)
 Task = TypeVar("Task")
 
 
@@ -98,3 +104,45 @@ def built_shards(out: Folder, fingerprint: str, receipts: list[Receipt]) -> list
         )
         for r in receipts
     ]
+
+
+def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: Mapping[str, int]) -> Receipt | None:
+    """Return the receipt of a shard that this build finished, or None if the shard has to be built.
+
+    A receipt does not count if it is of another build or version, cannot be read, or its tar is missing or short.
+
+    Args:
+        out: the dataset's folder.
+        split: the split of the shard.
+        number: the number of the shard in its split.
+        fingerprint: the fingerprint of the build.
+        sizes: the size in bytes of each shard that exists, by name.
+    """
+    try:
+        file = open_parquet(arrow_reader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
+        if file.schema_arrow.names != receipt_schema(pa.int64()).names:
+            return None
+        table = file.read(columns=["reason"])
+        stated = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if stated.get("fingerprint") != fingerprint:
+            return None
+        receipt = receipt_of(split, number, table["reason"].to_pylist(), stated)
+    except (FileNotFoundError, pa.ArrowException, ValueError, KeyError):
+        return None
+    if receipt.num_samples and sizes.get(receipt.name) != receipt.num_bytes:
+        return None
+    return receipt
+
+
+def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -> pa.Table:
+    """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
+    name = receipt_name(split, number)
+    try:
+        table = read_parquet(arrow_reader(out.read(name)), None, _RECEIPT)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(
+            f"{out.location(name)}: not a readable receipt; delete it and run the build again"
+        ) from error
+    if (table.schema.metadata or {}).get(b"fingerprint") != fingerprint.encode():
+        raise DatasetError(f"{out.location(name)}: the receipt of another build; run the build again")
+    return table.replace_schema_metadata(None)

@@ -18,20 +18,16 @@ from lmk_data.build.crashes import Note
 from lmk_data.dataset.columns import table_of
 from lmk_data.dataset.format import Rejection, Resized, receipt_schema, shard_name, write_file
 from lmk_data.dataset.parquet_files import parquet_bytes
-from lmk_data.dataset.tables import MAX_BYTES, MAX_ROWS
 from lmk_data.dataset.tar import TarFile, cls_bytes, json_bytes
-from lmk_data.errors import BuildError, DatasetError, DeadWorkerError
+from lmk_data.errors import BuildError, DeadWorkerError
 from lmk_data.formats import MAX_IMAGE_BYTES
 from lmk_data.options import Recipe
 from lmk_data.resize import resize_image
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import Store
-from lmk_data.system.arrow import arrow_reader
-from lmk_data.system.parquet import TableLimits, open_parquet, read_parquet
 from lmk_data.system.readahead import read_ahead
 from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Folder
 
-_RECEIPT = TableLimits(MAX_ROWS, MAX_BYTES)
 _PLANNED = ("key", "label", "landmark_id", "source")
 _DETAILS = {
     "missing": "found in none of the image stores",
@@ -147,7 +143,7 @@ def write_shard(place: ShardPlace, rows: Sequence[Mapping[str, Any]], pictures: 
     table = table_of(rows, receipt_schema(landmark_id)).replace_schema_metadata(stated)
     _check_plan(place)
     write_file(out, receipt_name(place.split, place.number), parquet_bytes(table))
-    return _receipt(place.split, place.number, [row.get("reason") for row in rows], stated)
+    return receipt_of(place.split, place.number, [row.get("reason") for row in rows], stated)
 
 
 def _write_samples(
@@ -189,51 +185,9 @@ def _described(data: bytes | Rejection, outcome: Resized | Rejection) -> dict[st
     }
 
 
-def read_receipt(out: Folder, split: str, number: int, fingerprint: str, sizes: Mapping[str, int]) -> Receipt | None:
-    """Return the receipt of a shard that this build finished, or None if the shard has to be built.
-
-    A receipt does not count if it is of another build or version, cannot be read, or its tar is missing or short.
-
-    Args:
-        out: the dataset's folder.
-        split: the split of the shard.
-        number: the number of the shard in its split.
-        fingerprint: the fingerprint of the build.
-        sizes: the size in bytes of each shard that exists, by name.
-    """
-    try:
-        file = open_parquet(arrow_reader(out.read(receipt_name(split, number))), ["reason"], _RECEIPT)
-        if file.schema_arrow.names != receipt_schema(pa.int64()).names:
-            return None
-        table = file.read(columns=["reason"])
-        stated = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if stated.get("fingerprint") != fingerprint:
-            return None
-        receipt = _receipt(split, number, table["reason"].to_pylist(), stated)
-    except (FileNotFoundError, pa.ArrowException, ValueError, KeyError):
-        return None
-    if receipt.num_samples and sizes.get(receipt.name) != receipt.num_bytes:
-        return None
-    return receipt
-
-
 def receipt_name(split: str, number: int) -> str:
     """Return the name of a shard's receipt, relative to the dataset."""
     return f"{RECEIPTS_FOLDER}/{split}-{number:06d}.parquet"
-
-
-def read_receipt_table(out: Folder, split: str, number: int, fingerprint: str) -> pa.Table:
-    """Return the rows of a receipt of this build: the shard's planned images, written or rejected."""
-    name = receipt_name(split, number)
-    try:
-        table = read_parquet(arrow_reader(out.read(name)), None, _RECEIPT)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(
-            f"{out.location(name)}: not a readable receipt; delete it and run the build again"
-        ) from error
-    if (table.schema.metadata or {}).get(b"fingerprint") != fingerprint.encode():
-        raise DatasetError(f"{out.location(name)}: the receipt of another build; run the build again")
-    return table.replace_schema_metadata(None)
 
 
 def _read(task: ShardTask, row: dict[str, Any], max_bytes: int) -> bytes | Rejection | None:
@@ -249,7 +203,8 @@ def _read(task: ShardTask, row: dict[str, Any], max_bytes: int) -> bytes | Rejec
     return None if is_over and max_bytes < MAX_IMAGE_BYTES else data
 
 
-def _receipt(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:
+def receipt_of(split: str, number: int, reasons: list[str | None], stated: dict[str, str]) -> Receipt:
+    """Return the receipt of a shard from why each planned image was rejected, if so, and what its file states."""
     rejected = Counter(reason for reason in reasons if reason is not None)
     return Receipt(
         split=split,

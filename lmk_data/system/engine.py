@@ -4,6 +4,7 @@ joblib runs the processes. Three context managers below keep what joblib and its
 an interrupted or failed command prints only the one line of `run_command`. tests/test_faults.py covers them.
 """
 
+import importlib
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ from lmk_data.errors import DeadWorkerError, UserError
 
 # A worker that grew by 300 MB is replaced by joblib when it is idle: nothing that a user could do anything about.
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning, "joblib")
+# Workers that are still importing when the engine takes them over; it waits for these.
+warnings.filterwarnings("ignore", "Trying to resize an executor with running jobs", UserWarning, "joblib")
 _OUT_OF_MEMORY = 99  # the exit code of a process that ran out of memory
 _ENDS_BY_REQUEST = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Task = TypeVar("Task")
@@ -75,8 +78,36 @@ class LocalEngine:
                 "a worker process was killed (out of memory?); run again, perhaps with fewer --workers"
             ) from error
         finally:
-            with _silent_shutdown():
-                get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+            _end_workers()
+
+
+@contextmanager
+def workers_started(workers: int, module: str) -> Iterator[None]:
+    """Start the processes of a `LocalEngine` of as many workers now, and go on while they import a module.
+
+    The engine takes them over if it is run in here with at least as many tasks. They are ended at the end.
+    """
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all", batch_size=1)
+    with _silent_processes(), _signals_deferred() as received:
+        imported = parallel(joblib.delayed(_import)(module) for _ in range(workers))
+    assert isinstance(imported, Generator)
+    try:
+        if received:
+            signal.raise_signal(received[0])
+        yield
+    finally:
+        with _silent_shutdown():
+            imported.close()
+        _end_workers()
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
+
+
+def _end_workers() -> None:
+    with _silent_shutdown():
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def how_it_ends(function: Callable[[Task], object], task: Task) -> str | None:

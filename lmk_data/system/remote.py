@@ -13,9 +13,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
 from lmk_data.system import web
@@ -210,14 +207,14 @@ class RemoteFolder:
     def _readable(self, name: str) -> tuple[Any, str]:
         """Return what `_file` does; raise OSError for a device or a FIFO that a `file://` URL names."""
         fs, path = self._file(name)
-        if isinstance(fs, LocalFileSystem):
+        if _is_local(fs):
             open_regular(path).close()
         return fs, path
 
     def _writable(self, name: str) -> tuple[Any, str]:
         """Return what `_file` does; raise UserError if a `file://` URL leads through a link inside this folder."""
         fs, path = self._file(name)
-        if isinstance(fs, LocalFileSystem):
+        if _is_local(fs):
             check_no_link(Path(path), root=Path(self._file("")[1]))
         return fs, path
 
@@ -267,6 +264,8 @@ def file_system(url: str) -> tuple[Any, str]:
 
     Raises UserError for a URL that fsspec cannot open: malformed, or of an unknown or missing kind of storage.
     """
+    import fsspec  # here: a worker that reads no URL starts without it
+
     try:
         fs, path = fsspec.core.url_to_fs(url, **web.web_options(url))
     except Exception as error:  # every backend raises its own kinds
@@ -278,7 +277,13 @@ def file_system(url: str) -> tuple[Any, str]:
 def path_on_this_machine(url: str) -> str | None:
     """Return the absolute path that a `file://` URL names, None for any other. Raises UserError as `file_system`."""
     fs, path = file_system(url)
-    return os.path.abspath(path or "/") if isinstance(fs, LocalFileSystem) else None
+    return os.path.abspath(path or "/") if _is_local(fs) else None
+
+
+def _is_local(fs: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(fs, LocalFileSystem)
 
 
 def glob_urls(pattern: str) -> list[str]:

@@ -8,12 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lmk_data.errors import LmkError
 from lmk_data.system.streams import lasting_streams, stdout_is_abandoned
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 130, 128 + signal.SIGPIPE
 _SECONDS_BETWEEN_LINES = 15.0
@@ -102,6 +103,8 @@ def _code_of(program: str, command: Callable[[], None]) -> int:
 
 def notice(text: str) -> None:
     """Print a note on stderr about something that does not stop the command, without breaking a progress bar."""
+    from tqdm import tqdm  # here: worker processes show nothing, and start without it
+
     tqdm.write(printable(f"note: {text}"), file=sys.stderr)
 
 
@@ -120,6 +123,8 @@ def progress_bar(
         initial: Units that were done before.
         delay_seconds: Show nothing if the work ends earlier than this.
     """
+    from tqdm import tqdm
+
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial, "disable": quiet}
     options["delay"] = delay_seconds
     if sys.stderr.isatty():

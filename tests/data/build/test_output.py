@@ -8,7 +8,8 @@ import pytest
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.build.output import writing
-from lmk_data.build.shard import ShardPlace, read_receipt_table, write_shard
+from lmk_data.build.receipts import read_receipt_table
+from lmk_data.build.shard import ShardPlace, write_shard
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset.manifest import Provenance
 from lmk_data.errors import BuildError, DatasetError, UserError
