@@ -195,8 +195,9 @@ def _split_by_class(
     starts = np.concatenate(([0], np.cumsum(sizes)))[:-1]
     rank = np.empty(len(samples), dtype=np.int64)
     rank[order] = np.arange(len(samples)) - starts[label[order]]
-    bounds = planned.cumsum(axis=1)[label]
-    code = (rank >= bounds[:, 0]).astype(np.int8) + (rank >= bounds[:, 1])
+    first_val, first_test = (planned[:, :number].sum(axis=1) for number in (1, 2))
+    code = (rank >= first_val[label]).astype(np.int8)
+    code += rank >= first_test[label]
     return pd.Categorical.from_codes(code, categories=pd.Index(SPLITS)), planned
 
 

@@ -93,6 +93,8 @@ def read_labels(path: str, *, id_column: str | None = None, label_column: str | 
     if (bare := without_extensions(frame["id"])) is not frame["id"]:
         frame = frame.rename(columns={"id": "file"}).assign(id=bare)
     found = label_table(frame, _file_name(path), layout, sha256)
+    del frame, ids, labels
+    pa.default_memory_pool().release_unused()  # to the machine: the plan needs as much
     found = replace(found, duplicate_rows=found.duplicate_rows + rows.num_repeated)
     if found.frame.empty:
         raise UserError(f"{path}: every id has several labels; are --id-column and --label-column swapped?")

@@ -14,6 +14,7 @@ MAX_ROWS = 100_000_000
 MAX_DIFFERENT_ROWS = 50_000_000
 MAX_TEXT_BYTES = 1 << 30  # of the columns that are read, in different rows
 _SEARCHED_AGAIN = 2_000_000  # rows; fewer are not searched for repetitions a second time
+_GROWTH = 4  # of the rows that are kept, until the next search
 Numbers = NDArray[np.int64]
 
 
@@ -68,14 +69,16 @@ class DifferentRows:
         return self._parts[0]
 
     def _search(self) -> None:
-        """Leave out rows that repeat one of another part; the next search is when there are twice as many."""
+        """Leave out rows that repeat one of another part; the next search is when there are several times as many."""
         columns = pa.concat_tables([part.columns for part in self._parts])
         numbers = np.concatenate([part.numbers for part in self._parts])
         once = each_once(Rows(columns, numbers, np.concatenate([part.counts for part in self._parts])))
         self._num_kept, self._num_bytes = len(once.numbers), _num_bytes(once.columns)
         if self._num_kept > MAX_DIFFERENT_ROWS:
             raise ValueError(f"more than {MAX_DIFFERENT_ROWS:,} different rows")
-        self._parts, self._search_at = [once], max(_SEARCHED_AGAIN, 2 * self._num_kept)
+        self._parts, self._search_at = [once], max(_SEARCHED_AGAIN, _GROWTH * self._num_kept)
+        del columns, numbers
+        pa.default_memory_pool().release_unused()  # a search takes twice the memory of what it keeps
 
 
 def each_once(rows: Rows) -> Rows:
