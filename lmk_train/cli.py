@@ -297,7 +297,7 @@ def _tune(config: TuneConfig) -> None:
     say(f"{counted(len(states), 'trial')}: {counts}; {best}")
     if result.test is not None:
         shown = [f"{name} {result.test[name]:.4f}" for name in _SHOWN if result.test.get(name) is not None]
-        say(f"test ({counted(result.test['num_samples'], 'image')}), once, at the end: {', '.join(shown)}")
+        say(f"test ({counted(int(result.test['num_samples'] or 0), 'image')}), once, at the end: {', '.join(shown)}")
     say("train it again:", f"  {result.command}", f"report: {result.report}")
 
 
@@ -305,7 +305,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
     shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if metrics.get(name) is not None]
     unknown = f"; {metrics['num_unknown']:,} of landmarks it does not know" if metrics["num_unknown"] else ""
-    say(f"{evaluation.split} ({counted(metrics['num_samples'], 'image')}{unknown}): {', '.join(shown)}")
+    say(f"{evaluation.split} ({counted(int(metrics['num_samples'] or 0), 'image')}{unknown}): {', '.join(shown)}")
 
 
 if __name__ == "__main__":
