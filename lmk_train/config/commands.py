@@ -8,7 +8,7 @@ import tyro
 
 from lmk_data.errors import UserError
 from lmk_train.config.arguments import Amp, CacheOptions, DatasetBase, DatasetLocation, Device, Quiet, Workers
-from lmk_train.config.defaults import DEFAULT_LOSS, DEFAULT_MODEL, LossName, ModelName
+from lmk_train.config.defaults import LossName, ModelName
 from lmk_train.config.option import Limits, check_limits
 from lmk_train.config.training import Metric, one_of
 
@@ -212,10 +212,10 @@ class TuneConfig:
     objective: Metric = "macro_f1"
     """Metric of the validation split to optimise; loss and calibration_error are minimised.
     A trial counts with its best epoch, which is the one it keeps."""
-    model: ModelName = DEFAULT_MODEL
-    """Backbone."""
-    loss: LossName = DEFAULT_LOSS
-    """Loss."""
+    model: Annotated[ModelName | None, one_of(ModelName)] = None
+    """Backbone; by default efficientnet-b0. Leave it out where --search varies it."""
+    loss: Annotated[LossName | None, one_of(LossName)] = None
+    """Loss; by default balanced-softmax. Leave it out where --search varies it."""
     epochs: _AtLeastOne = None
     """Epochs of each trial; by default the model's."""
     cached_features: bool = False

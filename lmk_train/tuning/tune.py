@@ -14,7 +14,7 @@ from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import file_lock, make_folder, write_bytes
 from lmk_data.system.terminal import without_secrets
 from lmk_train.config.commands import EvalConfig, TuneConfig
-from lmk_train.config.defaults import DEFAULTS
+from lmk_train.config.defaults import DEFAULT_LOSS, DEFAULT_MODEL, DEFAULTS
 from lmk_train.config.option import values_of
 from lmk_train.config.training import TrainConfig
 from lmk_train.data.features import SPLITS
@@ -84,13 +84,14 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
 
 def _base(config: TuneConfig) -> TrainConfig:
     """Return the configuration that all trials have in common."""
-    epochs = config.epochs or DEFAULTS[config.model]["epochs"]
+    model = config.model or DEFAULT_MODEL
+    epochs = config.epochs or DEFAULTS[model]["epochs"]
     frozen: dict[str, Any] = {"freeze_backbone_epochs": epochs, "hflip": 0.0, "color_jitter": 0.0}
     return TrainConfig(
         config.shards,
         base=config.base,
-        model=config.model,
-        loss=config.loss,
+        model=model,
+        loss=config.loss or DEFAULT_LOSS,
         epochs=epochs,
         best_by=config.objective,
         device=config.device,

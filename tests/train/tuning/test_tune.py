@@ -97,6 +97,22 @@ def test_a_search_ends_when_every_point_was_tried(
     assert "2 trials: 2 done" in said
 
 
+def test_the_loss_may_be_searched(dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = "[search]\nloss = ['ce', 'ldam']\nldam_max_margin = [0.3, 0.5]\n"
+    assert tune_main(searching(dataset_path, tmp_path, "--strategy", "grid", space=space)) == 0
+    assert "3 trials: 3 done" in capsys.readouterr().out
+    losses = [json.loads(path.read_text())["loss"] for path in (tmp_path / "search" / "trials").glob("*/config.json")]
+    assert sorted(losses) == ["ce", "ldam", "ldam"]
+
+
+def test_a_flag_for_what_is_searched_is_refused(
+    dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "[search]\nloss = ['ce', 'ldam']\n"
+    assert tune_main(searching(dataset_path, tmp_path, "--loss", "ce", space=space)) == 1
+    assert "--loss ce: --search varies it; leave one of them out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
