@@ -354,6 +354,12 @@ def test_curation_commands_and_queries_run_in_their_order(tmp_path: Path, monkey
         assert min(cleaned.index(split)["original_height"].min() for split in cleaned.splits) == 120
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_lines_of_prose_end_at_100_characters(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    assert not [line for line in prose if len(line) > 100 and not line.startswith(("|", "    ", "!["))]
+
+
 def test_the_search_space_that_is_shown_is_one(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", (DOCS / "tuning.md").read_text(), re.DOTALL)
     (tmp_path / "space.toml").write_text(shown)

@@ -1,4 +1,4 @@
-"""Read a file that a stranger may have written: a bounded, regular file of JSON with a declared shape."""
+"""Read an untrusted file: a bounded, regular file of JSON with a declared shape."""
 
 import io
 import json
