@@ -109,6 +109,32 @@ def test_interrupted_while_the_plan_is_made_and_workers_wait(tmp_path: Path, num
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+def test_workers_end_soon_after_a_main_process_that_is_killed_while_they_wait(tmp_path: Path) -> None:
+    labels = tmp_path / "train.csv"
+    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},{i % 50_000}\n" for i in range(1_000_000)))
+    command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", str(tmp_path), "--labels", str(labels)]
+    process = start([*command, "--out", str(tmp_path / "shards"), "--workers", "2"])
+    wait_for(lambda: len(workers_of(process)) == 2, process)
+    process.kill()
+    assert process.communicate(timeout=240) == ("", "")  # nobody holds the pipes any more
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("options", ["ro", "size=4k"])
+def test_without_shared_memory_one_process_builds(
+    source: Path, expected: dict[str, str], tmp_path: Path, options: str
+) -> None:
+    out = tmp_path / "shards"
+    padded = tmp_path / "train.csv"  # large enough for workers to be started before the plan
+    padded.write_text((source / "train.csv").read_text() + "".join(f"absent-{i:020d},{i}\n" for i in range(6_000)))
+    command = " ".join(words(source, out, "--workers", "2", "--min-samples", "2", "--quiet"))
+    command = command.replace(str(source / "train.csv"), str(padded))
+    setup = f"mount -t tmpfs -o {options} tmpfs /dev/shm; head -c 4096 /dev/zero > /dev/shm/full; {command}"
+    done = mounted(tmp_path / "disk", "600k", setup)
+    assert done.returncode == 0, done.stderr
+    assert ShardedDataset.open(out).num_samples("train") > 0
+
+
 def test_workers_that_wait_end_with_a_plan_that_fails(tmp_path: Path) -> None:
     labels = tmp_path / "train.csv"
     labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},1\n" for i in range(20_000)))

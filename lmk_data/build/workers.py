@@ -12,8 +12,8 @@ _LEAST_BYTES = 64 << 10  # of a label table, for each worker: some shards for it
 def started_beside_the_plan(options: BuildOptions) -> AbstractContextManager[None]:
     """Start the workers that a build is going to need. A context manager: they are ended at the end.
 
-    None are started for a small table, since one process may do all of its shards, nor where `--out` holds something,
-    since the build may be complete. Such a build starts them itself, when it has a plan.
+    None are started for a small table, since one process may do all of its shards, nor where a local `--out` holds
+    something, since the build may be complete. Such a build starts them itself, when it has a plan.
     """
     workers = local_engine(options.workers).workers
     is_local = options.scheduler is None and workers > 1

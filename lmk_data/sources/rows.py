@@ -55,8 +55,11 @@ class DifferentRows:
         if self._num_rows > MAX_ROWS:
             raise ValueError(f"more than {MAX_ROWS:,} rows")
         once = each_once(Rows(part, numbers, np.ones(part.num_rows, dtype=np.int64)))
+        num_bytes = _num_bytes(once.columns)
+        if self._num_bytes + num_bytes > MAX_TEXT_BYTES:
+            self._search()
         self._num_kept += len(once.numbers)
-        self._num_bytes += _num_bytes(once.columns)
+        self._num_bytes += num_bytes
         if self._num_bytes > MAX_TEXT_BYTES:
             raise ValueError(f"more than {MAX_TEXT_BYTES >> 20:,} MB of text in the columns that are read")
         self._parts.append(replace(once, columns=texts(once.columns).cast(self._schema)))

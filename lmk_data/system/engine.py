@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from multiprocessing import resource_tracker as mp_resource_tracker
 from typing import Protocol, TypeVar
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import reusable_executor
 from joblib.externals.loky.backend import get_context, resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -26,6 +27,7 @@ from lmk_data.errors import DeadWorkerError, UserError
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning, "joblib")
 # Workers that are still importing when the engine takes them over; it waits for these.
 warnings.filterwarnings("ignore", "Trying to resize an executor with running jobs", UserWarning, "joblib")
+_SECONDS_BETWEEN_LOOKS = 1.0
 _OUT_OF_MEMORY = 99  # the exit code of a process that ran out of memory
 _ENDS_BY_REQUEST = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Task = TypeVar("Task")
@@ -58,9 +60,7 @@ class LocalEngine:
         if workers <= 1:
             yield from map(function, tasks)
             return
-        parallel = joblib.Parallel(
-            n_jobs=workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
-        )
+        parallel = _parallel(workers, pre_dispatch=2 * workers)
         try:
             with _silent_processes(), _signals_deferred() as received:
                 results = parallel(joblib.delayed(function)(task) for task in tasks)
@@ -85,11 +85,16 @@ class LocalEngine:
 def workers_started(workers: int, module: str) -> Iterator[None]:
     """Start the processes of a `LocalEngine` of as many workers now, and go on while they import a module.
 
-    The engine takes them over if it is run in here with at least as many tasks. They are ended at the end.
+    The engine takes them over if it is run in here with at least as many tasks. They are ended at the end. Raises
+    UserError where no process can be started.
     """
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-    with _silent_processes(), _signals_deferred() as received:
-        imported = parallel(joblib.delayed(_import)(module) for _ in range(workers))
+    parallel = _parallel(workers, pre_dispatch="all")
+    try:
+        with _silent_processes(), _signals_deferred() as received:
+            imported = parallel(joblib.delayed(_import)(module) for _ in range(workers))
+    except OSError as error:
+        _end_workers()
+        raise UserError(f"cannot start {workers} worker processes: {error.strerror}; give fewer --workers") from error
     assert isinstance(imported, Generator)
     try:
         if received:
@@ -101,13 +106,39 @@ def workers_started(workers: int, module: str) -> Iterator[None]:
         _end_workers()
 
 
+def _parallel(workers: int, *, pre_dispatch: int | str) -> joblib.Parallel:
+    """Return what runs tasks in worker processes; all that it returns for as many workers share these."""
+    return joblib.Parallel(
+        n_jobs=workers,
+        return_as="generator_unordered",
+        pre_dispatch=pre_dispatch,
+        batch_size=1,
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed without a chance to end it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _import(module: str) -> None:
     importlib.import_module(module)
 
 
 def _end_workers() -> None:
-    with _silent_shutdown():
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    """End the workers. `get_reusable_executor` would make new semaphores where there are none to end."""
+    executor = reusable_executor._executor
+    if executor is not None:
+        with _silent_shutdown():
+            executor.shutdown(wait=True, kill_workers=True)
 
 
 def how_it_ends(function: Callable[[Task], object], task: Task) -> str | None:
