@@ -130,6 +130,8 @@ class BuildOptions:
             raise UserError(f"--size {self.recipe.size}: must be from {_MIN_SIZE} to {_MAX_SIZE} pixels")
         if not 1 <= self.recipe.quality <= 100:
             raise UserError(f"--quality {self.recipe.quality}: must be from 1 to 100")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.title + self.license):
+            raise UserError("--title and --license: must be text in UTF-8")
         _check_positive("--class-level", self.class_level)
         if self.class_level is not None and self.labels != "classes":
             raise UserError(f"--class-level {self.class_level}: is for --labels classes; a label table has its own")

@@ -120,7 +120,8 @@ def _table_bytes(path: str) -> bytes:
 
 
 def _file_name(path: str) -> str:
-    return without_secrets(path).rstrip("/").rsplit("/", 1)[-1]
+    name = without_secrets(path).rstrip("/").rsplit("/", 1)[-1]
+    return name.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8, a manifest is
 
 
 def read_categories(path: str) -> "pd.Series[str]":

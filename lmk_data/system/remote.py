@@ -163,6 +163,8 @@ class RemoteFolder:
             with _with_filename(local), open(local, "wb") as file:
                 yield file
             try:
+                if _is_local(fs):
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
                 _request(lambda: fs.put_file(local, path), self.location(name))
             except OSError as error:
                 raise storage_failure(error, self.location(name)) from error

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 _ERRORS = "lmk-escape"
 _SURROGATES = range(0xDC80, 0xDD00)  # stand for the bytes of a file name that is not UTF-8
@@ -30,9 +30,9 @@ class _Pipe(io.FileIO):
 def lasting_streams() -> Iterator[None]:
     """Let stdout and stderr outlast their readers while the block runs, and escape what their encoding lacks.
 
-    Streams that something else put in place only get the escapes.
+    Streams that something else put in place only get the escapes. One that was closed (`>&-`) goes nowhere.
     """
-    given = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = given = sys.stdout or _nowhere(1), sys.stderr or _nowhere(2)
     made = [_lasting(stream, descriptor) for descriptor, stream in enumerate(given, start=1)]
     sys.stdout, sys.stderr = made
     try:
@@ -70,6 +70,16 @@ def _lasting(stream: Any, descriptor: int) -> Any:
         line_buffering=stream.line_buffering or descriptor == 2,
         write_through=not is_buffered,
     )
+
+
+def _nowhere(descriptor: int) -> TextIO:
+    """Return a stream that discards what is written, at a descriptor that is closed: the next file must not get it."""
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.set_inheritable(descriptor, True)
+    return open(descriptor, "w", closefd=False)
 
 
 def _let_go(stream: Any) -> None:

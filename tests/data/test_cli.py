@@ -201,6 +201,27 @@ def test_a_worker_process_starts_without_heavy_libraries() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed_do_not_end_a_build(collection: Path, tmp_path: Path, closed: str) -> None:
+    given = f"--images {collection}/train --labels {collection}/train.csv --out {tmp_path}/shards --workers 2"
+    program = f"{sys.executable} -m lmk_data.cli build {given} --samples-per-shard 10 --max-rejected 1 --no-report"
+    done = subprocess.run(["sh", "-c", f"{program} {closed}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shards" / "dataset.json").exists()
+
+
+def test_a_title_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--title", "\udcff"]) == 1
+    assert capsys.readouterr().err == "lmk-shard: error: --title and --license: must be text in UTF-8\n"
+
+
+def test_a_file_url_may_name_a_new_folder(collection: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "shards"
+    given = ["--images", str(collection / "train"), "--labels", str(collection / "train.csv"), "--max-rejected", "1"]
+    assert main(["build", *given, "--out", out.as_uri(), "--workers", "1", "--no-report", "--quiet"]) == 0
+    assert main(["verify", str(out), "--quiet", "--workers", "1"]) == 0
+
+
 def test_dry_run_needs_only_the_labels(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "nothing"
     assert main(["build", "--labels", str(collection / "train.csv"), "--out", str(out), "--dry-run"]) == 0

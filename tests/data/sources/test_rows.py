@@ -1,6 +1,7 @@
 """Tables that repeat rows: each different row is kept once, where it was, and the memory is that of these alone."""
 
 import gzip
+import os
 import resource
 from pathlib import Path
 
@@ -81,11 +82,23 @@ def test_tables_beyond_the_limits(
         read_labels(str(tmp_path / "t.csv"))
 
 
+def test_text_that_is_repeated_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_TEXT_BYTES", 100)
+    found = added([[("a", "1"), ("b", "2"), ("c", "3")]] * 50)
+    assert found.counts.tolist() == [50, 50, 50]
+
+
 def test_a_table_that_unpacks_to_more_than_a_table_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.csv").write_bytes(gzip.compress(b"id,landmark_id\n" + b"7,7\n" * 1000))
     monkeypatch.setattr(tables, "MAX_BYTES", 2000)
     with pytest.raises(UserError, match=r"t\.csv: unpacks to more than"):
         read_labels(str(tmp_path / "t.csv"))
+
+
+def test_the_name_of_a_table_need_not_be_utf8(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/t\xff.csv")
+    Path(path).write_text("id,landmark_id\na,1\n")
+    assert read_labels(path).name == "t\\udcff.csv"
 
 
 def test_lists_of_ids_that_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
