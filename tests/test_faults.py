@@ -1,6 +1,7 @@
 """Real faults: whatever happens to a build, nothing complete is lost, and going on ends with the same bytes."""
 
 import os
+import pty
 import random
 import shutil
 import signal
@@ -86,6 +87,21 @@ def test_interrupted_while_workers_start(tmp_path: Path, number: signal.Signals)
         assert process.returncode == 130, said
         lines = [line for line in said.splitlines() if line and not line.startswith("drawing: ")]
         assert lines == ["lmk-shard: interrupted; run it again to resume"]
+
+
+def test_a_terminal_that_is_closed(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    """It hangs up on the whole process group, and nothing can be printed any more."""
+    out = tmp_path / "shards"
+    command = words(source, out, "--workers", "2")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(command[0], command)
+    while not receipts(out):
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    finish(command)
+    assert hashes(out) == expected
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:

@@ -22,6 +22,7 @@ from joblib.externals.loky.backend import get_context, resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from lmk_data.errors import DeadWorkerError, UserError
+from lmk_data.system.terminal import interruptions
 
 # A worker that grew by 300 MB is replaced by joblib when it is idle: nothing that a user could do anything about.
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning, "joblib")
@@ -177,21 +178,22 @@ def _run_alone(function: Callable[[Task], object], task: Task) -> None:
 
 @contextmanager
 def _signals_deferred() -> Iterator[list[int]]:
-    """Start worker processes that ignore Ctrl-C, and yield the list of the signals that arrive meanwhile.
+    """Start worker processes that ignore Ctrl-C and hang-ups, and yield the list of the signals that arrive meanwhile.
 
-    The terminal sends Ctrl-C to the whole process group, where every worker would print a traceback; instead the main
-    process ends the workers. SIGINT and SIGTERM that arrive while workers start are recorded for the caller to raise
+    The terminal sends them to the whole process group, where every worker would print a traceback or die; instead the
+    main process ends the workers. Interruptions that arrive while workers start are recorded for the caller to raise
     afterwards, because a pool that has only half started cannot be ended.
     """
     received: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # Python runs signal handlers in no other thread
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    numbers = interruptions() if is_main else []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         for tracker in (mp_resource_tracker, resource_tracker):
             tracker.ensure_running()  # first, because it unblocks SIGINT when it starts its process
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit the mask, but not handlers
+        # Processes inherit the mask, but not handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         yield received
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,6 +1,7 @@
 """stdout and stderr whose reader may leave early, and whose encoding may lack characters: neither ends a command."""
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -13,15 +14,25 @@ _SURROGATES = range(0xDC80, 0xDD00)  # stand for the bytes of a file name that i
 
 
 class _Pipe(io.FileIO):
-    """A file descriptor to which writing goes on, without effect, once nobody reads it any more."""
+    """A file descriptor to which writing goes on, without effect, once nobody reads it any more.
+
+    That is a pipe without a reader, or a terminal that was closed.
+    """
 
     is_abandoned = False
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_terminal = self.isatty()
 
     def write(self, data: Any) -> int:
         if not self.is_abandoned:
             try:
                 return super().write(data) or 0
-            except BrokenPipeError:
+            except OSError as error:
+                is_closed_terminal = error.errno == errno.EIO and self._is_terminal
+                if not (isinstance(error, BrokenPipeError) or is_closed_terminal):
+                    raise
                 self.is_abandoned = True
         return memoryview(data).nbytes
 
@@ -61,7 +72,7 @@ def _lasting(stream: Any, descriptor: int) -> Any:
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)  # what it holds goes nowhere
-    raw: Any = _Pipe(descriptor, "w", closefd=False)
+    raw: Any = _Pipe(descriptor)
     is_buffered = isinstance(stream.buffer, io.BufferedWriter)  # not under PYTHONUNBUFFERED
     return io.TextIOWrapper(
         io.BufferedWriter(raw) if is_buffered else raw,

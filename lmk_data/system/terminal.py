@@ -59,16 +59,24 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     that stops early, such as `| head`, does not end the command: it does the rest of its work, and the code is then
     141, as after SIGPIPE.
 
-    SIGTERM counts as an interruption, so that schedulers and `timeout` end a command as cleanly as Ctrl-C does.
+    SIGTERM and SIGHUP count as interruptions: schedulers, `timeout` and a terminal that is closed end a command as
+    cleanly as Ctrl-C does.
     """
     sys.excepthook = _print_traceback
     atexit.register(gc.freeze)  # a tenth of a second goes by if the ending interpreter looks for cycles in all modules
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {number: signal.signal(number, _interrupt) for number in interruptions() if number != signal.SIGINT}
     try:
         with lasting_streams():
             return _code_of(program, command)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def interruptions() -> list[signal.Signals]:
+    """Return the signals that interrupt a command; SIGHUP is none under `nohup`, which ignores it."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

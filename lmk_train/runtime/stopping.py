@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM as requests: the current step is finished and saved before the training ends."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests: the current step is finished and saved before the training ends."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lmk_data.system.terminal import interruptions
 from lmk_train.runtime.world import World
 
 
 class StopRequest:
-    """A request to stop, set by the first Ctrl-C or SIGTERM, on which all ranks agree between two steps."""
+    """A request to stop, set by the first interruption, on which all ranks agree between two steps."""
 
     requested = _all_stop = False
 
@@ -33,7 +34,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(under_torchrun: bool) -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a `StopRequest`; a second Ctrl-C stops at once (not under torchrun).
+    """Turn interruptions into a `StopRequest`; a second Ctrl-C stops at once (not under torchrun).
 
     A scheduler's SIGTERM may arrive twice: sent to the whole job, and forwarded by torchrun. So may a Ctrl-C under
     torchrun. Elsewhere only a person sends a second Ctrl-C.
@@ -46,8 +47,8 @@ def stop_requests(under_torchrun: bool) -> Iterator[StopRequest]:
         if number == signal.SIGINT and not under_torchrun:
             signal.signal(number, previous[number])
 
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        previous[number] = signal.signal(number, request)
+    for interruption in interruptions():
+        previous[interruption] = signal.signal(interruption, request)
     try:
         yield stop
     finally:

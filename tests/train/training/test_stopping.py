@@ -13,13 +13,14 @@ from tests.train.run_files import Config, lines
 from tests.train.updates import after_each_update
 
 
-def test_sigterm_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path) -> None:
-    """As from a scheduler that signals every process of a job, and again from torchrun."""
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path, sent: signal.Signals) -> None:
+    """As from a scheduler that signals every process of a job, and again from torchrun; or a terminal is closed."""
 
     def interrupt(number: int, _: Optimizer) -> None:
         if number == 2:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(sent)
+            signal.raise_signal(sent)
 
     with after_each_update(interrupt):
         words = ["--model", "resnet32", "--epochs", "2", "--batch-size", "10", "--device", "cpu", "--quiet"]
