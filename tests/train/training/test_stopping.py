@@ -16,6 +16,7 @@ from tests.train.updates import after_each_update
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_comes_twice_saves_all_the_same(config: Config, tmp_path: Path, sent: signal.Signals) -> None:
     """As from a scheduler that signals every process of a job, and again from torchrun; or a terminal is closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
     def interrupt(number: int, _: Optimizer) -> None:
         if number == 2:
