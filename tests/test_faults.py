@@ -1,13 +1,16 @@
 """Real faults: whatever happens to a build, nothing complete is lost, and going on ends with the same bytes."""
 
+import contextlib
 import os
 import pty
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,34 +109,42 @@ def test_a_terminal_that_is_closed(source: Path, expected: dict[str, str], tmp_p
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = []
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                workers.append(int(pid))
+    return workers
+
+
+@contextlib.contextmanager
+def planning(tmp_path: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A build whose workers wait for its plan, which waits for a server that never answers."""
+    labels = tmp_path / "train.csv"
+    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},{i % 500}\n" for i in range(20_000)))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        images = f"http://127.0.0.1:{silent.getsockname()[1]}/train/"
+        command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", images, "--labels", str(labels)]
+        process = start([*command, "--out", str(tmp_path / "shards"), "--workers", "2"])
+        with silent.accept()[0]:  # the plan has asked for the pictures
+            wait_for(lambda: len(workers_of(process)) == 2, process)
+            yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_the_plan_is_made_and_workers_wait(tmp_path: Path, number: signal.Signals) -> None:
-    labels = tmp_path / "train.csv"
-    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},{i % 50_000}\n" for i in range(1_000_000)))
-    images, out = tmp_path / "train", tmp_path / "shards"
-    images.mkdir()
-    command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", str(images), "--labels", str(labels)]
-    process = start([*command, "--out", str(out), "--workers", "2"])
-    wait_for(lambda: len(workers_of(process)) == 2, process)
-    workers = workers_of(process)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, said = process.communicate(timeout=240)
+    with planning(tmp_path) as process:
+        workers = workers_of(process)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, said = process.communicate(timeout=240)
     assert (process.returncode, said.strip()) == (130, "lmk-shard: interrupted; run it again to resume")
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 def test_workers_end_soon_after_a_main_process_that_is_killed_while_they_wait(tmp_path: Path) -> None:
-    labels = tmp_path / "train.csv"
-    labels.write_text("id,landmark_id\n" + "".join(f"{i:016x},{i % 50_000}\n" for i in range(1_000_000)))
-    command = [sys.executable, "-m", "lmk_data.cli", "build", "--images", str(tmp_path), "--labels", str(labels)]
-    process = start([*command, "--out", str(tmp_path / "shards"), "--workers", "2"])
-    wait_for(lambda: len(workers_of(process)) == 2, process)
-    process.kill()
-    process.communicate(timeout=240)  # until nobody holds the pipes any more
+    with planning(tmp_path) as process:
+        process.kill()
+        process.communicate(timeout=240)  # until nobody holds the pipes any more
     assert process.returncode == -signal.SIGKILL
 
 
