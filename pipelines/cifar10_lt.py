@@ -32,6 +32,7 @@ which is slightly optimistic compared with the last epoch. The other methods wer
 
 import argparse
 import re
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from pipelines.methods import Method, slug
 from pipelines.steps import evaluate, is_trained, run, side_by_side, train
 
 _NEW_HEAD = {"loss": "ce", "sampling": "class-balanced"}
+_REFERENCE = ", reference SGD"
+_REFERENCE_SGD = (sys.executable, "-m", "pipelines.bench.reference_sgd")
 METHODS = {
     "CE": Method({"loss": "ce"}),
     "LDAM": Method({"loss": "ldam"}),
@@ -59,6 +62,8 @@ METHODS = {
     "ArcFace": Method({"loss": "arcface"}),
     "CE, mixup": Method({"loss": "ce", "mixup": 1}),
     "CE, class-balanced sampling": Method({"loss": "ce", "sampling": "class-balanced"}),
+    f"CE{_REFERENCE}": Method({"loss": "ce"}, program=_REFERENCE_SGD),
+    f"LDAM-DRW{_REFERENCE}": Method({"loss": "ldam", "drw_start": 0.8}, program=_REFERENCE_SGD),
     "CE, retrained head": Method(_NEW_HEAD, backbone="CE"),
     "CE, mixup, retrained head": Method(_NEW_HEAD, backbone="CE, mixup"),
     "LDAM, retrained head": Method(_NEW_HEAD, backbone="LDAM"),
@@ -173,7 +178,8 @@ def benchmark(asked: Benchmark) -> str:
 def _train_and_evaluate(asked: Benchmark, method: str, imbalance: int, seed: int) -> None:
     out = asked.run(method, imbalance, seed)
     log = out.with_name(f"{out.name}.log") if asked.jobs > 1 else None
-    train(asked.dataset(imbalance), out, *asked.arguments(method, imbalance, seed), log=log)
+    arguments = asked.arguments(method, imbalance, seed)
+    train(asked.dataset(imbalance), out, *arguments, program=METHODS[method].program, log=log)
     evaluate(out, "test", asked.out / "test", log=log)
 
 
@@ -186,7 +192,8 @@ def finished(asked: Benchmark) -> pd.DataFrame:
         numbers = (path.name.removeprefix(name) for path in asked.out.glob(f"{name}*"))
         for seed in sorted(int(number) for number in numbers if number.isdecimal()):
             out = asked.run(method, imbalance, seed)
-            if is_trained(asked.dataset(imbalance), out, *asked.arguments(method, imbalance, seed)):
+            arguments, program = asked.arguments(method, imbalance, seed), METHODS[method].program
+            if is_trained(asked.dataset(imbalance), out, *arguments, program=program):
                 metrics = evaluate(out, "test", asked.out / "test")
                 figures = {name: metrics[name] for name in ("accuracy", "macro_f1")}
                 rows.append({"imbalance": imbalance, "method": method, "seed": seed, "epochs": asked.epochs, **figures})
@@ -201,7 +208,8 @@ def table(runs: pd.DataFrame, epochs: int) -> str:
     ]
     for _, group in runs.groupby(["imbalance", "method"], sort=False):
         imbalance, method = group.iloc[0][["imbalance", "method"]]
-        found, published = 100 * group["accuracy"], PUBLISHED.get((imbalance, method), "")
+        found = 100 * group["accuracy"]
+        published = PUBLISHED.get((imbalance, method.removesuffix(_REFERENCE)), "")
         spread = f"{found.min():.2f} to {found.max():.2f}" if len(found) > 1 else ""
         lines.append(f"| {imbalance} | {method} | {found.mean():.2f} | {spread} | {len(found)} | {published} |")
     return "\n".join([*lines, "", f"ResNet-32, {epochs} epochs: mean over the seeds, lowest to highest, in %.", ""])

@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.steps import TRAINER
+
 
 @dataclass(frozen=True)
 class Method:
     """Options of `lmk-train` by their names with underscores.
 
     With a `backbone`, the name of another method, the backbone of that one is kept and its head trained anew (cRT).
+    `program` is what trains: a command of this environment, or Python with a module that takes the same options.
     """
 
     options: Mapping[str, Any]
     backbone: str | None = None
+    program: tuple[str, ...] = TRAINER
 
     def arguments(self) -> tuple[object, ...]:
         """Return the options as words of a command line."""

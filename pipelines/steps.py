@@ -17,6 +17,7 @@ from lmk_data.errors import UserError
 from lmk_train.config.training import TrainConfig
 from lmk_train.runs.folder import RunFolder
 
+TRAINER = ("lmk-train",)
 _INTERRUPTED = 130
 
 
@@ -102,17 +103,19 @@ def view(dataset: Path, out: Path, *arguments: object) -> Path:
     return out
 
 
-def train(dataset: Path, out: Path, *arguments: object, log: Path | None = None) -> Path:
+def train(
+    dataset: Path, out: Path, *arguments: object, program: tuple[str, ...] = TRAINER, log: Path | None = None
+) -> Path:
     """Train a run to its end, from the start or resumed from its last checkpoint, and return its folder.
 
-    `log` is that of `run`.
+    `program` takes the arguments of `lmk-train`; `log` is that of `run`.
 
-    Raises UserError if the run was trained with other arguments or on other images.
+    Raises UserError if the run was trained by another program, with other arguments or on other images.
     """
-    asked, marker = _spelled(dataset, arguments), out / "trained"
+    asked, marker = _training(dataset, arguments, program), out / "trained"
     if not _is_done(marker, asked):
         resume = ("--resume",) if RunFolder(out).checkpoint("last").exists() else ()
-        run("lmk-train", "--shards", dataset, "--out", out, *arguments, *resume, log=log)
+        run(*program, "--shards", dataset, "--out", out, *arguments, *resume, log=log)
         marker.write_text(asked)
     return out
 
@@ -155,10 +158,10 @@ def inspect(dataset: Path, out: Path, marks: Path, *arguments: object) -> Path:
     return marks
 
 
-def is_trained(dataset: Path, out: Path, *arguments: object) -> bool:
+def is_trained(dataset: Path, out: Path, *arguments: object, program: tuple[str, ...] = TRAINER) -> bool:
     """Return whether `train` has finished a run of these arguments; False where it was trained with others."""
     marker = out / "trained"
-    return marker.exists() and marker.read_text() == _spelled(dataset, arguments)
+    return marker.exists() and marker.read_text() == _training(dataset, arguments, program)
 
 
 def evaluate(run_folder: Path, split: str, dataset: Path | None = None, *, log: Path | None = None) -> dict[str, Any]:
@@ -189,6 +192,11 @@ def _is_done(marker: Path, asked: str) -> bool:
         where = f"{marker.parent}: {marker.name}"
         raise UserError(f"{where} with `{done}`, asked for `{asked}`; name another --out, or delete this folder")
     return True
+
+
+def _training(dataset: Path, arguments: tuple[object, ...], program: tuple[str, ...]) -> str:
+    trainer = () if program == TRAINER else (f"by {program[-1]}:",)
+    return _spelled(dataset, (*trainer, *arguments))
 
 
 def _spelled(dataset: Path, arguments: tuple[object, ...] = ()) -> str:

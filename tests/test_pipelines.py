@@ -334,12 +334,13 @@ def test_the_long_tail_benchmark_makes_its_table(tmp_path: Path) -> None:
     train = class_folders(tmp_path / "train", dict.fromkeys("abcde", 80), "jpg")
     test = class_folders(tmp_path / "test", dict.fromkeys("abcde", 8))
     options = ("--out", tmp_path / "out", "--imbalance", 10, "--epochs", 1, "--seeds", 1)
-    said = recipe("cifar10_lt", train, test, *options, "--methods", "LDAM-DRW", "CE, retrained head", "--jobs", 2)
+    methods = ("LDAM-DRW", "LDAM-DRW, reference SGD", "CE, retrained head")
+    said = recipe("cifar10_lt", train, test, *options, "--methods", *methods, "--jobs", 2)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in said
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| 10")]
-    assert [row[1] for row in rows] == ["CE", "LDAM-DRW", "CE, retrained head"]
-    assert [row[5:] for row in rows] == [["86.39"], ["88.16"], []]
+    assert [row[1] for row in rows] == ["CE", *methods]
+    assert [row[5:] for row in rows] == [["86.39"], ["88.16"], ["88.16"], []]
     assert "1 epochs" in table
     figures = pd.read_csv(tmp_path / "out" / "table.csv")
     assert [f"{100 * one:.2f}" for one in figures["accuracy"]] == [row[2] for row in rows]

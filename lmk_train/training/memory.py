@@ -87,7 +87,7 @@ def forward_pass(trainer: Trainer, batch: Batch) -> tuple[int, float]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would keep the graph alive for ever
 
     pictures, mix = trainer.inputs(batch)
     remember(pictures)

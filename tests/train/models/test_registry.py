@@ -59,7 +59,7 @@ def test_the_sizes_that_an_architecture_states_are_those_of_its_network(name: st
     def remember(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in own:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         backbone(torch.zeros(2, 3, size, size).to(memory_format=torch.channels_last))

@@ -1,18 +1,21 @@
 """What a training takes of its device's memory."""
 
+import gc
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.runtime.precision import Precision
 from lmk_train.runtime.world import SINGLE, World
 from lmk_train.training.assembly import make_trainer
-from lmk_train.training.memory import Memory, estimate, measure, run_updates
+from lmk_train.training.memory import Memory, estimate, forward_pass, measure, run_updates
+from lmk_train.training.profile_input import endless_batches
 from lmk_train.training.trainer import Trainer
 from tests.ports import free_port
 from tests.train.devices import every_device
@@ -53,6 +56,24 @@ def test_every_part_is_what_the_tensors_take(config: Config, optimizer: str) -> 
     assert said.gradients == gradients
     assert said.optimizer == moments
     assert said.total == said.weights + said.gradients + said.optimizer
+
+
+def test_counting_the_activations_keeps_none_of_them(config: Config) -> None:
+    """On a GPU what is kept would be added to every figure that is measured afterwards."""
+    outputs: list[weakref.ref[torch.Tensor]] = []
+
+    def remember(module: nn.Module, given: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs.append(weakref.ref(output))
+
+    with trainer_of(config) as trainer, closing(endless_batches(trainer)) as batches:
+        for module in trainer.model.modules():
+            module.register_forward_hook(remember)
+        activations, _ = forward_pass(trainer, next(batches))
+    gc.collect()
+    assert activations > 0
+    assert len(outputs) > 50
+    assert not any(output() is not None for output in outputs)
 
 
 def test_other_ranks_and_micro_batches_take_more(config: Config) -> None:
