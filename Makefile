@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := train,lite,dask,browse,s3,export,tune,heif,interop,dev
-# One test on each core, of which each computes with one thread, and starts no other processes where none are asked for.
-PYTEST := OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+# One test on each core; tests/__init__.py has each of them compute with one thread.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all gpu check docs clean distclean

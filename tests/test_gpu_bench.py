@@ -1,7 +1,7 @@
 """`make gpu` on the CPU: every line of it that does not need CUDA, on small pictures and few classes."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,18 @@ from pipelines.bench.gpu_checks import check_estimate, check_out_of_memory
 from pipelines.bench.gpu_speed import Case, Speed, draw_dataset
 
 CASE = Case("resnet50", 12, 64, "bf16")
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_table_in_the_docs_is_that_of_its_results() -> None:
+    results = json.loads((DOCS / "results" / "gpu_h200.json").read_text())
+    for row in results["cases"]:
+        case, speed = (
+            kind(**{field.name: row[field.name] for field in fields(kind) if field.name in row})
+            for kind in (Case, Speed)
+        )
+        assert f"\n{gpu.row(case, speed)}\n" in (DOCS / "benchmarks.md").read_text()
+    assert all(check["ok"] for check in results["checks"])
 
 
 @pytest.mark.slow
@@ -29,7 +41,7 @@ def test_the_cpu_runs_every_measurement_and_check(tmp_path: Path, capsys: pytest
     for case in written["cases"]:
         assert case["note"] == ""
         assert case["share"] == pytest.approx(case["both"] / case["fixed"])
-        for measured in ("reader", "torchvision", "timm", "estimated"):
+        for measured in ("threads", "reader", "torchvision", "timm", "estimated"):
             assert case[measured] > 0
     outcomes = {check["name"]: check["ok"] for check in written["checks"]}
     assert outcomes.pop("resume")

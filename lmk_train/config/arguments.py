@@ -26,8 +26,8 @@ Workers = Annotated[
     int | None,
     tyro.conf.arg(
         metavar="N",
-        help="Threads that read and decode; by default one per core (under torchrun, per core of the rank's share), "
-        "at most 8.",
+        help="Threads that read and decode, or processes where the device is CUDA; by default one per core (under "
+        "torchrun, per core of the rank's share), at most 8.",
     ),
     Limits(at_least=1),
 ]

@@ -16,32 +16,17 @@ from typing import TYPE_CHECKING
 
 from lmk_data.errors import DatasetError, LmkError, UserError
 from lmk_data.system.files import file_lock, open_regular
+from lmk_train.config.arguments import Cache
+from lmk_train.data.records import OpenShard
 
 if TYPE_CHECKING:
     from lmk_data.dataset import ShardedDataset
-from lmk_train.config.arguments import Cache
 
 _OURS = re.compile(r"[0-9a-f]{64}\.tar(\.[0-9]+-[0-9a-f]{8}\.tmp)?")  # the name of a file that this module makes
 _OPEN_FILES = 256
 _FETCHERS = 4
 _ADVISED_AT_ONCE = 128 << 10  # bytes; the kernel reads no more for one advice than its own read-ahead
 _ABANDONED_SECONDS = 3600  # an unfinished file that nobody wrote to for so long belongs to a process that was killed
-
-
-class OpenShard:
-    """The open file of a shard, closed when the last reference goes."""
-
-    __slots__ = ("_descriptor",)
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def read(self, offset: int, num_bytes: int) -> bytes:
-        """Return `num_bytes` from `offset`, or fewer at the end of the file."""
-        return os.pread(self._descriptor, num_bytes, offset)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
 
 class ShardFiles:
@@ -86,7 +71,7 @@ class ShardFiles:
             StorageError: it cannot be fetched.
             UserError: the folder of the cache cannot be written.
         """
-        self._prefetcher.reach(name)
+        self.reach(name)
         with self._lock:
             if (shard := self._open.get(name)) is not None:
                 self._open.move_to_end(name)
@@ -100,6 +85,10 @@ class ShardFiles:
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
         return shard
+
+    def reach(self, name: str) -> None:
+        """Record that a shard is in use, so that the next ones are prefetched."""
+        self._prefetcher.reach(name)
 
     def expect(self, names: Sequence[str], window: int) -> None:
         """Announce the shards that will be needed, in order, so that they are prefetched in the background.
@@ -127,7 +116,7 @@ class ShardFiles:
             return self._fetcher.open(name)
         path = self._dataset.shard_path(name)
         try:
-            return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            return OpenShard(path)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -197,7 +186,7 @@ class _Fetcher:
         while True:
             path = self.fetch(name)
             with suppress(FileNotFoundError):  # another process has just removed it to make room
-                return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                return OpenShard(path)
 
     def ensure_room(self, names: Sequence[str], num_ahead: int) -> None:
         """Raise the limit of the cache if the shard in use and `num_ahead` more would not fit."""

@@ -1,21 +1,19 @@
 """Random access to the decoded samples of one split, by offset into the shards."""
 
 import os
-import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-import simplejpeg
 from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.decoding import check_scans
 from lmk_data.errors import DatasetError, StorageError
 from lmk_train.config.arguments import Cache
 from lmk_train.data.cache import ShardFiles
 from lmk_train.data.order import rows_of, window_shards
+from lmk_train.data.records import Record, decode_record
 
 _MAX_DEFAULT_WORKERS, _FETCHING_WORKERS = 8, 64
 _SPARSE = 0.25  # share of a shard's bytes; of a shard that a view uses less of, single pictures are read or fetched
@@ -37,7 +35,7 @@ class Reader(Protocol):
 
     @property
     def default_workers(self) -> int:
-        """The number of threads that read this split well."""
+        """The number of threads or processes that read this split well."""
 
     def keys(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.object_]:
         """Return the keys of these rows, or of all rows in order."""
@@ -50,15 +48,6 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Close whatever reading opened."""
-
-
-class _Record(NamedTuple):
-    """Where the JPEG of a sample lies, and its checksum; the shard by its number."""
-
-    shard: int
-    offset: int
-    num_bytes: int
-    crc32: int
 
 
 class SplitReader:
@@ -86,7 +75,7 @@ class SplitReader:
         self.labels = table["label"].to_numpy().astype(np.int64)
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
-        self._checksums = table["jpg_crc32"].to_numpy()
+        self._columns = (self.shard_of_row, self._offsets, self._sizes, table["jpg_crc32"].to_numpy())
         if len(self.labels) and not 0 <= pc.min(table["label"]).as_py() <= int(self.labels.max()) < dataset.num_classes:
             raise DatasetError(
                 f"{dataset.location}: a label of the {split} index is outside 0..{dataset.num_classes - 1}"
@@ -133,8 +122,23 @@ class SplitReader:
                 raise StorageError(f"{self._location(int(rows[number]))}: {why}") from error
 
     @property
+    def is_local(self) -> bool:
+        """Whether the shards are files of this machine, which other processes can open by `shard_paths`."""
+        return self.dataset.is_local
+
+    def shard_paths(self) -> list[str]:
+        """Return the path of each shard, in the order of their numbers."""
+        return [str(self.dataset.shard_path(name)) for name in self.shard_names]
+
+    def records(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the fields of each `Record` as int64 [len(rows), 4], for what decodes them elsewhere."""
+        for shard in np.unique(self.shard_of_row[rows]).tolist():
+            self._files.reach(self.shard_names[shard])
+        return np.stack([column[rows].astype(np.int64) for column in self._columns], axis=1)
+
+    @property
     def default_workers(self) -> int:
-        """The number of threads that read this split well.
+        """The number of threads or processes that read this split well.
 
         One per core (at most 8), or 64 if single pictures are fetched over the network. The ranks of a machine share
         its cores.
@@ -148,20 +152,19 @@ class SplitReader:
         """Close the shards that reading opened."""
         self._files.close()
 
-    def _records(self, rows: NDArray[np.int64]) -> Iterator[_Record]:
-        columns = (column[rows].tolist() for column in (self.shard_of_row, self._offsets, self._sizes, self._checksums))
-        return map(_Record, *columns)
+    def _records(self, rows: NDArray[np.int64]) -> Iterator[Record]:
+        return map(Record, *(column[rows].tolist() for column in self._columns))
 
-    def _decode(self, record: _Record, out: NDArray[np.uint8]) -> None:
+    def _decode(self, record: Record, out: NDArray[np.uint8]) -> None:
         """Decode one picture into `out`, uint8 [H, W, 3]; a fetched shard that is damaged is fetched once more."""
         try:
-            _decode_record(self._read(record), record, out)
+            decode_record(self._read(record), record, out)
         except ValueError:
             if record.shard in self._fetched_singly or not self._files.refetch(self.shard_names[record.shard]):
                 raise
-            _decode_record(self._read(record), record, out)
+            decode_record(self._read(record), record, out)
 
-    def _read(self, record: _Record) -> bytes:
+    def _read(self, record: Record) -> bytes:
         name = self.shard_names[record.shard]
         if record.shard not in self._fetched_singly:
             return self._files.open(name).read(record.offset, record.num_bytes)
@@ -180,15 +183,3 @@ class SplitReader:
         num_bytes = {shard["name"]: shard["num_bytes"] for shard in self.dataset.shards(self.split)}
         whole = np.array([num_bytes[name] for name in self.shard_names])
         return set(np.flatnonzero(wanted < _SPARSE * whole).tolist())
-
-
-def _decode_record(data: bytes, record: _Record, out: NDArray[np.uint8]) -> None:
-    """Decode one picture into `out`, uint8 [H, W, 3]; raise ValueError if it is not the one that was published."""
-    if len(data) != record.num_bytes:
-        raise ValueError("the shard ends within it")
-    if zlib.crc32(data) != record.crc32:
-        raise ValueError("damaged: its checksum is another")
-    check_scans(data)
-    shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape  # raises ValueError for a larger picture
-    if shape != out.shape:
-        raise ValueError(f"{shape[1]}x{shape[0]} pixels instead of {out.shape[1]}x{out.shape[0]}")

@@ -15,6 +15,7 @@ _SAID = re.compile(
     r"unable to find an engine|DefaultCPUAllocator: (can't allocate|not enough) memory",
     re.IGNORECASE,
 )
+_SENTENCES = 3  # of CUDA's allocator: what happened, how much was wanted, how much there is; advice on its use follows
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,6 +37,7 @@ def oom_as_training_error(advice: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the line of a message that says what was out of memory."""
+    """Return the sentences of a message that say what was out of memory, and of how much."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if _SAID.search(line)), lines[0] if lines else "on the host")
+    line = next((line for line in lines if _SAID.search(line)), lines[0] if lines else "on the host")
+    return ". ".join(line.split(". ")[:_SENTENCES]).removesuffix(".")

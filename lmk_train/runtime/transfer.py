@@ -1,6 +1,7 @@
 """Copies between the host and the device of which neither waits for the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,22 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # the host waits for copies from memory that is not pinned
+
+
+def pin(memory: NDArray[Any]) -> Callable[[], None] | None:
+    """Have CUDA pin memory of the host where it is, and return what ends that; None where CUDA cannot."""
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.ctypes.data
+    if cudart.cudaHostRegister(address, memory.nbytes, 0) != cudart.cudaError.success:
+        with suppress(RuntimeError):  # CUDA tells the next operation of the error too
+            torch.zeros(1, device="cuda")
+        return None
+
+    def unpin() -> None:
+        torch.cuda.synchronize()  # copies may be under way
+        cudart.cudaHostUnregister(address)
+
+    return unpin
 
 
 class CopyStream:

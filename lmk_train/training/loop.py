@@ -138,11 +138,12 @@ def _train_epochs(trainer: Trainer, log: Record, stop: StopRequest) -> None:
             _finish_epoch(trainer, log, stop)
 
 
-def batch_stream(trainer: Trainer) -> BatchStream:
-    """Return a stream for the micro-batches of this rank."""
+def batch_stream(trainer: Trainer, *, processes: bool | None = None) -> BatchStream:
+    """Return a stream for the micro-batches of this rank; `processes` is that of `BatchStream`."""
     config = trainer.config
     largest = -(-config.batch_size // (trainer.world.size * config.grad_accum)) + 1
-    return BatchStream(trainer.train, trainer.precision.device, largest, config.workers, trainer.times)
+    device = trainer.precision.device
+    return BatchStream(trainer.train, device, largest, config.workers, trainer.times, processes=processes)
 
 
 def micro_batches(trainer: Trainer, epoch: int, first: int) -> Iterator[NDArray[np.int64]]:

@@ -67,9 +67,12 @@ def profile_input(asked: TrainConfig, announce: Callable[[str], None]) -> InputP
     return InputProfile(world.rank, reader, model, both)
 
 
-def endless_batches(trainer: Trainer) -> Generator[Batch, None, None]:
-    """Yield this rank's micro-batches of one epoch after the other; closing it stops the threads."""
-    stream = batch_stream(trainer)
+def endless_batches(trainer: Trainer, *, processes: bool | None = None) -> Generator[Batch, None, None]:
+    """Yield this rank's micro-batches of one epoch after the other; closing it stops what decodes them.
+
+    `processes` is that of `BatchStream`.
+    """
+    stream = batch_stream(trainer, processes=processes)
     for epoch in count():
         yield from stream(micro_batches(trainer, epoch, 0))
 

@@ -34,8 +34,8 @@ from pipelines.bench.gpu_speed import Case, Speed, draw_dataset, measure
 _EVERY_CLASS = 57042
 _LAST_SECONDS = 45  # a case that has begun, and the checks behind it
 _COLUMNS = (
-    *("model", "classes", "batch", "amp", "training", "fixed batch", "share", "reader", "torchvision", "timm"),
-    *("GB allocated", "GB reserved", "GB estimated", "note"),
+    *("model", "classes", "batch", "amp", "training", "by threads", "fixed batch", "share", "reader"),
+    *("torchvision", "timm", "GB allocated", "GB reserved", "GB estimated", "note"),
 )
 
 
@@ -71,7 +71,8 @@ def row(case: Case, speed: Speed) -> str:
     share = "" if speed.share is None else f"{speed.share:.2f}"
     model = f"{case.model}, compiled" if case.compiled else case.model
     cells = [model, f"{case.num_classes:,}", str(case.batch_size), case.amp]
-    cells += [rate(speed.both), rate(speed.fixed), share, rate(speed.reader), rate(speed.torchvision), rate(speed.timm)]
+    cells += [rate(speed.both), rate(speed.threads), rate(speed.fixed), share, rate(speed.reader)]
+    cells += [rate(speed.torchvision), rate(speed.timm)]
     cells += [size(speed.allocated), size(speed.reserved), size(speed.estimated), speed.note]
     return f"| {' | '.join(cells)} |"
 
@@ -114,7 +115,7 @@ def main(words: list[str] | None = None) -> int:
         small = datasets[min(datasets)]
         done += [check_resume(small, device, folder), check_overflow(small, device)]
         print(f"\n{where(device)}; images a second\n")
-        print(f"| {' | '.join(_COLUMNS)} |\n|---|---:|---:|---{'|---:' * 9}|---|", flush=True)
+        print(f"| {' | '.join(_COLUMNS)} |\n|---|---:|---:|---{'|---:' * 10}|---|", flush=True)
         deadline = started + 60 * arguments.minutes - _LAST_SECONDS
         found = measured(arguments, device, datasets, deadline)
         print()

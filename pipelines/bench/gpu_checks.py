@@ -29,6 +29,7 @@ _MODEL = "resnet32"
 _OVERFLOWING_SCALE = 2.0**100
 _ROOM_BYTES = 256 << 20  # of the device's memory, in which a training does not fit
 _ESTIMATE_WITHIN, _OR_BYTES = 0.3, 500_000_000
+_MAX_TEST_PROCESSES = 6  # each has a context of half a GB on the device
 _TEST_NEEDS = ("pytest", "pytest_timeout", "hypothesis")
 
 
@@ -55,6 +56,9 @@ def run_tests(device: torch.device) -> Check:
     if device.type != "cuda":
         return Check(name, None, "the CPU runs the same tests in `make test`")
     words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "--timeout=180"]
+    words += ["--durations=10"]
+    if find_spec("xdist") is not None:  # most of their time is imports and one thread's work
+        words += ["--numprocesses", str(min(_MAX_TEST_PROCESSES, len(os.sched_getaffinity(0)))), "--dist", "worksteal"]
     tests = Path(__file__).parents[2] / "tests" / "train"
     done = subprocess.run([*words, str(tests)], check=False, stdout=subprocess.PIPE, text=True)
     print(done.stdout)

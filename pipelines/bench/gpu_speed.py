@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import repeat
@@ -55,6 +55,7 @@ class Speed:
 
     Attributes:
         both: training with the reader, augmented.
+        threads: the same with threads that decode in place of processes.
         fixed: the same updates on one batch that is on the device.
         reader: reading and decoding alone.
         torchvision: the plain loop around torchvision's model, on one fixed batch that is normalised already.
@@ -67,6 +68,7 @@ class Speed:
     """
 
     both: float | None = None
+    threads: float | None = None
     fixed: float | None = None
     reader: float | None = None
     torchvision: float | None = None
@@ -141,10 +143,11 @@ def release(device: torch.device) -> None:
 
 def _training(case: Case, dataset: Path, device: torch.device, seconds: float, speed: Speed) -> Speed:
     config = training_config(case, dataset, device).resolved()
-    with ShardedDataset.open(dataset) as opened:
+    with ShardedDataset.open(dataset) as opened, ExitStack() as closing_all:
         trainer = make_trainer(config, opened, SINGLE, lambda _: None)
         trainer.forward()
-        with closing(trainer.train), closing(endless_batches(trainer)) as batches:
+        closing_all.enter_context(closing(trainer.train))
+        with closing(endless_batches(trainer, processes=True)) as batches:
             activations, _ = forward_pass(trainer, next(batches))
             memory = estimate(trainer, activations)
             speed = replace(speed, estimated=memory.total, overhead=memory.overhead)
@@ -163,7 +166,11 @@ def _training(case: Case, dataset: Path, device: torch.device, seconds: float, s
             one = next(batches)
             fixed = repeat(Batch(one.pixels.clone(), one.labels.clone(), one.picks))
         rate = _rate(lambda: training_step(trainer, fixed), config, seconds, device)
-    return replace(speed, both=both, fixed=rate, reader=reader)
+        with closing(endless_batches(trainer, processes=False)) as batches:
+            for _ in range(_WARM_UP):
+                training_step(trainer, batches)
+            threads = _rate(lambda: training_step(trainer, batches), config, seconds, device)
+    return replace(speed, both=both, threads=threads, fixed=rate, reader=reader)
 
 
 def _torchvision(case: Case, dataset: Path, device: torch.device, seconds: float, speed: Speed) -> Speed:

@@ -12,6 +12,14 @@ from lmk_train.runtime.oom import oom_as_training_error
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nmore"), "CUDA out of memory. Tried"),
         (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 98.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which "
+                "132.99 GiB is free. Including non-PyTorch memory, this process has 6.81 GiB memory in use. See it."
+            ),
+            "CUDA out of memory. Tried to allocate 98.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which "
+            "132.99 GiB is free); take less",
+        ),
+        (
             torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
             "CUDA error: out",
         ),
