@@ -170,8 +170,7 @@ class _Process:
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", _START, paths, *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=descriptors,  # may be 0 to 2 if those were closed; hence no other standard streams
                 process_group=0,  # Ctrl-C is for the process that trains
             )
 

@@ -130,8 +130,7 @@ def test_a_signal_for_all_processes_of_a_service_leaves_the_decoding_to_the_trai
         assert sum(1 for _ in batches) == 49
 
 
-def test_processes_end_with_a_parent_that_is_killed(dataset_path: Path) -> None:
-    program = """
+PROGRAM = """
 import sys, numpy, torch
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.arguments import Cache
@@ -140,10 +139,19 @@ from lmk_train.data.stream import BatchStream
 reader = SplitReader(ShardedDataset.open(sys.argv[1]), "train", Cache(None, 0))
 batches = BatchStream(reader, torch.device("cpu"), 4, 3, processes=True)([numpy.arange(4)] * 1000)
 next(batches)
-print("decoding", flush=True)
-sys.stdin.read()
 """
-    words = [sys.executable, "-c", program, str(dataset_path)]
+
+
+def test_streams_that_are_closed_leave_their_numbers_to_the_processes(dataset_path: Path) -> None:
+    closed = "import os\nfor number in (0, 1): os.close(number)\n"
+    words = [sys.executable, "-c", closed + PROGRAM, str(dataset_path)]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_processes_end_with_a_parent_that_is_killed(dataset_path: Path) -> None:
+    waits = PROGRAM + "print('decoding', flush=True)\nsys.stdin.read()\n"
+    words = [sys.executable, "-c", waits, str(dataset_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"decoding\n"
