@@ -1,5 +1,6 @@
 """Read the tables of a run or an inspection: bounded, with the columns that were declared, every value in its range."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def _opened(path: Path, declared: Declared) -> Iterator[pa.NativeFile]:
     """Yield an open file. Raises UserError for what the block finds wrong with it."""
     try:
         open_regular(path).close()  # Arrow would wait for somebody to write into a FIFO
-        with pa.OSFile(str(path)) as source:
+        with pa.OSFile(os.fsencode(path)) as source:
             yield source
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {declared.again}") from None

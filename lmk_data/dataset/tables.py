@@ -1,5 +1,6 @@
 """Read the Parquet tables of a dataset, and refuse what does not fit the format or would not fit into memory."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def _opened(folder: Folder, name: str) -> Iterator[tuple[Any, bool]]:
         is_local = isinstance(folder, LocalFolder)  # Arrow's own file may be read by threads, see `arrow_reader`
         if is_local:
             open_regular(location).close()  # Arrow would wait for somebody to write into a FIFO
-        with pa.OSFile(location) if is_local else folder.open(name) as file:
+        with pa.OSFile(os.fsencode(location)) if is_local else folder.open(name) as file:
             yield file, is_local
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

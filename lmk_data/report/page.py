@@ -78,10 +78,13 @@ def percent(share: float) -> Number:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return a whole page, which loads nothing from the network and runs no scripts but the two inlined ones."""
+    """Return a whole page, which loads nothing from the network and runs no scripts but the two inlined ones.
+
+    What is not UTF-8, such as the name of a folder may be, is shown as question marks.
+    """
     scripts = [_script(name) for name in _SCRIPTS]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    return (
+    page = (
         _environment()
         .get_template("page.html")
         .render(
@@ -92,6 +95,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
             scripts=[Markup(script) for script in scripts],  # noqa: S704 - files of this package
         )
     )
+    return page.encode(errors="replace").decode()
 
 
 def paragraph(text: str) -> Markup:

@@ -179,6 +179,14 @@ def refuse_links(run: Path) -> None:
         check_no_link(path)
 
 
+def refuse_unwritable_name(run: Path) -> None:
+    """Raise UserError for a folder whose path is not UTF-8: TensorBoard cannot write there."""
+    try:
+        str(run.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {run}: TensorBoard writes only where the path is UTF-8; name another folder") from None
+
+
 def stored_dataset(run: Path, shards: str) -> str:
     """Return the dataset that a run's checkpoint names.
 

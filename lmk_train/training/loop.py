@@ -25,7 +25,7 @@ from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
 from lmk_train.models.state_dicts import state_sha256
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes, dataset_state
-from lmk_train.runs.folder import check_run, is_run, refuse_links, training_lock
+from lmk_train.runs.folder import check_run, is_run, refuse_links, refuse_unwritable_name, training_lock
 from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.seeding import seed_generators
@@ -83,6 +83,7 @@ def train(
     """
     config = asked.resolved()
     run = config.out
+    refuse_unwritable_name(run)
     device = resolve_device(config.device)
     with (
         joined_world(device) as world,
