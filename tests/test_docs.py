@@ -3,6 +3,7 @@ Kaggle's; every other command is parsed by the program that it is for, with the 
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -387,3 +388,12 @@ def test_messages_that_are_explained_are_those_of_the_programs() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["lmk_data.build", "lmk_data.dataset"])
+def test_what_a_package_imports_when_it_is_asked_for_is_on_the_pages_of_the_api(name: str) -> None:
+    """pdoc takes the names of `__all__` from what the package holds."""
+    package = importlib.import_module(name)
+    for public in package.__all__:
+        value = getattr(package, public)
+        assert vars(package)[public] is value

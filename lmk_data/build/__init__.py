@@ -15,4 +15,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmk_data.build import pipeline
 
-    return getattr(pipeline, name)
+    value: object = getattr(pipeline, name)
+    globals()[name] = value
+    return value

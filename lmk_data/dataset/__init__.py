@@ -15,4 +15,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmk_data.dataset import manifest, reader
 
-    return getattr(manifest if name == "recipe_of" else reader, name)
+    value: object = getattr(manifest if name == "recipe_of" else reader, name)
+    globals()[name] = value
+    return value
