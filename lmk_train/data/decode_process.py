@@ -4,12 +4,11 @@ It is started by `lmk_train.data.decoders`, is told which shards there are, and 
 other end of its connection closes. It imports neither torch nor pyarrow, so that it starts in a tenth of a second.
 """
 
+import json
 import mmap
-import signal
 from functools import lru_cache
 from multiprocessing.connection import Connection
 
-import msgspec
 import numpy as np
 
 from lmk_train.data.records import OpenShard, Record, decode_record
@@ -18,29 +17,22 @@ DONE, FAILED = b"\0", b"\1"
 _OPEN_FILES = 256
 
 
-class Work(msgspec.Struct):
-    """What a process decodes: the paths of the shards, and the shape uint8 [batches, B, H, W, 3] of the memory."""
-
-    shards: list[str]
-    shape: tuple[int, ...]
-
-
 def serve(connection_descriptor: int, memory_descriptor: int) -> None:
     """Decode what is asked for until the connection closes; an answer is `DONE` or `FAILED`.
 
-    The first message is a `Work`, the others are int64 arrays: batch and first sample in the memory, then the four
-    fields of each `Record`. What fails is decoded again by the other end, which knows how to report it.
+    The first message is a JSON object: `shards`, the paths of the shards, and `shape`, that of the memory, uint8
+    [batches, B, H, W, 3]. The others are int64 arrays: batch and first sample in the memory, then the four fields of
+    each `Record`. What fails is decoded again by the other end, which knows how to report it.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to all; a training goes on for a step
     connection = Connection(connection_descriptor)
     try:
-        work = msgspec.json.decode(connection.recv_bytes(), type=Work)
-        memory = mmap.mmap(memory_descriptor, 0)
-        batches = np.frombuffer(memory, np.uint8).reshape(work.shape)
+        work = json.loads(connection.recv_bytes())
+        shards: list[str] = work["shards"]
+        batches = np.frombuffer(mmap.mmap(memory_descriptor, 0), np.uint8).reshape(work["shape"])
 
         @lru_cache(_OPEN_FILES)
         def opened(shard: int) -> OpenShard:
-            return OpenShard(work.shards[shard])
+            return OpenShard(shards[shard])
 
         while True:
             batch, first, *fields = np.frombuffer(connection.recv_bytes(), np.int64).tolist()
@@ -48,9 +40,9 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
             try:
                 for record, out in zip(records, batches[batch, first:], strict=False):
                     decode_record(opened(record.shard).read(record.offset, record.num_bytes), record, out)
-            except (OSError, ValueError):
+            except (MemoryError, OSError, ValueError):
                 connection.send_bytes(FAILED)
             else:
                 connection.send_bytes(DONE)
-    except (EOFError, ConnectionError):  # the other end is done, or was killed
+    except (EOFError, OSError):  # the other end is done, or was killed
         pass

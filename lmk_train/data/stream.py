@@ -67,15 +67,13 @@ class BatchStream:
         beside = device.type == "cuda" if processes is None else processes
         try:
             self._decoders = make_decoders(
-                reader,
-                self._count,
-                batch_size,
-                workers or reader.default_workers,
-                processes=beside,
-                pinned=device.type == "cuda",
+                reader, self._count, batch_size, workers or reader.default_workers, device, processes=beside
             )
-        except (MemoryError, OSError, OverflowError, ValueError):  # the last two: more bytes than an address has
+        except (MemoryError, OverflowError, ValueError):  # the last two: more bytes than an address has
             raise UserError(f"there is no memory for batches of {batch_size:,}; give a smaller --batch-size") from None
+        except OSError as error:
+            raise UserError(f"no memory can be shared with processes that decode ({error.strerror})") from error
+        self._is_open = False
         self._memory = torch.from_numpy(self._decoders.memory)
         self._copy = CopyStream(device) if device.type == "cuda" else None
         self._copies: list[torch.cuda.Event | None] = [None] * self._count
@@ -83,8 +81,12 @@ class BatchStream:
     def __call__(self, batches: Iterable[NDArray[np.int64]]) -> Generator[Batch, None, None]:
         """Yield one `Batch` per array of picks, int64 [B] with B at most `batch_size`; closing it stops the decoders.
 
-        All of `batches` are taken at the start, so that the reader knows what comes.
+        All of `batches` are taken at the start, so that the reader knows what comes. There is one pass at a time.
+
+        Raises RuntimeError if an earlier pass is still open.
         """
+        if self._is_open:
+            raise RuntimeError("an earlier pass of this stream is still open; close its generator first")
         pending: deque[tuple[int, NDArray[np.int64]]] = deque()
 
         def begin() -> None:
@@ -97,19 +99,23 @@ class BatchStream:
                 pending.append((slot, picks))
                 return
 
-        self._begin("data")  # includes drawing the order, if `batches` does so
-        with self._decoders:
-            remaining = enumerate(self._expected(batches))
-            for _ in range(_BATCHES_AHEAD):
-                begin()
-            while pending:
-                self._decoders.finish()
-                self._begin("copy")
-                batch = self._hand_over(*pending.popleft())
-                self._begin("compute")
-                begin()
-                yield batch
-                self._begin("data")
+        self._is_open = True
+        try:
+            self._begin("data")  # includes drawing the order, if `batches` does so
+            with self._decoders:
+                remaining = enumerate(self._expected(batches))
+                for _ in range(_BATCHES_AHEAD):
+                    begin()
+                while pending:
+                    self._decoders.finish()
+                    self._begin("copy")
+                    batch = self._hand_over(*pending.popleft())
+                    self._begin("compute")
+                    begin()
+                    yield batch
+                    self._begin("data")
+        finally:
+            self._is_open = False
 
     def _begin(self, activity: Activity) -> None:
         if self._times is not None:

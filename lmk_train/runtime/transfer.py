@@ -15,17 +15,21 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # the host waits for copies from memory that is not pinned
 
 
-def pin(memory: NDArray[Any]) -> Callable[[], None] | None:
-    """Have CUDA pin memory of the host where it is, and return what ends that; None where CUDA cannot."""
+def pin(memory: NDArray[Any], device: torch.device) -> Callable[[], None] | None:
+    """Have CUDA pin memory of the host where it is, for copies to a device.
+
+    Returns what ends that, or None where CUDA cannot do it.
+    """
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = memory.ctypes.data
     if cudart.cudaHostRegister(address, memory.nbytes, 0) != cudart.cudaError.success:
         with suppress(RuntimeError):  # CUDA tells the next operation of the error too
-            torch.zeros(1, device="cuda")
+            torch.zeros(1, device=device)
         return None
 
     def unpin() -> None:
-        torch.cuda.synchronize()  # copies may be under way
+        with suppress(RuntimeError):  # a device that has failed says so with every call
+            torch.cuda.synchronize(device)  # copies may be under way
         cudart.cudaHostUnregister(address)
 
     return unpin

@@ -117,17 +117,100 @@ def test_a_killed_process_is_one_line_that_says_what_to_do(reader: SplitReader) 
     with closing(BatchStream(reader, CPU, 4, 2, processes=True)([np.arange(4)] * 50)) as batches:
         next(batches)
         os.kill(processes_of(os.getpid())[0], signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"ended with signal 9, .* --resume, or with fewer --workers"):
+        with pytest.raises(TrainingError, match=r"ended by signal 9, .* memory; .* --resume, or give fewer --workers"):
             list(batches)
     assert processes_of(os.getpid()) == []
+
+
+def test_a_process_killed_between_passes_is_replaced(reader: SplitReader) -> None:
+    stream = BatchStream(reader, CPU, 4, 2, processes=True)
+    (first,) = (batch.pixels.clone() for batch in stream([np.arange(4)]))
+    killed = processes_of(os.getpid())
+    os.kill(killed[1], signal.SIGKILL)
+    os.waitid(os.P_PID, killed[1], os.WEXITED | os.WNOWAIT)
+    (second,) = stream([np.arange(4)])
+    assert torch.equal(second.pixels, first)
+    assert not set(processes_of(os.getpid())) & set(killed)
+
+
+def test_answers_that_an_interrupted_pass_left_are_not_taken_for_those_of_the_next(
+    reader: SplitReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes after the first part of the first batch was sent."""
+    stream = BatchStream(reader, CPU, 4, 2, processes=True)
+    batches = drawn(reader, 4)[:3]
+    expected = [batch.pixels.clone() for batch in stream(batches)]
+    send, sent = decoders._Process.send, []
+
+    def interrupted(process: decoders._Process, message: bytes) -> None:
+        send(process, message)
+        sent.append(message)
+        if len(sent) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoders._Process, "send", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream(batches[::-1]))
+    assert processes_of(os.getpid()) == []
+    assert all(torch.equal(one.pixels, other) for one, other in zip(stream(batches), expected, strict=True))
+
+
+def test_a_start_that_fails_leaves_no_process_and_the_next_one_is_whole(
+    reader: SplitReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen, started = subprocess.Popen, []
+
+    def second_fails(*words: object, **options: object) -> object:
+        started.append(words)
+        if len(started) == 2:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return popen(*words, **options)  # type: ignore[call-overload]
+
+    stream = BatchStream(reader, CPU, 4, 3, processes=True)
+    monkeypatch.setattr(decoders.subprocess, "Popen", second_fails)
+    with pytest.raises(TrainingError, match=r"\(Resource temporarily unavailable\); give fewer --workers"):
+        next(stream([np.arange(4)]))
+    assert processes_of(os.getpid()) == []
+    assert len(list(stream([np.arange(4)]))) == 1
+    assert len(processes_of(os.getpid())) == 3
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_second_pass_beside_an_open_one_is_refused(reader: SplitReader, processes: bool) -> None:
+    stream = BatchStream(reader, CPU, 4, 2, processes=processes)
+    with closing(stream([np.arange(4)] * 9)) as batches:
+        next(batches)
+        with pytest.raises(RuntimeError, match="an earlier pass of this stream is still open"):
+            next(stream([np.arange(4)]))
+        assert len(list(batches)) == 8
+    assert len(list(stream([np.arange(4)]))) == 1
+
+
+def test_nothing_of_the_current_folder_is_imported(dataset_path: Path, tmp_path: Path) -> None:
+    for name in ("json", "numpy", "mmap", "zlib"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
+    program = tmp_path / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    program.write_text(PROGRAM)
+    done = subprocess.run([sys.executable, program, dataset_path], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_path_that_is_not_utf8_is_opened(dataset_path: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(dataset_path, odd)
+    with ShardedDataset.open(odd) as dataset, closing(SplitReader(dataset, "train", NO_CACHE)) as reader:
+        assert len(list(BatchStream(reader, CPU, 4, 2, processes=True)([np.arange(4)]))) == 1
 
 
 def test_a_signal_for_all_processes_of_a_service_leaves_the_decoding_to_the_training(reader: SplitReader) -> None:
     with closing(BatchStream(reader, CPU, 4, 2, processes=True)([np.arange(4)] * 50)) as batches:
         next(batches)  # they have begun
         for pid in processes_of(os.getpid()):
-            os.kill(pid, signal.SIGTERM)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(pid, number)
         assert sum(1 for _ in batches) == 49
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "this process sees them"
 
 
 PROGRAM = """
@@ -174,17 +257,7 @@ def test_what_only_this_process_can_read_is_decoded_by_threads(dataset_path: Pat
     storage.rm("/decoders", recursive=True)
 
 
-def test_too_little_memory_and_too_many_processes_are_said(
-    reader: SplitReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_is_said(reader: SplitReader) -> None:
     for batch_size in (1 << 50, 1 << 62):
         with pytest.raises(UserError, match=r"no memory for batches of .* give a smaller --batch-size"):
             BatchStream(reader, CPU, batch_size, 2, processes=True)
-
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    stream = BatchStream(reader, CPU, 4, 2, processes=True)
-    monkeypatch.setattr(decoders.subprocess, "Popen", refused)
-    with pytest.raises(TrainingError, match=r"\(Resource temporarily unavailable\); give fewer --workers"):
-        list(stream([np.arange(4)]))
