@@ -21,6 +21,7 @@ def odd(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_dataset_is_built_read_verified_reported_and_trained_on(
     dataset_path: Path, odd: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -34,6 +35,7 @@ def test_a_dataset_is_built_read_verified_reported_and_trained_on(
     assert train_main(["--shards", str(dataset), "--out", str(run), *TRAINING]) == 0, capfdbinary.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_where_no_training_can_write(
     dataset_path: Path, odd: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

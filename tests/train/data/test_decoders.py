@@ -186,6 +186,7 @@ def test_a_second_pass_beside_an_open_one_is_refused(reader: SplitReader, proces
     assert len(list(stream([np.arange(4)]))) == 1
 
 
+@pytest.mark.slow
 def test_nothing_of_the_current_folder_is_imported(dataset_path: Path, tmp_path: Path) -> None:
     for name in ("json", "numpy", "mmap", "zlib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
@@ -225,6 +226,7 @@ next(batches)
 """
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_leave_their_numbers_to_the_processes(dataset_path: Path) -> None:
     closed = "import os\nfor number in (0, 1): os.close(number)\n"
     words = [sys.executable, "-c", closed + PROGRAM, str(dataset_path)]
@@ -232,6 +234,7 @@ def test_streams_that_are_closed_leave_their_numbers_to_the_processes(dataset_pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_parent_that_is_killed(dataset_path: Path) -> None:
     waits = PROGRAM + "print('decoding', flush=True)\nsys.stdin.read()\n"
     words = [sys.executable, "-c", waits, str(dataset_path)]
