@@ -168,6 +168,7 @@ def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pyt
         assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_the_docs_way_from_a_photo_to_an_answer_gives_the_predictors(
     small_run: Path,
     dataset_path: Path,

@@ -174,6 +174,7 @@ def test_a_folder_is_walked_as_a_build_does(photos: dict[str, str], tmp_path: Pa
     assert list(named_images([folder / "x.jpg"])) == [str(folder / "x.jpg" / "b.JPG")]
 
 
+@pytest.mark.slow
 def test_when_nobody_reads_on_it_ends_without_a_word(run: Path, photos: dict[str, str]) -> None:
     words = [str(run), *list(photos.values()) * 20, "--batch-size", "1", "--quiet", *EXACT]
     program = "import sys; from lmk_train.cli import predict_main; sys.exit(predict_main(sys.argv[1:]))"

@@ -37,6 +37,7 @@ def _train_on_a_small_disk(words: list[str]) -> int:
     return train_main(words)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_checkpoint(config: Config, tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for the disk: the second save does not fit any more."""
     train(config(epochs=1))

@@ -97,6 +97,7 @@ def test_a_search_ends_when_every_point_was_tried(
     assert "2 trials: 2 done" in said
 
 
+@pytest.mark.slow
 def test_the_loss_may_be_searched(dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = "[search]\nloss = ['ce', 'ldam']\nldam_max_margin = [0.3, 0.5]\n"
     assert tune_main(searching(dataset_path, tmp_path, "--strategy", "grid", space=space)) == 0
