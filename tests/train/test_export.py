@@ -123,6 +123,7 @@ def test_both_forms_give_the_checkpoints_probabilities(
     assert json.loads(files[DESCRIPTION]) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -154,6 +155,7 @@ def test_a_folder_that_is_not_there_is_named_before_the_work(
     assert f"--out {out}: there is no folder {out.parent}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model.pt2"
     out.write_text("mine")

@@ -20,6 +20,7 @@ from tests.train.run_files import Config, lines
 from tests.train.updates import after_each_update
 
 
+@pytest.mark.slow
 def test_run_folder_holds_what_is_promised(config: Config, dataset: ShardedDataset, tmp_path: Path) -> None:
     result = train(config(model="efficientnet-lite0", weights="imagenet", epochs=3))
     run = tmp_path / "run"

@@ -52,6 +52,7 @@ def test_every_model_learns_from_scratch(config: Config, tmp_path: Path, model: 
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_papers_network_learns_with_every_remedy(config: Config, tmp_path: Path) -> None:
     chosen = {"model": "resnet32", "weights": None, "lr": 0.02, "head_lr": 0.02, "warmup_epochs": 0.0, "epochs": 6}
     remedies = {"drw_start": 0.5, "ema": 0.5, "sampling": "repeat-factor", "clip_grad": 5.0, "drop_rate": 0.1}
@@ -96,6 +97,7 @@ def test_micro_batches_as_large_as_the_last_of_validation(config: Config, option
     train(config(shards=str(options().out), model="resnet32", batch_size=12, grad_accum=2))
 
 
+@pytest.mark.slow
 def test_one_picture_of_one_place_is_nothing_to_normalise(
     config: Config, options: Callable[..., BuildOptions], dataset_64: Path, tmp_path: Path
 ) -> None:

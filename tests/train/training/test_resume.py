@@ -39,10 +39,11 @@ from tests.train.updates import after_each_update
             "3 SIGINT",
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "--model resnet32 --loss arcface --pool gem --neck 16 --epochs 2 --amp bf16 --ema 0.9 --grad-accum 2 "
             "--freeze-backbone-epochs 1",
             "6 SIGKILL",
+            marks=pytest.mark.slow,
         ),
         # A processor without 16-bit instructions takes seconds for a step of these.
         pytest.param(
@@ -124,6 +125,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(config: Config
     assert json.loads((run / "config.json").read_text())["resume"] is False
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_between_its_best_and_its_first_checkpoint_starts_anew(
     config: Config, options: Callable[..., BuildOptions], tmp_path: Path
 ) -> None:
