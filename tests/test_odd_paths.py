@@ -8,7 +8,7 @@ import pytest
 
 from lmk_data.cli import main
 from lmk_data.dataset import ShardedDataset
-from lmk_train.cli import eval_main, train_main
+from lmk_train.cli import eval_main, train_main, tune_main
 
 TRAINING = ["--model", "resnet32", "--weights", "none", "--epochs", "1", "--batch-size", "10", "--quiet"]
 
@@ -45,6 +45,9 @@ def test_a_run_is_evaluated_where_no_training_can_write(
     assert said.count(b"\n") == 1
     assert said.endswith(b"TensorBoard writes only where the path is UTF-8; name another folder\n")
     assert not (odd / "run").exists()
+    assert tune_main(["--shards", str(dataset_path), "--out", str(odd / "search"), "--trials", "1", "--quiet"]) == 1
+    assert b"TensorBoard writes only where the path is UTF-8" in capfdbinary.readouterr().err
+    assert not (odd / "search").exists()
     assert train_main([*words, "--out", str(tmp_path / "run")]) == 0
     shutil.move(tmp_path / "run", odd / "run")
     assert eval_main([str(odd / "run"), "--split", "test", "--quiet"]) == 0, capfdbinary.readouterr().err

@@ -1,7 +1,7 @@
 """A process that decodes records into memory that it shares with the process that trains.
 
 It is started by `lmk_train.data.decoders`, is told which shards there are, and then decodes parts of batches until the
-other end of its connection closes. It imports neither torch nor pyarrow, so that it starts in a tenth of a second.
+other end of its connection closes. It imports neither torch nor pyarrow, so that it starts quickly.
 """
 
 import json

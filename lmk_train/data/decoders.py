@@ -34,7 +34,7 @@ import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 try:
     from lmk_train.data.decode_process import serve
-except Exception:
+except (ImportError, MemoryError, OSError):
     sys.exit(1)
 serve(int(sys.argv[2]), int(sys.argv[3]))
 """

@@ -21,7 +21,7 @@ from lmk_train.data.features import SPLITS
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.evaluation_files import read_evaluation
 from lmk_train.evaluation.report import write_run_report
-from lmk_train.runs.folder import RunFolder, SearchFolder
+from lmk_train.runs.folder import RunFolder, SearchFolder, refuse_unwritable_name
 from lmk_train.runs.plain_file import read_json
 from lmk_train.runtime.precision import device_type
 from lmk_train.tuning.ax_client import Plan, import_ax
@@ -66,6 +66,7 @@ def tune(config: TuneConfig, announce: Callable[[str], None] = lambda _: None) -
     points = list(space.grid()) if config.strategy == "grid" else None
     num_trials = _num_trials(config, points)
     folder = SearchFolder(config.out or Path("runs") / f"tune-{base.model}-{base.loss}")
+    refuse_unwritable_name(folder.path)
     _check_folder(folder, config, identity)
     import_ax()  # before anything is written, since it may not be installed
     with _locked(folder) as lock:
