@@ -44,6 +44,7 @@ def lasting_streams() -> Iterator[None]:
     Streams that something else put in place only get the escapes. One that was closed (`>&-`) goes nowhere.
     """
     sys.stdout, sys.stderr = given = sys.stdout or _nowhere(1), sys.stderr or _nowhere(2)
+    handlers = [getattr(stream, "errors", None) for stream in given]
     made = [_lasting(stream, descriptor) for descriptor, stream in enumerate(given, start=1)]
     sys.stdout, sys.stderr = made
     try:
@@ -51,6 +52,9 @@ def lasting_streams() -> Iterator[None]:
     finally:
         for stream in made:
             _let_go(stream)
+        for stream, errors in zip(given, handlers, strict=True):
+            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+                stream.reconfigure(errors=errors)
         if (sys.stdout, sys.stderr) == tuple(made):
             sys.stdout, sys.stderr = given
 
@@ -110,8 +114,12 @@ def _raw(stream: Any) -> Any:
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode the bytes of a file name as they are, and anything else that an encoding lacks as a backslash escape."""
-    assert isinstance(error, UnicodeEncodeError)
+    """Encode the bytes of a file name as they are, and anything else that an encoding lacks as a backslash escape.
+
+    What somebody reads back from such a stream, and cannot be decoded, is escaped too.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        return codecs.backslashreplace_errors(error)
     if ord(error.object[error.start]) in _SURROGATES:
         return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
     escaped, _ = codecs.backslashreplace_errors(

@@ -1,10 +1,13 @@
 """What a command prints when nobody reads it, or in an encoding that lacks its characters."""
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+
+from lmk_data.system.streams import lasting_streams
 
 _COMMAND = """
 import sys
@@ -53,3 +56,15 @@ def test_a_full_disk_is_an_error_in_a_line(unbuffered: str) -> None:
         done = ran(full.fileno(), PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [b"x: error: No space left on device"]
+
+
+def test_a_stream_that_something_else_put_in_place_is_given_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = io.BytesIO()
+    stream = io.TextIOWrapper(kept, "utf-8", "strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with lasting_streams():
+        sys.stdout.write("caf\udce9\n")
+        sys.stdout.flush()
+        kept.seek(0)
+        assert stream.read() == "caf\\xe9\n"
+    assert (sys.stdout, stream.errors, kept.getvalue()) == (stream, "strict", b"caf\xe9\n")
