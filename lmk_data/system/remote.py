@@ -10,13 +10,12 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
 from lmk_data.system import web
-from lmk_data.system.files import MAX_FILE_BYTES, check_no_link, open_regular
+from lmk_data.system.files import MAX_FILE_BYTES
 from lmk_data.system.retries import repeated
 from lmk_data.system.terminal import without_secrets
 
@@ -50,13 +49,13 @@ class RemoteFolder:
         return without_secrets(f"{self.url}/{name}" if name else self.url)
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        fs, path = self._readable(name)
+        fs, path = self._file(name)
         return _request(lambda: _read_bounded(fs, path, max_bytes), self.location(name))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""  # HTTP has no empty range
-        fs, path = self._readable(name)
+        fs, path = self._file(name)
 
         def request() -> bytes:
             with web.bounded_answers(max(num_bytes, web.MAX_WHOLE_BYTES)):
@@ -70,7 +69,7 @@ class RemoteFolder:
         return data if len(data) <= num_bytes else data[offset : offset + num_bytes]  # the whole of a small file
 
     def open(self, name: str) -> BinaryIO:
-        fs, path = self._readable(name)
+        fs, path = self._file(name)
         if web.is_web(fs):
             file: Any = _request(lambda: web.WebFile(fs, path), self.location(name))
             return cast(BinaryIO, io.BufferedReader(_RemoteFile(file, self.location(name)), _BLOCK_BYTES))
@@ -125,7 +124,7 @@ class RemoteFolder:
         fs, path = self._file("")
         fs.invalidate_cache()
         entries = _request(lambda: fs.find(path, detail=True), self.root)
-        start = len(path.lstrip("/")) + 1
+        start = len(path.strip("/")) + 1 if path.strip("/") else 0
         for name, entry in entries.items():
             if relative := str(name).lstrip("/")[start:]:
                 yield relative, -1 if entry.get("size") is None else int(entry["size"])
@@ -156,25 +155,23 @@ class RemoteFolder:
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[BinaryIO]:
-        fs, path = self._writable(name)
+        fs, path = self._file(name)
         _sweep_uploads()
         with tempfile.TemporaryDirectory(prefix=f"{_upload_prefix()}{os.getpid()}_") as folder:
             local = os.path.join(folder, "file")
             with _with_filename(local), open(local, "wb") as file:
                 yield file
             try:
-                if _is_local(fs):
-                    os.makedirs(os.path.dirname(path), exist_ok=True)
                 _request(lambda: fs.put_file(local, path), self.location(name))
             except OSError as error:
                 raise storage_failure(error, self.location(name)) from error
 
     def remove(self, name: str) -> None:
-        fs, path = self._writable(name)
+        fs, path = self._file(name)
         _request(lambda: fs.exists(path) and fs.rm_file(path), self.location(name))
 
     def remove_tree(self, name: str) -> None:
-        fs, path = self._writable(name)
+        fs, path = self._file(name)
         _request(lambda: fs.exists(path) and fs.rm(path, recursive=True), self.location(name))
 
     def sweep(self) -> None:
@@ -205,20 +202,6 @@ class RemoteFolder:
             links = ((web.link_below(path, url), entry) for url, entry in named)
             return [(f"{path}/{link}", entry) for link, entry in links if link]
         return [(name, entry) for name, entry in named if name.strip("/") != path.strip("/")]
-
-    def _readable(self, name: str) -> tuple[Any, str]:
-        """Return what `_file` does; raise OSError for a device or a FIFO that a `file://` URL names."""
-        fs, path = self._file(name)
-        if _is_local(fs):
-            open_regular(path).close()
-        return fs, path
-
-    def _writable(self, name: str) -> tuple[Any, str]:
-        """Return what `_file` does; raise UserError if a `file://` URL leads through a link inside this folder."""
-        fs, path = self._file(name)
-        if _is_local(fs):
-            check_no_link(Path(path), root=Path(self._file("")[1]))
-        return fs, path
 
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.url)
@@ -278,14 +261,10 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def path_on_this_machine(url: str) -> str | None:
     """Return the absolute path that a `file://` URL names, None for any other. Raises UserError as `file_system`."""
-    fs, path = file_system(url)
-    return os.path.abspath(path or "/") if _is_local(fs) else None
-
-
-def _is_local(fs: Any) -> bool:
     from fsspec.implementations.local import LocalFileSystem
 
-    return isinstance(fs, LocalFileSystem)
+    fs, path = file_system(url)
+    return os.path.abspath(path or "/") if isinstance(fs, LocalFileSystem) else None
 
 
 def glob_urls(pattern: str) -> list[str]:

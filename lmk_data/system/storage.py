@@ -26,7 +26,7 @@ from lmk_data.system.files import (
     read_bounded,
     remove_durably,
 )
-from lmk_data.system.remote import RemoteFolder, file_system, glob_urls, join_names, path_on_this_machine
+from lmk_data.system.remote import RemoteFolder, glob_urls, join_names, path_on_this_machine
 from lmk_data.system.retries import repeated
 
 # A dataset's folder holds everything that is not the dataset below BUILD_FOLDER, under these names.
@@ -242,14 +242,17 @@ def _inode(status: os.stat_result) -> Inode:
 def open_folder(path: str | os.PathLike[str]) -> Folder:
     """Return a local folder (as an absolute path) or one behind an fsspec URL such as `s3://bucket/folder`.
 
-    Nothing is read or written yet. Raises UserError for a URL whose kind of storage is unknown or not installed.
+    A `file://` URL names a local one. Nothing is read or written yet. Raises UserError for a URL whose kind of storage
+    is unknown or not installed.
     """
     text = os.fspath(path)
     if not is_url(text):
         return LocalFolder(os.path.abspath(os.path.expanduser(text)))
-    url = text.rstrip("/")
-    file_system(url)
-    return RemoteFolder(url)
+    here = path_on_this_machine(text)
+    if here is not None:
+        return LocalFolder(here)
+    before, _, after = text.rpartition("://")
+    return RemoteFolder(f"{before}://{after.rstrip('/')}")
 
 
 @contextmanager
@@ -294,13 +297,6 @@ def _leave_nothing_behind(folder: Path, existed: bool) -> None:
                 folder.rmdir()
     except FileNotFoundError:
         pass  # somebody removed the folder; nothing is left
-
-
-def local_path(folder: Folder) -> str | None:
-    """Return the path of a folder of this machine, also of one that a `file://` URL names; None for any other."""
-    if isinstance(folder, LocalFolder):
-        return folder.root
-    return path_on_this_machine(folder.url) if isinstance(folder, RemoteFolder) else None
 
 
 def path_within(inner: Folder, outer: Folder) -> str | None:

@@ -32,7 +32,7 @@ from lmk_data.dataset.parquet_files import parquet_bytes
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
-from lmk_data.system.storage import Folder, is_url, local_path, open_folder, path_within
+from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, path_within
 from lmk_data.views.selection import Subset, select, subset_counts
 
 
@@ -136,9 +136,8 @@ def _write_tables(
 
 def _relative_path(folder: Folder, base: Folder) -> str:
     """Return the path from a view to its base: relative if both are in the same storage, else a URL."""
-    here, there = local_path(folder), local_path(base)
-    if here is not None and there is not None:
-        return Path(relpath(there, here)).as_posix()
+    if isinstance(folder, LocalFolder) and isinstance(base, LocalFolder):
+        return Path(relpath(base.root, folder.root)).as_posix()
     if is_url(folder.root) and is_url(base.root):
         (scheme, _, path), (base_scheme, _, base_path) = folder.root.partition("://"), base.root.partition("://")
         if scheme == base_scheme and path.split("/", 1)[0] == base_path.split("/", 1)[0]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -342,13 +343,17 @@ def test_a_base_that_has_to_be_named_is_in_the_line(edited: Path, tmp_path: Path
 
 
 def test_a_dataset_behind_a_url_is_shown_as_a_local_one(edited: Path, drawn: Opened, full: Catalogue) -> None:
-    with ShardedDataset.open(f"file://{edited}") as dataset:
-        assert not dataset.is_local
-        catalogue = drawn.open(dataset)
-        key = next(iter(drawn.suspects))
-        assert catalogue.picture(key) == full.picture(key)
-        assert catalogue.jpeg(key) == full.jpeg(key)
-        assert catalogue.queue_names()[2:4] == full.queue_names()[2:4]
+    fsspec.filesystem("memory").put(f"{edited}/", "/edited/", recursive=True)
+    try:
+        with ShardedDataset.open("memory://edited") as dataset:
+            assert not dataset.is_local
+            catalogue = drawn.open(dataset)
+            key = next(iter(drawn.suspects))
+            assert catalogue.picture(key) == full.picture(key)
+            assert catalogue.jpeg(key) == full.jpeg(key)
+            assert catalogue.queue_names()[2:4] == full.queue_names()[2:4]
+    finally:
+        fsspec.filesystem("memory").rm("/edited", recursive=True)
 
 
 def test_two_threads_see_the_same(drawn: Opened) -> None:

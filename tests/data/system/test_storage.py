@@ -1,10 +1,10 @@
 """Folders behind URLs: requests that fail, and what is left on this machine."""
 
 import io
-import os
 import resource
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lmk_data.errors import StorageError, UserError
 from lmk_data.sources.archives import Place
 from lmk_data.sources.stores import FolderStore
 from lmk_data.system.remote import RemoteFolder
-from lmk_data.system.storage import Folder, leads_elsewhere, open_folder, stored_location
+from lmk_data.system.storage import Folder, held, leads_elsewhere, open_folder, stored_location
 
 FOLDER = "memory://storage/folder"
 
@@ -165,28 +165,25 @@ def test_a_stored_location_is_relative_or_a_plain_url(root: str, stored: str, op
     assert stored_location(stored, folder) == opened
 
 
-def test_a_file_url_leads_through_no_link_and_to_no_fifo(tmp_path: Path) -> None:
-    folder = open_folder(f"file://{tmp_path}/data")
-    for made in ("data", "elsewhere"):
-        (tmp_path / made).mkdir()
-    (tmp_path / "elsewhere" / "kept").write_text("mine")
-    (tmp_path / "data" / "index").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "card").symlink_to(tmp_path / "elsewhere" / "kept")
-    for name in ("index/kept", "card"):
-        with pytest.raises(UserError, match="is a symbolic link"), folder.atomic(name) as file:
-            file.write(b"theirs")
-        for remove in (folder.remove, folder.remove_tree):
-            with pytest.raises(UserError, match="is a symbolic link"):
-                remove(name)
-        assert folder.read(name) == b"mine"
-    os.mkfifo(tmp_path / "data" / "fifo")
-    for read in (folder.read, folder.open, lambda name: folder.read_range(name, 0, 1)):
-        with pytest.raises(OSError, match="not a regular file"):
-            read("fifo")
-    with folder.atomic("new") as file:
-        file.write(b"new")
-    assert folder.read("new") == b"new"
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
+def test_a_file_url_is_a_folder_of_this_machine(tmp_path: Path) -> None:
+    folder = open_folder(f"file://{tmp_path}/data/")
+    assert folder == open_folder(tmp_path / "data")
+    with held(folder, "busy"), pytest.raises(UserError, match="busy"), held(open_folder(tmp_path / "data"), "busy"):
+        pass
+    assert open_folder("file:///") == open_folder("/")
+
+
+def test_a_chain_whose_root_has_no_path_lists_whole_names(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("rose/1.jpg", b"picture")
+    folder = open_folder(f"zip://::file://{tmp_path}/p.zip")
+    assert [name for name, _ in folder.walk()] == ["rose/1.jpg"]
+    assert folder.read("rose/1.jpg") == b"picture"
+    memory = open_folder("memory://")
+    with memory.atomic("of-this-test/1.jpg") as file:
+        file.write(b"picture")
+    assert "of-this-test/1.jpg" in [name for name, _ in memory.walk()]
+    memory.remove_tree("of-this-test")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from lmk_train.data.reader import SplitReader
 from lmk_train.data.stream import BatchStream
 from tests import forked
 from tests.train.training import recorded_training
+from tests.web import serving
 
 CPU = torch.device("cpu")
 
@@ -256,10 +257,12 @@ def test_local_shards_are_read_ahead_in_the_order_of_the_epoch_and_not_too_far(
 @pytest.mark.slow
 def test_a_training_on_a_url_that_is_stopped_leaves_at_once(dataset_path: Path, tmp_path: Path) -> None:
     """Long before the last shard is due."""
-    words = ["--shards", f"file://{dataset_path}", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
-    words += ["--model", "resnet32", "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
+    words = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--model", "resnet32"]
+    words += ["--epochs", "1", "--batch-size", "2", "--device", "cpu", "--quiet"]
     main = recorded_training.main_with_windows_of_one_shard
-    code, said = forked.run(main, [str(tmp_path / "log"), "1", *words], tmp_path / "said.txt")
+    with serving(dataset_path) as host:
+        words = [str(tmp_path / "log"), "1", "--shards", f"http://{host}", *words]
+        code, said = forked.run(main, words, tmp_path / "said.txt")
     assert code == 130, said
     assert len(list((tmp_path / "cache").rglob("*.tar"))) < len(list((dataset_path / "shards/train").iterdir()))
 
