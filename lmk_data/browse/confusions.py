@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from lmk_data.browse.run_files import RunFiles
 
+_LONGEST_GROUP = 40  # characters of two labels
+
 
 @dataclass(frozen=True)
 class Confusions:
@@ -26,7 +28,7 @@ class Confusions:
     def rows_of(self, group: str) -> NDArray[np.int32]:
         """Return the samples of the pair `target-prediction`. Raises KeyError if there is no such pair."""
         target, _, prediction = group.partition("-")
-        if not target.isdecimal() or not prediction.isdecimal():
+        if not target.isdecimal() or not prediction.isdecimal() or len(group) > _LONGEST_GROUP:
             raise KeyError(group)
         found = np.flatnonzero((self.targets == int(target)) & (self.predictions == int(prediction)))
         if not len(found):

@@ -4,6 +4,7 @@ A memory map would be simpler, but every page near a row that is read counts as 
 class of 4,500 pictures.
 """
 
+import math
 import os
 from pathlib import Path
 from weakref import finalize
@@ -24,12 +25,16 @@ class FeatureFile:
         try:
             file = open_regular(path)
             finalize(self, file.close)
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if array.dtype != np.float16 or array.shape != shape or not array.flags.c_contiguous:
-                raise ValueError(f"{array.dtype} {array.shape} instead of float16 {shape}")
-        except (OSError, ValueError, EOFError) as error:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            stated, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype != np.float16 or stated != shape or is_fortran:
+                raise ValueError(f"{dtype} {stated} instead of float16 {shape}")
+            self._descriptor, self._start, self._dim = file.fileno(), file.tell(), shape[1]
+            if os.fstat(self._descriptor).st_size < self._start + 2 * math.prod(shape):
+                raise ValueError("it ends before its last row")
+        except (OSError, ValueError, TypeError, EOFError) as error:
             raise UserError(f"{path}: not the features of an inspection ({one_line(error)}); {again}") from None
-        self._descriptor, self._start, self._dim = file.fileno(), int(array.offset), shape[1]
 
     def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return some rows, float32 [len(places), D]; a row that cannot be read is NaN."""

@@ -125,8 +125,8 @@ class Crashes:
         raise DeadWorkerError(f"{died}; it was at {' or '.join(names)}{more}, which can be decoded alone") from died
 
     def _noted(self) -> list[_Row]:
-        """Return the rows of the plan for the pictures that are noted."""
-        keys = set() if self.notes is None else {_key(path) for path in _note_paths(self.notes)}
+        """Return the rows of the plan for the pictures that are noted, but not of those that are never decoded."""
+        keys = set() if self.notes is None else {_key(path) for path in _note_paths(self.notes)} - self.known.keys()
         if not keys:
             return []
         rows: list[_Row] = []
@@ -134,7 +134,7 @@ class Crashes:
             plan = pq.ParquetFile(file)
             for group in range(plan.num_row_groups):
                 planned = plan.read_row_group(group, use_threads=False).to_pylist()
-                rows += (row for row in planned if row["key"] in keys)
+                rows += (row for row in planned if row["key"] in keys and not row["reason"])
         return rows
 
     def _try(self, rows: list[_Row]) -> bool:

@@ -254,16 +254,19 @@ class ShardedDataset:
         return retrying(partial(folder.read_range, shard, offset, num_bytes), folder.location(shard))
 
     def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Return `num_bytes` of a shard from `offset`. Raises DatasetError if the shard ends before."""
+        """Return `num_bytes` of a shard from `offset`; repeat while the storage fails.
+
+        Raises DatasetError if the shard ends before, StorageError if the storage keeps failing.
+        """
         location = self.shards_folder.location(shard)
-        try:
-            if isinstance(self.shards_folder, LocalFolder):
-                with self._lock:  # so that no other thread closes the file in between
-                    data = os.pread(self._descriptor(location), num_bytes, offset)
-            else:
-                data = self.shards_folder.read_range(shard, offset, num_bytes)
-        except OSError as error:
-            raise DatasetError(f"{location}: cannot be read: {error.strerror or error}") from error
+
+        def read() -> bytes:
+            if not isinstance(self.shards_folder, LocalFolder):
+                return self.shards_folder.read_range(shard, offset, num_bytes)
+            with self._lock:  # so that no other thread closes the file in between
+                return os.pread(self._descriptor(location), num_bytes, offset)
+
+        data = retrying(read, location)
         if len(data) != num_bytes:
             raise DatasetError(f"{location}: ends within the sample at {offset}; {_VERIFY_HINT}")
         return data

@@ -49,7 +49,7 @@ class Place:
 
 
 def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[Member]:
-    """Yield the members of an archive, but folders, in their order, then the files that its links add.
+    """Yield the members of an archive that are no folders, in their order, then the files that its links add.
 
     Only headers are read. A name may occur twice; its last occurrence is the one that extraction would leave. Raises
     UserError for an archive that is damaged or cannot be read by offset.
@@ -60,7 +60,7 @@ def scan_archive(file: BinaryIO, kind: ArchiveKind, location: str) -> Iterator[M
             if number >= MAX_MEMBERS:
                 raise ValueError(f"more than {MAX_MEMBERS:,} members")
             yield member
-    except (zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{location}: cannot be read as a {kind} ({error}); copy it again, an unfinished download ends like this"
         ) from error

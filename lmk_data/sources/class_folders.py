@@ -44,13 +44,13 @@ def read_class_folders(
     unsafe = ~safe_mask(frame["source"])
     frame["landmark_id"] = _folder_labels(frame["source"].str.split("/").str[level - 1])
     frame["reason"] = np.where(unsafe, "unsafe-path", "").astype(object)
-    frame.loc[unsafe, "store"] = np.int16(-1)
     frame.insert(0, "id", frame["source"])
     stems = [store.location.rstrip("/").rsplit("/", 1)[-1] for store in stores]
     for prefixes in (stems, [str(number) for number in range(len(stores))]):
         again = frame["id"].duplicated().to_numpy()
         prefix = np.array(prefixes, dtype=object)[frame["store"].to_numpy()]
         frame["id"] = np.where(again, prefix + "/" + frame["id"].to_numpy(dtype=object), frame["id"])
+    frame.loc[unsafe, "store"] = np.int16(-1)
     listing = "\n".join(frame["landmark_id"].astype(str) + "\t" + frame["id"]).encode()
     frame["landmark_id"] = typed_labels(chunked(frame["landmark_id"])).to_pandas()
     table = label_table(frame, CLASS_FOLDERS, "class-folders", hashlib.sha256(listing).hexdigest())

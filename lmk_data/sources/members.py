@@ -1,13 +1,13 @@
 """List the members of image stores: walk folders, scan archives once and cache the result."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -194,53 +194,73 @@ def _compare(store: ArchiveStore, digest: str, sums: dict[str, str]) -> None:
         )
 
 
-class _ScanCache:
-    """The results of earlier scans in `MEMBERS_TABLE`: the members, and a stamp of each archive in the metadata."""
+class _CachedScan(msgspec.Struct):
+    """What the cache states of one archive.
 
-    def __init__(self, archives: dict[str, dict[str, Any]], tables: dict[str, Members]) -> None:
-        self._archives = archives
-        self._tables = tables
+    Attributes:
+        stamp: of the archive when it was scanned.
+        md5: its checksum; empty if it was not computed.
+        start, num_members: which rows of the table are its members.
+        ignored: the fields of each `Ignored`.
+    """
+
+    stamp: list[int]
+    md5: str
+    start: int
+    num_members: int
+    ignored: list[tuple[str, int, str]]
+
+
+class _ScanCache:
+    """The results of earlier scans in `MEMBERS_TABLE`: the members, and a `_CachedScan` of each archive beside them."""
+
+    def __init__(self) -> None:
+        self._scans: dict[str, _CachedScan] = {}
+        self._members: dict[str, pd.DataFrame] = {}
 
     @classmethod
     def load(cls, cache: Folder | None) -> "_ScanCache":
+        """Return what is cached; nothing if it is not readable."""
         if cache is None or not cache.exists(MEMBERS_TABLE):
-            return cls({}, {})
+            return cls()
+        loaded = cls()
         try:
             table = read_parquet(arrow_reader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
-            archives = json.loads((table.schema.metadata or {})[b"archives"])
-            frame = table.to_pandas()
-            tables = {}
-            for location, archive in archives.items():
-                rows = frame.iloc[archive["start"] : archive["start"] + archive["num_members"]]
-                tables[location] = Members(
-                    rows.reset_index(drop=True), [Ignored(*entry) for entry in archive["ignored"]]
-                )
-        except (pa.ArrowException, KeyError, ValueError, TypeError, TooLargeError):
-            return cls({}, {})  # an unreadable cache is rebuilt
-        return cls(archives, tables)
+            stated = (table.schema.metadata or {})[b"archives"]
+            loaded._scans = msgspec.json.decode(stated, type=dict[str, _CachedScan])
+            frame = table.to_pandas()[MEMBER_COLUMNS[1:]]
+            for location, scan in loaded._scans.items():
+                if not 0 <= scan.start <= scan.start + scan.num_members <= len(frame):
+                    raise ValueError("rows that are not there")
+                rows = frame.iloc[scan.start : scan.start + scan.num_members]
+                loaded._members[location] = rows.reset_index(drop=True)
+        except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, TypeError, TooLargeError):
+            return cls()
+        return loaded
 
     def members(self, store: ArchiveStore) -> Members | None:
-        archive = self._archives.get(store.location)
-        if archive is None or archive["stamp"] != _stamp(store):
+        """Return the members of an archive; None if it was not scanned as it is now."""
+        scan = self._scans.get(store.location)
+        if scan is None or scan.stamp != _stamp(store):
             return None
-        return self._tables[store.location]
+        return Members(self._members[store.location], [Ignored(*entry) for entry in scan.ignored])
 
     def is_checked(self, store: ArchiveStore) -> bool:
-        return bool(self._archives[store.location]["md5"])
+        return bool(self._scans[store.location].md5)
 
     def add(self, store: ArchiveStore, scanned: _Scanned) -> None:
-        self._archives[store.location] = {"stamp": _stamp(store), "md5": scanned.md5 or ""}
-        self._tables[store.location] = scanned.members
+        frame = scanned.members.frame
+        ignored = [(entry.rule, entry.count, entry.example) for entry in scanned.members.ignored]
+        self._scans[store.location] = _CachedScan(_stamp(store), scanned.md5 or "", 0, len(frame), ignored)
+        self._members[store.location] = frame
 
     def save(self, cache: Folder) -> None:
         start = 0
-        for location, members in self._tables.items():
-            ignored = [[entry.rule, entry.count, entry.example] for entry in members.ignored]
-            self._archives[location] |= {"start": start, "num_members": len(members.frame), "ignored": ignored}
-            start += len(members.frame)
-        frame = pd.concat([members.frame for members in self._tables.values()], ignore_index=True)
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        table = table.replace_schema_metadata({"archives": json.dumps(self._archives)})
+        for location, frame in self._members.items():
+            self._scans[location].start = start
+            start += len(frame)
+        table = pa.Table.from_pandas(pd.concat(self._members.values(), ignore_index=True), preserve_index=False)
+        table = table.replace_schema_metadata({"archives": msgspec.json.encode(self._scans)})
         with cache.atomic(MEMBERS_TABLE) as file:
             file.write(parquet_bytes(table))
 

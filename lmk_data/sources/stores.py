@@ -163,23 +163,23 @@ def _open(path: str, out: Folder | None) -> list[Store]:
     folder = open_folder(path)
     if isinstance(folder, LocalFolder):
         if os.path.isfile(folder.root):
-            return [_open_archive(path)]
+            return [_open_archive(path, *split_location(path))]
         if not os.path.isdir(folder.root):
             raise UserError(f"--images {path}: no such folder or archive; name the one that contains the images")
     elif path.endswith((".tar", ".zip")):
-        return [_open_archive(path)]
+        return [_open_archive(path, *split_location(path))]
     files = sorted(name for name in retrying(folder.files, folder.root) if not left_out(name))
     tars = [name for name in files if name.endswith(".tar")]
     inside = path_within(out, folder) if out is not None else None
     others = (inside,) if inside else ()
     if not tars or any(name != inside and not left_out(name) for name in folder.folders()):
         return [FolderStore(folder, others)]
-    stores: list[Store] = [_open_archive(folder.location(name)) for name in tars]
+    stores: list[Store] = [_open_archive(folder.location(name), folder, name) for name in tars]
     return stores if len(files) == len(tars) else [*stores, FolderStore(folder, (*others, *tars))]
 
 
-def _open_archive(path: str) -> ArchiveStore:
-    folder, name = split_location(path)
+def _open_archive(path: str, folder: Folder, name: str) -> ArchiveStore:
+    """Return the archive of this name in a folder; `path` is what an error calls it."""
     try:
         head = folder.read_range(name, 0, 512)
     except OSError as error:

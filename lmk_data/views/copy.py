@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from lmk_data.errors import DatasetError
 from lmk_data.options import Selection
 from lmk_data.system.engine import local_engine
 from lmk_data.system.readahead import read_ahead
-from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder
+from lmk_data.system.storage import PLAN_TABLE, Folder, open_folder, retrying
 from lmk_data.views.selection import Subset, select
 from lmk_data.views.view import check_apart
 
@@ -97,7 +98,7 @@ class _CopyTask:
 def _copy_shard(task: _CopyTask) -> Receipt:
     """Write a shard around JPEG bytes of the base.
 
-    Raises DatasetError for a picture whose checksum differs from the index.
+    Raises DatasetError for a picture whose checksum differs from the index, StorageError if it cannot be read.
     """
     with task.place.out.open(PLAN_TABLE) as file:
         rows = pq.ParquetFile(file).read_row_group(task.row_group, use_threads=False).to_pylist()
@@ -105,10 +106,12 @@ def _copy_shard(task: _CopyTask) -> Receipt:
     def read(row: dict[str, Any], max_bytes: int) -> bytes | None:
         if row["jpg_size"] > max_bytes:
             return None
-        data = task.base.read_range(row["shard"], row["jpg_offset"], row["jpg_size"])
+        location = task.base.location(row["shard"])
+        place = row["shard"], row["jpg_offset"], row["jpg_size"]
+        data = retrying(partial(task.base.read_range, *place), location)
         if len(data) != row["jpg_size"] or zlib.crc32(data) != row["jpg_crc32"]:
-            where = f"{task.base.location(row['shard'])}: sample {row['key']} at {row['jpg_offset']:,}"
-            raise DatasetError(f"{where} is damaged; run `lmk-shard verify` on the dataset")
+            where = f"sample {row['key']} at {row['jpg_offset']:,}"
+            raise DatasetError(f"{location}: {where} is damaged; run `lmk-shard verify` on the dataset")
         return data
 
     planned = [{name: value for name, value in row.items() if name != "shard"} for row in rows]

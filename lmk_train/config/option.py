@@ -20,7 +20,7 @@ _SPELLED_AS_POWER = 2**20  # the least bound of the form 2^n - 1 that is written
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers that an option accepts; a bound that is None does not limit."""
+    """The numbers that an option accepts, all finite; a bound that is None does not limit."""
 
     at_least: float | None = None
     above: float | None = None
@@ -30,7 +30,8 @@ class Limits:
     def accept(self, value: float) -> bool:
         """Return whether a number lies within the limits; NaN does not lie within any."""
         return (
-            (self.at_least is None or value >= self.at_least)
+            -math.inf < value < math.inf
+            and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
@@ -44,7 +45,7 @@ class Limits:
                 return f"above {low}, at most {_spelled(self.at_most)}"
             if upper is None:
                 return f"above {low}"
-            return f"above {low} and finite" if math.isinf(upper) else f"between {low} and {_spelled(upper)}"
+            return f"between {low} and {_spelled(upper)}"
         low = _spelled(self.at_least or 0)
         if self.at_most is not None:
             return f"from {low} to {_spelled(self.at_most)}"
@@ -136,7 +137,8 @@ def check_limits(config: Any) -> None:
     for name, option in options_of(type(config)).items():
         value = vars(config).get(name)  # not that of a nested dataclass, which has checked its own
         if option.limits is not None and value is not None:
-            require(option.limits.accept(value), option.flag, value, str(option.limits))
+            is_finite = not isinstance(value, float) or math.isfinite(value)
+            require(option.limits.accept(value), option.flag, value, str(option.limits) if is_finite else "finite")
 
 
 def require(holds: bool, flag: str, value: object, wanted: str) -> None:

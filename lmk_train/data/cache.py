@@ -198,7 +198,7 @@ class _Fetcher:
         path, num_bytes = self.path(name), self._files[name]["num_bytes"]
         try:
             self._make_folder()
-            with file_lock(Path(f"{path}.lock")):
+            with file_lock(_lock_of(path)):
                 if not path.exists() or path.stat().st_size != num_bytes:
                     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
                         left.unlink(missing_ok=True)
@@ -258,3 +258,11 @@ class _Fetcher:
                 return
             path.unlink(missing_ok=True)
             total -= size
+            if path.suffix == ".tar":
+                with suppress(UserError), file_lock(_lock_of(path), wait_seconds=0):  # nobody is fetching it again
+                    _lock_of(path).unlink()
+
+
+def _lock_of(path: Path) -> Path:
+    """Return the file that is locked while somebody fetches or uses a shard of the cache."""
+    return Path(f"{path}.lock")

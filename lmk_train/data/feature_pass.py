@@ -123,7 +123,7 @@ class FeatureFile:
             quiet: no progress bar.
         """
         done = self.num_done()
-        if done == self.shape[0] and self.path.is_file():
+        if done == self.shape[0] and not self._holds(done):
             return
         for path in (self._partial, self._record_path):
             check_no_link(path)

@@ -1,6 +1,7 @@
 """The folder of an inspection: what may be in it, its lock, and its tables, written whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lmk_data.dataset.inspection import (
     samples_schema,
 )
 from lmk_data.errors import UserError
+from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder, remove_durably
 from lmk_data.system.files import write_bytes as write_file
 from lmk_train.inspection.classes import ClassJudgement
@@ -94,17 +96,17 @@ def inspection_folder(out: Path, store: FeatureStore) -> Iterator[None]:
 def _check_same(out: Path, store: FeatureStore) -> None:
     """Raise UserError if a folder holds something else than the inspection of these features."""
     ours = {INSPECTION, SAMPLES, CLASSES, PAGE, FEATURES, _LOCK}
-    others = sorted(path.name for path in out.iterdir() if path.name not in ours and not is_unfinished(path.name))
-    if others:
+    names = sorted(name for name in os.listdir(out) if not is_unfinished(name) and not is_leftover(name))
+    if others := [name for name in names if name not in ours]:
         raise UserError(f"--out {out}: holds {others[0]}, which is not of an inspection; name another folder")
-    keys = [path.name for path in (out / FEATURES).iterdir()] if (out / FEATURES).is_dir() else []
+    keys = os.listdir(out / FEATURES) if (out / FEATURES).is_dir() else []
     described = None
     try:
         described = read_json(out / INSPECTION, _Description, "the description of an inspection").features
         keys.append(described.key)
     except FileNotFoundError:
         pass
-    if any(key != store.key for key in keys):
+    if any(key != store.key and not is_leftover(key) for key in keys):
         raise UserError(
             f"{out}: holds the inspection of {_difference(described, store)}; name another folder with --out, or "
             "remove this one"

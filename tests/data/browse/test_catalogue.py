@@ -222,7 +222,7 @@ def test_confusions_are_pairs_by_count_and_then_their_pictures(drawn: Opened, fu
     assert [name.label for name in page.items[0].classes] == [0, 1]
     assert set(full.keys(PictureQuery(queue="confusions", group=page.items[0].group))) == set(drawn.wrong)
     assert page.items[1].classes[1].landmark_id == str(ELSEWHERE)
-    for group in ("0-77", "x", "1-2-3"):
+    for group in ("0-77", "x", "1-2-3", f"1-{'9' * 5000}"):
         with pytest.raises(KeyError):
             full.keys(PictureQuery(queue="confusions", group=group))
 

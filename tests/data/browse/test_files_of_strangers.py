@@ -111,6 +111,8 @@ QUALITY: dict[str, tuple[str, Callable[[Path], object]]] = {
     "other features": ("float16", lambda out: np.save(out / FEATURES, np.zeros((3, DIM), np.float16))),
     "features of 32 bits": ("float16", lambda out: np.save(out / FEATURES, np.load(out / FEATURES).astype(np.float32))),
     "features that end early": ("not the features", lambda out: os.truncate(out / FEATURES, 200)),
+    "features in a zip": ("not the features", lambda out: (out / FEATURES).write_bytes(b"PK\x03\x04" * 100)),
+    "features of another version": ("another version", lambda out: (out / FEATURES).write_bytes(b"\x93NUMPY\x03\x00")),
     "a FIFO": ("not the features", lambda out: fifo(out / FEATURES)),
 }
 

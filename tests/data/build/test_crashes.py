@@ -4,13 +4,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from lmk_data.build import BuildOptions, build
+from lmk_data.build import BuildOptions, build, crashes
 from lmk_data.build.crashes import Note
 from lmk_data.errors import DeadWorkerError
+from lmk_data.options import PlanRule
+from lmk_data.system.storage import NOTES_FOLDER, PLAN_TABLE
+from tests.drawing import write_labels
 
 Options = Callable[..., BuildOptions]
 
@@ -48,6 +53,31 @@ def test_what_is_known_to_crash_is_rejected_unread_until_it_is_tried_again(optio
     assert rejects[key] == ("crash", "it ends")
     assert build(options(retry_rejected=True)).manifest == manifest
     assert not crashes.exists()
+
+
+def test_a_path_that_leads_out_is_not_read_after_a_death_either(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_labels(tmp_path / "labels.csv", [("../secret", 5), ("inside", 5)])
+    (tmp_path / "in").mkdir()
+    for name in ("secret.jpg", "in/inside.jpg"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    out, rule = tmp_path / "shards", PlanRule(min_samples=1)
+    asked = options(labels=str(tmp_path / "labels.csv"), images=[str(tmp_path / "in")], rule=rule, max_rejected=1.0)
+    build(asked)
+    (out / "dataset.json").unlink()
+    notes = out / NOTES_FOLDER
+    notes.mkdir()
+    for number, key in enumerate(pq.read_table(out / PLAN_TABLE)["key"].to_pylist()):
+        (notes / f"{number:016x}").write_text(key)
+    tried: list[str] = []
+
+    def trying(work: object, trials: list[Any]) -> None:
+        tried.extend(trial.source for trial in trials)
+
+    monkeypatch.setattr(crashes, "how_it_ends", trying)
+    build(asked)
+    assert tried == ["inside.jpg"]
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"fingerprint": "of another build", "pictures": {}}'])

@@ -1,6 +1,8 @@
 """The reader, as other teams use it: random access, keys, iteration, and refusals that say what to do."""
 
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset import reader as dataset_module
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, StorageError
 from lmk_data.report.dataset import write_report
 from lmk_data.system.storage import open_folder
 
@@ -42,6 +44,23 @@ def test_many_threads_read_with_few_open_files(dataset_path: Path, monkeypatch: 
         read = list(pool.map(lambda i: dataset.read("train", i).jpeg, order))
         assert read == [expected[i] for i in order]
         assert len(dataset._descriptors) <= 2
+
+
+def test_a_read_is_repeated_while_the_disk_fails(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, pread, failures = dataset.read("train", 0), os.pread, [None] * 3
+
+    def failing(*place: int) -> bytes:
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(*place)
+
+    monkeypatch.setattr("lmk_data.system.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr(os, "pread", failing)
+    assert dataset.read("train", 0) == sample
+    failures += [None] * 4
+    with pytest.raises(StorageError, match=r"train-000000\.tar: Input/output error; is the storage there\?"):
+        dataset.read("train", 0)
 
 
 def test_a_dataset_behind_a_url_reads_the_same(dataset_path: Path, dataset: ShardedDataset) -> None:

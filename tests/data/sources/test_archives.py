@@ -172,6 +172,18 @@ def test_links_in_a_zip_are_followed(tmp_path: Path) -> None:
     assert [(entry.rule, entry.example) for entry in members.ignored] == [(LINK_TO_NOTHING, "none.jpg")]
 
 
+def test_a_link_of_a_zip_whose_target_is_damaged_is_an_error_in_a_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        link = zipfile.ZipInfo("kitty")
+        link.create_system, link.external_attr, link.compress_type = 3, 0o120777 << 16, zipfile.ZIP_DEFLATED
+        archive.writestr(link, "cat" * 100)
+    packed = bytearray((tmp_path / "a.zip").read_bytes())
+    packed[30 + len("kitty")] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(packed)
+    with pytest.raises(UserError, match=r"a\.zip: cannot be read as a zip \(Error -3"):
+        read_members(open_stores([str(tmp_path / "a.zip")]), cache=None)
+
+
 def test_member_names_that_lead_out_are_unsafe(tmp_path: Path) -> None:
     write_tar(tmp_path / "evil.tar", {"../../evil.jpg": b"x", "/etc/absolute.jpg": b"y", "fine.jpg": b"z"})
     _, located = found(["evil", "absolute", "fine"], tmp_path / "evil.tar")

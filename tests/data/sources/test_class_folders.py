@@ -39,6 +39,20 @@ def test_the_same_path_in_two_stores_of_classes_is_two_images(tmp_path: Path) ->
     assert sorted(labels.frame["id"]) == ["Dom/1.jpg", "Dom/2.jpg", "two/Dom/1.jpg"]
 
 
+def test_an_id_begins_with_the_name_of_its_own_store_also_where_its_path_is_unsafe(tmp_path: Path) -> None:
+    for store in ("p", "q", "r"):
+        touch(tmp_path / store, "rose/1.jpg")
+        os.link(tmp_path / store / "rose" / "1.jpg", os.fsencode(tmp_path / store) + b"/rose/\xff.jpg")
+    stores = open_stores([str(tmp_path / store) for store in ("p", "q", "r")])
+    labels, _ = read_class_folders(stores, read_members(stores, cache=None))
+    assert [name for name in labels.frame["id"] if "xff" in name] == [
+        "rose/\\xff.jpg",
+        "q/rose/\\xff.jpg",
+        "r/rose/\\xff.jpg",
+    ]
+    assert (labels.frame["store"] == -1).sum() == 3
+
+
 def classes_of(path: Path, level: int | None = None) -> dict[str, int]:
     stores = open_stores([str(path)])
     labels, _ = read_class_folders(stores, read_members(stores, cache=None), level)

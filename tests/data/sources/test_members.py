@@ -2,10 +2,13 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from lmk_data.errors import UserError
@@ -33,8 +36,30 @@ def test_archives_are_scanned_once_and_again_when_they_change(tmp_path: Path, mo
     write_tar(tmp_path / "b.tar", {"b1.jpg": b"2", "b2.jpg": b"3"})
     assert read_members(stores, cache=cache).frame["source"].tolist() == ["a1.jpg", "b1.jpg", "b2.jpg"]
     assert scanned == [str(tmp_path / "b.tar")]
-    (tmp_path / "out" / MEMBERS_TABLE).write_bytes(b"PAR1 and then nothing")
-    assert len(read_members(stores, cache=cache).frame) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: None,
+        lambda stated: [],
+        lambda stated: {"archives": stated},
+        lambda stated: {name: {**scan, "stamp": None} for name, scan in stated.items()},
+        lambda stated: {name: {**scan, "num_members": 100} for name, scan in stated.items()},
+        lambda stated: {name: {**scan, "ignored": [["rule", 1]]} for name, scan in stated.items()},
+    ],
+)
+def test_an_unreadable_cache_is_rebuilt(tmp_path: Path, damage: Callable[[Any], Any]) -> None:
+    write_tar(tmp_path / "a.tar", {"a1.jpg": b"1", "a2.jpg": b"2"})
+    stores, cache = open_stores([str(tmp_path / "a.tar")]), LocalFolder(str(tmp_path / "out"))
+    first, path = read_members(stores, cache=cache).frame, tmp_path / "out" / MEMBERS_TABLE
+    table = pq.read_table(path)
+    stated = damage(json.loads(table.schema.metadata[b"archives"]))
+    if stated is None:
+        path.write_bytes(b"PAR1 and then nothing")
+    else:
+        pq.write_table(table.replace_schema_metadata({"archives": json.dumps(stated)}), path)
+    pd.testing.assert_frame_equal(read_members(stores, cache=cache).frame, first)
 
 
 def test_checksums_are_compared_and_only_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

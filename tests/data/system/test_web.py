@@ -1,5 +1,6 @@
 """Web servers that send without end, list without end, say nothing, or say what is not so."""
 
+import base64
 import contextlib
 import gzip
 import http.server
@@ -7,14 +8,18 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import HIDDEN, LEFT_BY_SYSTEMS
+from lmk_data.sources.members import read_members
+from lmk_data.sources.stores import open_stores
 from lmk_data.system import remote, web
 from lmk_data.system.remote import RemoteFolder, file_system
+from tests.data.sources.packed import write_tar
 
 pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
 Answer = Callable[["Handler"], None]
@@ -248,6 +253,20 @@ def test_an_open_file_of_unknown_size(serve: Any) -> None:
         assert file.seek(0, os.SEEK_END) == 10
         file.seek(3)
         assert file.read() == b"3456789"
+
+
+def test_the_tars_of_a_folder_are_asked_for_with_its_password(serve: Any, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.jpg": b"picture"})
+
+    def protected(body: bytes) -> Answer:
+        wanted = f"Basic {base64.b64encode(b'me:pw').decode()}"
+        return lambda h: h.say(body) if h.headers["Authorization"] == wanted else h.say(b"", status=401)
+
+    tar = (tmp_path / "a.tar").read_bytes()
+    server = serve({"/d/a.tar": protected(tar), "/d": protected(b'<a href="a.tar">a.tar</a>')})
+    (store,) = open_stores([f"http://me:pw@127.0.0.1:{server.server_port}/d"])
+    assert store.location == f"http://127.0.0.1:{server.server_port}/d/a.tar"
+    assert read_members([store], cache=None).frame["source"].tolist() == ["1.jpg"]
 
 
 def test_redirects_end(serve: Any) -> None:

@@ -1,9 +1,12 @@
 """Copies of views are datasets of their own."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ import webdataset
 
 from lmk_data.build import BuildOptions, build
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import DatasetError
+from lmk_data.errors import DatasetError, StorageError
 from lmk_data.options import Selection
+from lmk_data.system.storage import LocalFolder
 from lmk_data.verify.dataset import verify
 from lmk_data.views.copy import write_copy
 from lmk_data.views.view import write_view
@@ -39,6 +43,26 @@ def test_a_copy_is_a_dataset_of_its_own(dataset_path: Path, tmp_path: Path) -> N
             stated = json.loads(sample["json"])
             assert copied.classes["landmark_id"][int(sample["cls"])] == stated["landmark_id"]
             assert stated["label"] == int(sample["cls"]) < 2
+
+
+def test_a_copy_reads_again_while_the_disk_fails_and_names_the_shard(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_range, failures = LocalFolder.read_range, [None] * 3
+
+    def failing(folder: LocalFolder, *place: Any) -> bytes:
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_range(folder, *place)
+
+    monkeypatch.setattr("lmk_data.system.storage._LOCAL_PAUSES_SECONDS", (0.001,) * 3)
+    monkeypatch.setattr(LocalFolder, "read_range", failing)
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_copy(dataset, Selection(top=1), str(tmp_path / "copy"), workers=1, quiet=True)
+        failures += [None] * 1000
+        with pytest.raises(StorageError, match=r"shards/shards/train/.*\.tar: Input/output error; is the storage"):
+            write_copy(dataset, Selection(top=1), str(tmp_path / "other"), workers=1, quiet=True)
 
 
 def test_a_copys_classes_are_in_order_of_their_size(tmp_path: Path, options: Options) -> None:

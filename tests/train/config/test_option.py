@@ -18,7 +18,6 @@ from lmk_train.config.training import ResolvedConfig, TrainConfig
 LIMITS = {
     "at least 1": Limits(at_least=1),
     "above 0": Limits(above=0),
-    "above 0 and finite": Limits(above=0, below=math.inf),
     "above 0, at most 2": Limits(above=0, at_most=2),
     "between 0 and 1": Limits(above=0, below=1),
     "from 0 to 1": Limits(at_least=0, at_most=1),
@@ -30,9 +29,8 @@ LIMITS = {
 @given(st.floats() | st.integers(-3, 3))
 def test_limits_accept_what_they_say(value: float) -> None:
     holds = {
-        "at least 1": value >= 1,
-        "above 0": value > 0,
-        "above 0 and finite": 0 < value < math.inf,
+        "at least 1": 1 <= value < math.inf,
+        "above 0": 0 < value < math.inf,
         "above 0, at most 2": 0 < value <= 2,
         "between 0 and 1": 0 < value < 1,
         "from 0 to 1": 0 <= value <= 1,
@@ -85,8 +83,16 @@ def test_every_command_that_reads_a_dataset_has_the_cache(command: type, require
     cache = config.cache.resolved()  # type: ignore[attr-defined]
     assert (cache.folder, cache.max_bytes) == (tmp_path, 500_000_000)
     assert values_of(config)["cache_gb"] == 0.5
-    with pytest.raises(UserError, match=r"^--cache-gb nan: must be above 0 and finite$"):
-        tyro.cli(command, args=[*required, "--cache-gb", "nan"])
+    for number in ("nan", "inf"):
+        with pytest.raises(UserError, match=rf"^--cache-gb {number}: must be finite$"):
+            tyro.cli(command, args=[*required, "--cache-gb", number])
+
+
+def test_no_option_takes_what_is_not_finite() -> None:
+    for name, option in options_of(TrainConfig).items():
+        if option.type is float:
+            assert option.limits is not None, name
+            assert not any(option.limits.accept(value) for value in (math.inf, -math.inf, math.nan)), name
 
 
 def test_angles_need_a_cosine_head() -> None:

@@ -112,6 +112,8 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(remote: Sh
         assert bytes_in(tmp_path / "cache") <= 2 * size
     held = set((tmp_path / "cache").rglob("*.tar"))
     assert held == {cached(remote, tmp_path / "cache", shards[n]["name"]) for n in (0, 2)}
+    locks = {path.name for path in (tmp_path / "cache").rglob("*.lock")}
+    assert locks == {"room.lock", *(f"{path.name}.lock" for path in held)}
     files.close()
 
 

@@ -96,6 +96,26 @@ def test_rows_that_are_not_surely_there_are_computed_again(reader: SplitReader, 
     assert network.seen == len(reader)
 
 
+def test_a_pass_killed_before_its_last_step_does_not_leave_older_features(
+    reader: SplitReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, network = feature_file(tmp_path / "f", reader), Colours()
+    write(older, reader, network)
+    np.save(older.path, np.zeros(older.shape, older.dtype))
+    newer = feature_file(tmp_path / "f", reader, weights="others")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(newer, reader, network)
+    write(newer, reader, network)
+    assert newer.read().any(), "the features of the other weights"
+    assert network.seen == 2 * len(reader), "nothing that is finished is computed twice"
+
+
 def test_nothing_is_written_through_a_link(reader: SplitReader, tmp_path: Path) -> None:
     file = feature_file(tmp_path / "f", reader)
     (tmp_path / "mine").write_text("mine")

@@ -84,6 +84,12 @@ def test_the_same_inspection_is_taken_up_and_gives_the_same_bytes(
     assert (f"subset {arguments[1]} --out VIEW --marks {marks}" in said) == bool(read_marks(str(marks)))
 
 
+def test_what_a_system_leaves_in_the_folder_is_nobodys(out: Path, arguments: list[str]) -> None:
+    for name in (".DS_Store", "features/.DS_Store", "desktop.ini"):
+        (out / name).touch()
+    assert inspect_main([*arguments, "--out", str(out)]) == 0
+
+
 def _foreign(out: Path) -> None:
     (out / "notes.txt").touch()
 
