@@ -14,6 +14,8 @@ Every message says what was wrong, where, and what to do. A bad image is none of
 
 import errno
 
+_SHOWN_CHARACTERS = 120
+
 
 class LmkError(Exception):
     """Base of every error this project raises on purpose."""
@@ -65,3 +67,10 @@ def missing_extra(what: str, extra: str, reason: str) -> UserError:
     the package index yet, so the command installs from a clone.
     """
     return UserError(f"{what} needs the extra `{extra}` ({reason}): run `pip install '.[{extra}]'` in the clone of lmk")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one short line without control characters; the name of its type if it is silent."""
+    said = "".join(c if c.isprintable() else " " for c in str(error))
+    line = " ".join(said.split()) or type(error).__name__
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."

@@ -135,6 +135,9 @@ class BuildOptions:
         _check_positive("--class-level", self.class_level)
         if self.class_level is not None and self.labels != "classes":
             raise UserError(f"--class-level {self.class_level}: is for --labels classes; a label table has its own")
+        for flag, column in (("--id-column", self.id_column), ("--label-column", self.label_column)):
+            if column is not None and self.labels == "classes":
+                raise UserError(f"{flag} {column}: is for a label table; --labels classes has no columns")
         _check_positive("--workers", self.workers)
         if self.workers is not None and self.scheduler is not None:
             raise UserError(f"--workers {self.workers}: is for one machine; a Dask cluster uses all its workers")

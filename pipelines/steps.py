@@ -14,11 +14,11 @@ from typing import Any
 import tyro
 
 from lmk_data.errors import UserError
+from lmk_data.system.terminal import EXIT_INTERRUPTED
 from lmk_train.config.training import TrainConfig
 from lmk_train.runs.folder import RunFolder
 
 TRAINER = ("lmk-train",)
-_INTERRUPTED = 130
 
 
 class _Children:
@@ -48,7 +48,7 @@ class _Children:
 
     def require_going(self) -> None:
         if self._stopped:
-            raise SystemExit(_INTERRUPTED)
+            raise SystemExit(EXIT_INTERRUPTED)
 
 
 _children = _Children()
@@ -72,7 +72,7 @@ def run(*command: object, log: Path | None = None) -> None:
         )
         code = _children.wait_for(process)
     if code:
-        if log is not None and code != _INTERRUPTED:
+        if log is not None and code != EXIT_INTERRUPTED:
             print(log.read_text(errors="replace").strip().rpartition("\n")[2], file=sys.stderr)
         raise SystemExit(code)
 

@@ -12,8 +12,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from lmk_data.browse.tables import one_line
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import open_regular
 
 

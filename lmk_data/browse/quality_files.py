@@ -21,13 +21,12 @@ from lmk_data.browse.tables import (
     Declared,
     check_labels,
     labels_by_id,
-    one_line,
     read_columns,
     rows_of_keys,
 )
 from lmk_data.dataset.format import SPLITS
 from lmk_data.dataset.inspection import CLASSES, FEATURES, INSPECTION, SAMPLES
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import read_bounded
 
 _MAX_JSON_BYTES = 16 << 20

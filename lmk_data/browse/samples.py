@@ -107,7 +107,8 @@ class Samples:
         kinds = {"source": str, "source_sha256": bytes, "original_bytes": int}
         read = read_table_row(dataset.folder, name, list(kinds), place, num_rows)
         if not all(isinstance(read[column], kind) for column, kind in kinds.items()):
-            raise DatasetError(f"{dataset.folder.location(name)}: the source of row {place} is none; {_VERIFY_HINT}")
+            where = f"{dataset.folder.location(name)}: row {place}"
+            raise DatasetError(f"{where} does not say what its picture was made of; {_VERIFY_HINT}")
         return Origin(read["source"], read["source_sha256"].hex(), read["original_bytes"])
 
     def _read_split(self, split: str, keys: list[pa.LargeStringArray], labels: list[NDArray[np.int32]]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.browse.keys import KeyIndex
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import open_regular
 from lmk_data.system.parquet import TableLimits, read_batches, read_row
 
@@ -21,7 +21,6 @@ LIMITS = TableLimits(max_rows=20_000_000, max_bytes=4 << 30)
 Kind = Literal["text", "whole", "real", "flag", "id", "runs"]
 MOST = 2**31 - 1
 _MAX_RUNS = 100
-_SHOWN_CHARACTERS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +102,6 @@ def labels_by_id(ids: pa.LargeStringArray, known: pa.LargeStringArray) -> NDArra
     """
     labels: NDArray[np.int32] = pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy()
     return labels
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says in one short line without control characters; the name of its type if it is silent."""
-    said = "".join(c if c.isprintable() else " " for c in str(error))
-    line = " ".join(said.split()) or type(error).__name__
-    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
 @contextmanager

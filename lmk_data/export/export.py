@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from lmk_data.dataset.format import Manifest
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
@@ -22,7 +20,7 @@ from lmk_data.export.wids import wids
 from lmk_data.options import Dialect
 from lmk_data.system.files import make_folder, open_regular, sha256_file, sync_folder
 from lmk_data.system.storage import LocalFolder, held, open_folder
-from lmk_data.system.terminal import notice
+from lmk_data.system.terminal import notice, progress_bar
 
 # The dataset is another user's (fs.protected_hardlinks), or the file system has no hard links.
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
@@ -65,8 +63,10 @@ def export(dataset: ShardedDataset, dialect: Dialect, out: str, *, quiet: bool =
                 _link(dataset.shard_path(name), folder, name)
         for parent in {os.path.dirname(folder.location(name)) for name in linked}:
             sync_folder(Path(parent))
-        for name, write in tqdm(files.items(), desc=dialect, unit=" files", disable=True if quiet else None):
-            write(folder, name)
+        with progress_bar(len(files), dialect, "files", quiet=quiet) as bar:
+            for name, write in files.items():
+                write(folder, name)
+                bar.update()
         folder.sweep()
     return Exported(Path(folder.root), sorted(files))
 

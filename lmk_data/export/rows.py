@@ -30,7 +30,7 @@ class IndexByShard:
     def __init__(self, dataset: ShardedDataset) -> None:
         self._tables = {split: dataset.index_table(split, _COLUMNS) for split in dataset.splits}
         for split, table in self._tables.items():
-            if pc.min(table["jpg_offset"]).as_py() < 3 * BLOCK_BYTES or pc.min(table["jpg_size"]).as_py() < 0:
+            if pc.min(table["jpg_offset"]).as_py() < 3 * BLOCK_BYTES:
                 where = dataset.folder.location(index_name(split))
                 raise DatasetError(f"{where}: not of these tars; run `lmk-shard verify`")
         check_keys([table["key"] for table in self._tables.values()], dataset.folder.location("index"))

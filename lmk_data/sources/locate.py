@@ -1,5 +1,6 @@
 """Find the image of each row: match label tables and class folders with the members of the stores."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from lmk_data.sources.archives import RAW
 from lmk_data.sources.labels import strip_extension
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members
 from lmk_data.sources.stores import FolderStore, Store
+from lmk_data.system.storage import is_url
 from lmk_data.system.terminal import notice
 from lmk_data.typed_text import normal_series, normal_text, shown
 
@@ -126,12 +128,13 @@ def _glr2020_places(store: FolderStore, wanted: "pd.Series[str]") -> tuple[NDArr
     places = np.array([f"{i[0]}/{i[1]}/{i[2]}/{i}.jpg" if len(i) > 2 else f"{i}.jpg" for i in names], dtype=object)
     safe = safe_mask(ids)
     places[~safe] = None
-    is_url = "://" in store.location
-    probes = np.flatnonzero(safe)[:: max(1, len(names) // (_REMOTE_PROBES if is_url else _PROBES))]
+    is_remote = is_url(store.location)
+    probed = np.flatnonzero(safe)
+    probes = probed[:: max(1, math.ceil(len(probed) / (_REMOTE_PROBES if is_remote else _PROBES)))]
     there = [len(names[i]) > 2 and store.folder.is_file(places[i]) for i in probes]
     if not any(there):
         return np.full(len(names), None, dtype=object), False
-    return places, is_url and all(there) and not _names_other_file(wanted, ids).any()
+    return places, is_remote and all(there) and not _names_other_file(wanted, ids).any()
 
 
 def _names_other_file(wanted: "pd.Series[str]", bare: "pd.Series[str]") -> NDArray[np.bool_]:

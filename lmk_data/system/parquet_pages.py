@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 _UNCOMPRESSED, _COMPRESSED = 2, 3  # fields of a page header
 _HEADER_BYTES = 1 << 16  # at most, with the statistics of a page
-_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 _MAX_DEPTH = 8
 
 

@@ -18,7 +18,7 @@ _READ_BYTES = 1 << 20
 
 
 def check_against_base(view: ShardedDataset) -> Iterator[Problem]:
-    """Check that the rows of a view are rows of the same split of its base, with its classes but for relabelled ones.
+    """Check that the rows of a view are rows of the same split of its base, of the same class unless it is relabelled.
 
     `view_of.relabelled` states how many samples carry another class, and a hash of their keys and classes;
     `view_of.removed` how many samples and classes the base has and the view does not have.

@@ -319,7 +319,7 @@ def _places(header: list[str], path: str) -> tuple[dict[str, int], tuple[str, ..
 
 
 def _mark(cells: list[str], place: dict[str, int], where: str) -> tuple[str, Mark]:
-    """Return key and mark of a row. Raises UserError for what is none."""
+    """Return key and mark of a row. Raises UserError if it holds none."""
     if any(cells[place[""] :]):
         raise UserError(f"{where}: more cells than the first line; put a note with commas into quotes")
     key, action, landmark_id, note = (

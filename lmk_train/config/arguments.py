@@ -26,7 +26,7 @@ Workers = Annotated[
     tyro.conf.arg(
         metavar="N",
         help="Threads that read and decode, or processes where the device is CUDA; by default one per core (under "
-        "torchrun, per core of the rank's share), at most 8.",
+        "torchrun, per core of the rank's share), at most 8; 64 where single pictures are fetched from a URL.",
     ),
     Limits(at_least=1),
 ]

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import check_no_link, sync_folder, write_bytes
 from lmk_data.system.terminal import progress_bar
 from lmk_train.data.order import batch_picks, num_batches
 from lmk_train.data.reader import Reader
 from lmk_train.data.stream import BatchStream
-from lmk_train.runs.plain_file import one_line, open_regular, read_json
+from lmk_train.runs.plain_file import open_regular, read_json
 from lmk_train.runtime.precision import Precision
 
 BATCH_SIZE = 64

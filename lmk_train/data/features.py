@@ -25,7 +25,7 @@ from lmk_train.models.weights import load_weights
 from lmk_train.runs.plain_file import read_bounded
 from lmk_train.runtime.precision import Precision, resolve_device
 
-SPLITS = ("train", "val")
+CACHED_SPLITS = ("train", "val")
 _DESCRIPTION = "features.json"
 
 
@@ -120,7 +120,7 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         feature_pass = _feature_pass(backbone, config)
         check_no_link(folder)
         make_folder(folder)
-        for split in (one for one in SPLITS if dataset.num_samples(one)):
+        for split in (one for one in CACHED_SPLITS if dataset.num_samples(one)):
             with closing(SplitReader(dataset, split, config.cache.resolved())) as reader:
                 file = _feature_file(folder, dataset, split, config, network_sha256=network_sha256)
                 file.write(feature_pass, reader, quiet=config.quiet)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
@@ -76,10 +75,6 @@ class SplitReader:
         self._offsets = table["jpg_offset"].to_numpy()
         self._sizes = table["jpg_size"].to_numpy()
         self._columns = (self.shard_of_row, self._offsets, self._sizes, table["jpg_crc32"].to_numpy())
-        if len(self.labels) and not 0 <= pc.min(table["label"]).as_py() <= int(self.labels.max()) < dataset.num_classes:
-            raise DatasetError(
-                f"{dataset.location}: a label of the {split} index is outside 0..{dataset.num_classes - 1}"
-            )
         self._files = ShardFiles(dataset, cache)
         self._sparse = self._sparse_shards()
         self._fetched_singly = set() if dataset.is_local else self._sparse

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
+from lmk_data.dataset.format import SPLITS
 from lmk_data.errors import UserError
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.evaluation.evaluate import SOURCE, same_source
@@ -16,7 +17,6 @@ from lmk_train.runs.metrics_file import read_metrics_file
 from lmk_train.runs.plain_file import read_json
 
 Metrics = dict[str, float | int | None]
-_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_record(run: Path, split: str) -> RunRecord:
 
 def read_metrics(run: Path, split: str) -> dict[str, Metrics]:
     """Return `eval-<split>.json` of each split that the same checkpoint was evaluated on in the same dataset."""
-    paths = {name: RunFolder(run).evaluation(name) for name in _SPLITS}
+    paths = {name: RunFolder(run).evaluation(name) for name in SPLITS}
     evaluations = {name: read_evaluation(path) for name, path in paths.items() if path.exists()}
     return {name: values for name, values in evaluations.items() if same_source(values, evaluations[split])}
 

@@ -7,10 +7,10 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_train.runs.folder import RunFolder
-from lmk_train.runs.plain_file import checked, one_line, open_regular, read_json
+from lmk_train.runs.plain_file import checked, open_regular, read_json
 
 LIMITS = TableLimits(max_rows=20_000_000, max_bytes=4 << 30)
 _AGAIN = "evaluate the split again with lmk-eval"

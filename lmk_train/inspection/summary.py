@@ -1,4 +1,4 @@
-"""What an inspection found, in words for the terminal, with the command to go on with."""
+"""What an inspection found, in words for the terminal, with the command that comes next."""
 
 import shlex
 from collections.abc import Iterator

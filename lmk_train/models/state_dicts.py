@@ -44,7 +44,7 @@ def read_weight_file(path: Path) -> WeightFile:
     """Read a file of plain tensors (torch's format or safetensors) of a library or a script, or a checkpoint of lmk.
 
     Averaged weights are taken if the file has both. What scripts put around a state dict is taken off:
-    `{"state_dict": ...}`, and the prefix `module.` of every name.
+    `{"state_dict": ...}`, and a prefix of every name: `module.`, `_orig_mod.` or `model.`.
 
     Raises:
         UserError: there is no such file, or it is not a state dict.

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, make_folder, remove_durably, write_bytes
 from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_train.config.arguments import CacheOptions
@@ -31,7 +31,7 @@ from lmk_train.neighbours.search import nearest, unit_vectors
 from lmk_train.runs.calibration import HIGHEST, LOWEST, Sha256, write_calibration
 from lmk_train.runs.classes import Classes
 from lmk_train.runs.folder import RunFolder, stored_dataset
-from lmk_train.runs.plain_file import one_line, open_regular, read_json
+from lmk_train.runs.plain_file import open_regular, read_json
 
 _DESCRIPTION, _SAMPLES, _FEATURES, _LOCK = "index.json", "samples.parquet", "train.npy", ".lock"
 _LIMITS = TableLimits(max_rows=100_000_000, max_bytes=8 << 30)

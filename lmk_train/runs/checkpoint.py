@@ -11,11 +11,11 @@ import msgspec
 import torch
 
 from lmk_data.dataset import recipe_of
-from lmk_data.errors import StorageError, UserError
+from lmk_data.errors import StorageError, UserError, one_line
 from lmk_data.system.files import atomic_file, make_folder, sync_folder, unfinished_path
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.folder import RunFolder
-from lmk_train.runs.plain_file import checked, one_line
+from lmk_train.runs.plain_file import checked
 from lmk_train.runs.tensor_file import load_tensors, require_tensors
 from lmk_train.runtime.oom import is_out_of_memory
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lmk_data.errors import UserError
-from lmk_train.runs.plain_file import checked, one_line, read_bounded
+from lmk_data.errors import UserError, one_line
+from lmk_train.runs.plain_file import checked, read_bounded
 
 MAX_METRICS_BYTES = 1 << 30
 

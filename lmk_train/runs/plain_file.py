@@ -10,11 +10,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system import files
 
 MAX_JSON_BYTES = 64 << 20
-_SHOWN_CHARACTERS = 120
 Shape = TypeVar("Shape")
 
 
@@ -79,10 +78,3 @@ def checked(value: Any, shape: type[Shape]) -> Shape:
         return msgspec.convert(value, shape)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(one_line(error)) from None
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says in one short line without control characters; the name of its type if it is silent."""
-    said = "".join(c if c.isprintable() else " " for c in str(error))
-    line = " ".join(said.split()) or type(error).__name__
-    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."

@@ -13,7 +13,8 @@ from typing import Annotated, BinaryIO
 import msgspec
 import torch
 
-from lmk_train.runs.plain_file import checked, one_line, open_regular
+from lmk_data.errors import one_line
+from lmk_train.runs.plain_file import checked, open_regular
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit

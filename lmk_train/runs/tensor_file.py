@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lmk_data.errors import UserError
-from lmk_train.runs.plain_file import one_line, open_regular
+from lmk_data.errors import UserError, one_line
+from lmk_train.runs.plain_file import open_regular
 
 LOAD_ERRORS = (  # of torch.load
     OSError,

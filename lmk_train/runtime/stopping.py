@@ -1,6 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP as requests: the current step is finished and saved before the training ends."""
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,3 +57,13 @@ def stop_requests(under_torchrun: bool) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def stop_with_stdin() -> None:
+    """Send this process a SIGTERM, from a thread, once the one that holds its standard input open has ended."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

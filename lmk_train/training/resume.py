@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from lmk_data.errors import UserError
+from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import make_folder, sha256_file, write_bytes
 from lmk_train.config.option import options_of
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.runs.checkpoint import LAST, load_checkpoint
 from lmk_train.runs.classes import check_classes
 from lmk_train.runs.folder import RunFolder, check_run, remove_interrupted_start, remove_unfinished_files
-from lmk_train.runs.plain_file import one_line
 from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.runtime.oom import is_out_of_memory
 from lmk_train.training.record import buffers

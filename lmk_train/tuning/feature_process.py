@@ -6,11 +6,8 @@ closes, the process ends. It reports on standard output, one JSON object per lin
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +18,7 @@ from lmk_data.system.terminal import EXIT_INTERRUPTED
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.features import compute_features, has_features
 from lmk_train.runtime.oom import oom_as_training_error
+from lmk_train.runtime.stopping import stop_with_stdin
 
 _MEMORY_ADVICE = "leave more memory of the device free, or choose a smaller --model"
 
@@ -74,7 +72,7 @@ def main(folder: Path) -> int:
     if not described:  # the search has ended
         return EXIT_INTERRUPTED
     config = ResolvedConfig.from_json(json.loads(described))
-    threading.Thread(target=_stop_when_search_ends, daemon=True).start()
+    stop_with_stdin()
     try:
         with oom_as_training_error(_MEMORY_ADVICE):
             compute_features(config, folder, lambda line: _report(announce=line))
@@ -88,11 +86,6 @@ def main(folder: Path) -> int:
 def _report(**said: str) -> None:
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
-
-
-def _stop_when_search_ends() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

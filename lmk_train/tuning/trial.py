@@ -6,10 +6,7 @@ split is not used. The search holds standard input open: when that closes, the t
 """
 
 import json
-import os
-import signal
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +16,7 @@ from lmk_train.config.training import TrainConfig
 from lmk_train.runs.folder import RunFolder, remove_interrupted_start
 from lmk_train.runs.plain_file import checked, read_json
 from lmk_train.runtime.oom import oom_as_training_error
+from lmk_train.runtime.stopping import stop_with_stdin
 from lmk_train.training.loop import train
 
 _MEMORY_ADVICE = (
@@ -39,7 +37,7 @@ class _Place(TypedDict):
 def main(spec: Path) -> int:
     """Train a trial, or resume it from its last checkpoint; return an exit code as `lmk-train` does."""
     place = sys.stdin.readline()
-    threading.Thread(target=_stop_when_search_ends, daemon=True).start()
+    stop_with_stdin()
 
     def train_trial() -> None:
         if not place:
@@ -55,11 +53,6 @@ def main(spec: Path) -> int:
             train(replace(config, resume=resume), print, features=features, evaluate_test=False)
 
     return run_command("trial", train_trial)
-
-
-def _stop_when_search_ends() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

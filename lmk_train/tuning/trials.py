@@ -17,7 +17,7 @@ import torch
 
 from lmk_data.errors import TrainingError, UserError
 from lmk_data.system.files import check_no_link, make_folder, write_bytes
-from lmk_data.system.terminal import progress_bar
+from lmk_data.system.terminal import EXIT_INTERRUPTED, progress_bar
 from lmk_train.config.commands import TuneConfig
 from lmk_train.evaluation.metrics import spelled
 from lmk_train.runs.folder import RunFolder, SearchFolder
@@ -30,7 +30,6 @@ from lmk_train.tuning.space import Point, SearchSpace
 
 _FAILURES_THAT_END = 5
 _SECONDS_BETWEEN_LOOKS = 0.1
-_INTERRUPTED = 130
 _LOG_BYTES = 64 << 10  # of a trial's log, in which its reason stands last
 
 
@@ -234,7 +233,7 @@ def _values(run: Path, objective: str) -> list[float]:
 
 def _reason(log: Path, code: int) -> str:
     """Return why a trial failed, in one line."""
-    if code in (_INTERRUPTED, -signal.SIGTERM):
+    if code in (EXIT_INTERRUPTED, -signal.SIGTERM):
         return "interrupted from outside"
     if code < 0:
         return f"its process was killed by signal {-code}"

@@ -17,7 +17,7 @@ from lmk_train.config.commands import EvalConfig, TuneConfig
 from lmk_train.config.defaults import DEFAULT_LOSS, DEFAULT_MODEL, DEFAULTS
 from lmk_train.config.option import values_of
 from lmk_train.config.training import TrainConfig
-from lmk_train.data.features import SPLITS
+from lmk_train.data.features import CACHED_SPLITS
 from lmk_train.evaluation.evaluate import check_metric, evaluate_run
 from lmk_train.evaluation.evaluation_files import read_evaluation
 from lmk_train.evaluation.report import write_run_report
@@ -112,7 +112,7 @@ def _check(config: TuneConfig, space: SearchSpace, base: TrainConfig, dataset: S
     if config.cached_features:
         _check_features(space, base)
     device_type(config.device)
-    for split in SPLITS:
+    for split in CACHED_SPLITS:
         if not dataset.num_samples(split):
             raise UserError(f"{dataset.location}: has no {split} split; a search needs one")
     check_metric(f"--objective {config.objective}", config.objective, dataset)
