@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from lmk_data.errors import UserError
 from lmk_data.formats import all_extensions
 from lmk_data.sources.rows import MAX_DIFFERENT_ROWS, Rows, each_once
-from lmk_data.sources.tables import check_cells, listed, open_table, read_bytes
+from lmk_data.sources.tables import MAX_BYTES, check_cells, listed, open_table, read_named_file
 from lmk_data.system.terminal import notice, without_secrets
 from lmk_data.typed_text import chunked, joined_spellings, normal_form
 
@@ -116,7 +116,7 @@ def is_table_of(
 
 
 def _table_bytes(path: str) -> bytes:
-    return read_bytes(path, "label table", "--labels")
+    return read_named_file(path, MAX_BYTES, "label table", "--labels")
 
 
 def _file_name(path: str) -> str:
@@ -130,7 +130,7 @@ def read_categories(path: str) -> "pd.Series[str]":
     A category that is the URL of a category of a wiki, such as Wikimedia Commons, becomes its title in plain words;
     any other name stays as it is.
     """
-    table = open_table(read_bytes(path, "table of categories", "--categories"), path)
+    table = open_table(read_named_file(path, MAX_BYTES, "table of categories", "--categories"), path)
     read = table.rows(["landmark_id", "category"]).columns
     names = normal_form(read["category"].fill_null("")).to_pylist()
     index = pd.Index(normal_form(read["landmark_id"]).to_pandas())

@@ -135,18 +135,22 @@ def _not_readable(path: str, error: Exception) -> UserError:
     return UserError(f"{path}: not a readable table: {reason}")
 
 
-def read_bytes(path: str, what: str, option: str) -> bytes:
-    """Return the bytes of a table. Raises UserError if there is no such file, StorageError if a URL fails."""
+def read_named_file(path: str, max_bytes: int, what: str, option: str) -> bytes:
+    """Return the content of a file that somebody named, by its path or URL.
+
+    `what` and `option` are what messages call the file and the option that named it. Raises UserError if there is no
+    such file on this machine, or if it is larger than `max_bytes`, and StorageError if a URL fails.
+    """
     try:
-        return read_file(path, MAX_BYTES)
+        return read_file(path, max_bytes)
     except TooLargeError:
-        raise UserError(f"{path}: larger than {MAX_BYTES >> 20:,} MB, the most for a {what}; split it") from None
+        raise UserError(f"{path}: larger than {max_bytes >> 20:,} MB, the most for a {what}; split it") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such {what}; name another with {option}") from None
     except OSError as error:
         if is_url(path):
             raise storage_failure(error, path) from error
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{option} {path}: cannot be read: {error.strerror or error}") from error
 
 
 def listed(columns: list[str]) -> str:

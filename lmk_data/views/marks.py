@@ -15,12 +15,11 @@ from pathlib import Path
 from threading import Lock
 
 from lmk_data.dataset.format import is_safe_key
-from lmk_data.errors import TooLargeError, UserError, storage_failure
+from lmk_data.errors import UserError
 from lmk_data.mark import Mark
-from lmk_data.sources.tables import csv_bytes, delimiter_of
+from lmk_data.sources.tables import csv_bytes, delimiter_of, read_named_file
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, lock_holder, make_folder
 from lmk_data.system.parquet import MAX_COLUMNS
-from lmk_data.system.storage import is_url, read_file
 from lmk_data.system.terminal import notice
 from lmk_data.typed_text import normal_text, shown
 
@@ -61,7 +60,7 @@ def read_mark_table(path: str) -> MarkTable:
     It may be separated by semicolons or tabs, as spreadsheets write it, in UTF-8 or UTF-16. Raises UserError that names
     line and fault, StorageError if a URL fails.
     """
-    return parse_marks(_content(path), path)
+    return parse_marks(read_named_file(path, MAX_BYTES, "file of marks", "--marks"), path)
 
 
 def read_mark_files(paths: Sequence[str], *, ignore_conflicts: bool = False, quiet: bool = True) -> dict[str, Mark]:
@@ -196,7 +195,7 @@ class MarksFile:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         signature = _signature(status)
         if self._read is None or self._read[0] != signature:
-            data = _content(str(self._path))
+            data = read_named_file(str(self._path), MAX_BYTES, "file of marks", "--marks")
             table = parse_marks(data, str(self._path)) if data.strip() else MarkTable({})
             check_conflicts(str(self._path), table.conflicts)
             self._read = signature, table
@@ -238,19 +237,6 @@ def marks_csv(marks: Mapping[str, Mark]) -> bytes:
         note = mark.note.replace("\r\n", "\n").replace("\r", "\n")
         writer.writerow((key, mark.action, mark.landmark_id, note))
     return sink.getvalue().encode()
-
-
-def _content(path: str) -> bytes:
-    try:
-        return read_file(path, MAX_BYTES)
-    except TooLargeError:
-        raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB, the most for a file of marks; split it") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of marks; name another with --marks") from None
-    except OSError as error:
-        if is_url(path):
-            raise storage_failure(error, path) from error
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def parse_marks(data: bytes, path: str) -> MarkTable:

@@ -261,9 +261,14 @@ def test_a_table_of_categories_that_names_no_class_is_said(
     assert "k.csv: names none of the classes: it names '007', a class is '" in capsys.readouterr().err
 
 
-def test_the_level_of_classes_is_for_class_folders(options: Options) -> None:
+def test_options_without_effect_are_refused(options: Options) -> None:
     with pytest.raises(UserError, match="--class-level 2: is for --labels classes"):
         options(class_level=2)
+    for name in ("id_column", "label_column"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} x: is for a label table; --labels classes"):
+            options(labels="classes", **{name: "x"})
+    with pytest.raises(UserError, match="--md5 sums: is for archives, and --images names none"):
+        build(options(md5="sums"))
 
 
 @pytest.mark.parametrize(

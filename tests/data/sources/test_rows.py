@@ -68,7 +68,7 @@ def test_a_small_table_of_many_rows_is_read_as_its_different_ones(
         (rows, "MAX_ROWS", 3, "more than 3 rows"),
         (rows, "MAX_DIFFERENT_ROWS", 2, "more than 2 different rows"),
         (rows, "MAX_TEXT_BYTES", 5, "more than 0 MB of text"),
-        (tables, "MAX_BYTES", 20, "larger than 0 MB, the most for a label table"),
+        (labels, "MAX_BYTES", 20, "larger than 0 MB, the most for a label table"),
         (tables, "MAX_LINE_BYTES", 8, "a line of more than 0 MB|not a readable table"),
         (tables, "MAX_COLUMNS", 1, "more than 1 columns"),
     ],
