@@ -37,7 +37,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import run_command
 from lmk_train.config.option import require
 from lmk_train.config.training import ResolvedConfig, TrainConfig
-from lmk_train.data.features import FeatureStore, compute_features, no_preprocessing
+from lmk_train.data.features import CachedFeatures, compute_features, no_preprocessing
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.metrics import summarize
 from lmk_train.models.registry import build_model
@@ -192,7 +192,7 @@ def _judge(config: ResolvedConfig, judged: ShardedDataset, features: Path) -> Ju
     evaluator = Evaluator(
         model.to(device), no_preprocessing, Precision.resolve(config.amp, device), _HEAD["batch_size"]
     )
-    with closing(FeatureStore.open(features, judged, config).reader("val")) as reader:
+    with closing(CachedFeatures.open(features, judged, config).reader("val")) as reader:
         found = evaluator.predict(reader, label_map=classes.labels_of(judged))
     return Judged(summarize(found, classes.train_counts), found.targets, found.labels[:, 0])
 

@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 
 from lmk_data import formats
-from lmk_data.dataset import manifest
+from lmk_data.dataset import evaluation, manifest
 from lmk_data.dataset import tables as dataset_tables
 from lmk_data.decoding import exif, jpeg, picture, png, refusal
 from lmk_data.options import Recipe
 from lmk_data.sources import archives, links, rows, tables, tar_headers
 from lmk_data.system import files, parquet, remote, storage, web
 from lmk_data.views import lists, marks
-from lmk_train.evaluation import evaluation_files
 
 SHARDING = Path(__file__).resolve().parents[1] / "docs/sharding.md"
 
@@ -38,8 +37,7 @@ LIMITS = {
     "these tables in memory": size(dataset_tables.MAX_BYTES),
     "an index in memory, for each row": size(dataset_tables.BYTES_PER_ROW),
     "the footer and the columns of a Parquet file": f"{size(parquet.MAX_FOOTER_BYTES)}, {parquet.MAX_COLUMNS:,}",
-    "a table of an evaluation": f"{evaluation_files.LIMITS.max_rows:,} rows, "
-    f"{size(evaluation_files.LIMITS.max_bytes)} in memory",
+    "a table of an evaluation": f"{evaluation.LIMITS.max_rows:,} rows, {size(evaluation.LIMITS.max_bytes)} in memory",
     "rows of a label table": f"{rows.MAX_ROWS:,}, different ones {rows.MAX_DIFFERENT_ROWS:,}",
     "text of its two columns, in different rows": size(rows.MAX_TEXT_BYTES),
     "a line of a CSV": size(tables.MAX_LINE_BYTES),

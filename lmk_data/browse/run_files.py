@@ -19,12 +19,12 @@ from lmk_data.browse.tables import (
     read_place,
     rows_of_keys,
 )
+from lmk_data.dataset.evaluation import AGAIN, per_class_name, predictions_name
 from lmk_data.dataset.format import SPLITS
 from lmk_data.errors import UserError
 
 TOP_K = 5
 _F1_SPLITS = ("test", "val", "train")  # F1 is shown of the first of these that was evaluated
-_AGAIN = "evaluate the split again with lmk-eval"
 _WHAT = "a table of an evaluation"
 _PROBABILITY = Column("real", 0, 1.001)  # float16 may round a sum up
 _PER_CLASS = Declared(
@@ -36,7 +36,7 @@ _PER_CLASS = Declared(
         "f1": Column("real", 0, 1, nullable=True),
     },
     _WHAT,
-    _AGAIN,
+    AGAIN,
 )
 
 
@@ -65,7 +65,7 @@ class RunFiles:
         self.path = path
         self.best = np.full(len(samples), -1, dtype=np.int32)
         self.probability = np.full(len(samples), np.nan, dtype=np.float32)
-        self.splits = tuple(split for split in SPLITS if _predictions(path, split).exists())
+        self.splits = tuple(split for split in SPLITS if (path / predictions_name(split)).exists())
         if not self.splits:
             what = "has no predictions" if path.is_dir() else "no such folder"
             raise UserError(f"--run {path}: {what}; give the folder of a run after `lmk-eval RUN --split test`")
@@ -99,7 +99,7 @@ class RunFiles:
                 for place in range(1, count + 1):
                     columns[f"label_{place}"] = self._label_column
                     columns[f"probability_{place}"] = _PROBABILITY
-                read = read_place(evaluated.path, Declared(columns, _WHAT, _AGAIN), int(places[-1]))
+                read = read_place(evaluated.path, Declared(columns, _WHAT, AGAIN), int(places[-1]))
                 if read["label_1"] != self.best[row]:
                     raise UserError(f"{evaluated.path}: was written again since; start lmk-shard browse again")
                 return [(read[f"label_{place}"], read[f"probability_{place}"]) for place in range(1, count + 1)]
@@ -108,15 +108,15 @@ class RunFiles:
     def _read_classes(self, ids: pa.LargeStringArray) -> None:
         """Read the classes of the run; those of all splits have to be the same."""
         for split in sorted(self.splits, key=_F1_SPLITS.index):
-            path = self.path / f"per-class-{split}.parquet"
+            path = self.path / per_class_name(split)
             read = read_columns(path, _PER_CLASS)
-            check_labels(path, read, _AGAIN)
+            check_labels(path, read, AGAIN)
             if split == self.f1_split:
                 self._ids, self._names = read["landmark_id"], read["name"]
                 self.labels = labels_by_id(self._ids, ids)
                 self.f1 = self._f1(read, len(ids))
             elif not read["landmark_id"].equals(self._ids):
-                raise UserError(f"{path}: other classes than per-class-{self.f1_split}.parquet; {_AGAIN}")
+                raise UserError(f"{path}: other classes than {per_class_name(self.f1_split)}; {AGAIN}")
 
     def _f1(self, read: dict[str, Any], num_classes: int) -> NDArray[np.float32]:
         f1 = np.full(num_classes, np.nan, dtype=np.float32)
@@ -129,14 +129,10 @@ class RunFiles:
         return Column("whole", 0, len(self.labels) - 1)
 
     def _read_predictions(self, split: str, samples: Samples) -> None:
-        path = _predictions(self.path, split)
+        path = self.path / predictions_name(split)
         columns = {"key": Column("text"), "label_1": self._label_column, "probability_1": _PROBABILITY}
-        read = read_columns(path, Declared(columns, _WHAT, _AGAIN))
+        read = read_columns(path, Declared(columns, _WHAT, AGAIN))
         rows = rows_of_keys(samples.keys, read["key"], samples.range_of(split)[0])
         known = rows >= 0
         self.best[rows[known]], self.probability[rows[known]] = read["label_1"][known], read["probability_1"][known]
         self._evaluated.append(_Evaluated(path, rows))
-
-
-def _predictions(run: Path, split: str) -> Path:
-    return run / f"predictions-{split}.parquet"

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.browse.keys import KeyIndex
+from lmk_data.dataset.evaluation import LIMITS
 from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import open_regular
-from lmk_data.system.parquet import TableLimits, read_batches, read_row
+from lmk_data.system.parquet import read_batches, read_row
 
-LIMITS = TableLimits(max_rows=20_000_000, max_bytes=4 << 30)
 Kind = Literal["text", "whole", "real", "flag", "id", "runs"]
 MOST = 2**31 - 1
 _MAX_RUNS = 100

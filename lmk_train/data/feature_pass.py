@@ -3,8 +3,9 @@
 import io
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from lmk_train.runtime.precision import Precision
 
 BATCH_SIZE = 64
 _SECONDS_BETWEEN_RECORDS = 5.0
+_SPARE_BYTES = 64 << 20  # that stay free on a disk
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,6 @@ class FeatureFile:
     dtype: type[np.float32] | type[np.float16]
     source: dict[str, Any]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the whole file."""
-        return len(self._header()) + self.shape[0] * self._row_bytes
-
     def num_done(self) -> int:
         """Return how many rows are on disk, counted from the first one; all of them once the file is complete.
 
@@ -105,6 +102,10 @@ class FeatureFile:
         if record.rows == self.shape[0]:
             return record.rows if self.path.is_file() or self._holds(record.rows) else 0
         return record.rows - record.rows % BATCH_SIZE if self._holds(record.rows) else 0
+
+    def missing_bytes(self) -> int:
+        """Return how many bytes of features are still to be written."""
+        return (self.shape[0] - self.num_done()) * self._row_bytes
 
     def write(
         self,
@@ -210,6 +211,32 @@ class FeatureFile:
     @property
     def _record_path(self) -> Path:
         return self.path.with_suffix(".json")
+
+
+def unit_vectors_in(precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float16]]:
+    """Return the function that divides features, float32 [B, D], by their lengths; zeros stay zeros.
+
+    `precision` is what a message calls that of features that are not finite, for which it raises UserError.
+    """
+
+    def convert(features: NDArray[np.float32]) -> NDArray[np.float16]:
+        lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+        if not np.isfinite(lengths).all():
+            raise UserError(f"the features are not finite in {precision}; give --amp off, or other weights")
+        unit: NDArray[np.float16] = (features / np.maximum(lengths, 1e-12)).astype(np.float16)
+        return unit
+
+    return convert
+
+
+def require_room(folder: Path, files: Iterable[FeatureFile], what: str, advice: str) -> None:
+    """Raise UserError unless the disk of a folder has room for what is missing of some files.
+
+    The message begins with `what` takes it, such as "DIR: the features take", and ends with `advice`.
+    """
+    num_bytes, free = sum(file.missing_bytes() for file in files), shutil.disk_usage(folder).free
+    if num_bytes and num_bytes + _SPARE_BYTES > free:
+        raise UserError(f"{what} {num_bytes / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there; {advice}")
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

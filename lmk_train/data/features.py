@@ -17,7 +17,7 @@ from lmk_data.errors import UserError
 from lmk_data.system.files import check_no_link, make_folder, sha256_file, write_bytes
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.data.feature_pass import FeatureFile, FeaturePass
+from lmk_train.data.feature_pass import FeatureFile, FeaturePass, require_room
 from lmk_train.data.reader import SplitReader
 from lmk_train.models.registry import ARCHITECTURES, make_backbone
 from lmk_train.models.state_dicts import state_sha256
@@ -64,7 +64,7 @@ class FeatureReader:
 
 
 @dataclass(frozen=True)
-class FeatureStore:
+class CachedFeatures:
     """A folder with the features of a dataset's training and validation splits, one memory-mapped `.npy` for each."""
 
     folder: Path
@@ -72,7 +72,7 @@ class FeatureStore:
     config: ResolvedConfig
 
     @classmethod
-    def open(cls, folder: Path, dataset: ShardedDataset, config: ResolvedConfig) -> "FeatureStore":
+    def open(cls, folder: Path, dataset: ShardedDataset, config: ResolvedConfig) -> "CachedFeatures":
         """Open the folder that `compute_features` wrote.
 
         Raises:
@@ -100,7 +100,7 @@ def has_features(config: ResolvedConfig, folder: Path) -> bool:
     if not (folder / _DESCRIPTION).exists():
         return False
     with ShardedDataset.open(config.shards, base=config.base) as dataset:
-        FeatureStore.open(folder, dataset, config)
+        CachedFeatures.open(folder, dataset, config)
     return True
 
 
@@ -116,13 +116,15 @@ def compute_features(config: ResolvedConfig, folder: Path, announce: Callable[[s
         backbone = make_backbone(config, dataset.recipe.size)
         source = load_weights(backbone, config.model, config.weights, config.conventions)
         announce(f"{config.model}: {source}; computing its features once")
-        network_sha256 = state_sha256(backbone.state_dict())
+        network = {"network_sha256": state_sha256(backbone.state_dict())}
         feature_pass = _feature_pass(backbone, config)
         check_no_link(folder)
         make_folder(folder)
-        for split in (one for one in CACHED_SPLITS if dataset.num_samples(one)):
+        splits = [split for split in CACHED_SPLITS if dataset.num_samples(split)]
+        files = {split: _feature_file(folder, dataset, split, config, **network) for split in splits}
+        require_room(folder, files.values(), f"{folder}: the features take", "make room, or name another --out")
+        for split, file in files.items():
             with closing(SplitReader(dataset, split, config.cache.resolved())) as reader:
-                file = _feature_file(folder, dataset, split, config, network_sha256=network_sha256)
                 file.write(feature_pass, reader, quiet=config.quiet)
         write_bytes(folder / _DESCRIPTION, json.dumps(_description(dataset, config), indent=2).encode() + b"\n")
 

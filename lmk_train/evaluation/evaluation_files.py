@@ -7,13 +7,12 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 
+from lmk_data.dataset.evaluation import AGAIN, LIMITS
 from lmk_data.errors import UserError, one_line
-from lmk_data.system.parquet import TableLimits, read_parquet
+from lmk_data.system.parquet import read_parquet
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.plain_file import checked, open_regular, read_json
 
-LIMITS = TableLimits(max_rows=20_000_000, max_bytes=4 << 30)
-_AGAIN = "evaluate the split again with lmk-eval"
 _TEXT = (pa.types.is_string, pa.types.is_large_string)
 _IS = {
     "text": lambda kind: any(is_kind(kind) for is_kind in _TEXT),
@@ -87,7 +86,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if texts:
             raise ValueError(f"{min(texts)[:80]!r} is text")
     except ValueError as error:
-        raise UserError(f"{path}: not an evaluation ({one_line(error)}); {_AGAIN}") from None
+        raise UserError(f"{path}: not an evaluation ({one_line(error)}); {AGAIN}") from None
     return found
 
 
@@ -105,14 +104,14 @@ def read_tables(folder: RunFolder, split: str) -> tuple[pd.DataFrame, pd.DataFra
     classes = _read_table(folder.per_class(split), _PER_CLASS, nullable="name")
     confusion = _read_table(folder.confusion(split), _CONFUSION, nullable=None)
     if classes["label"].tolist() != list(range(len(classes))):
-        raise UserError(f"{folder.per_class(split)}: its labels are not 0, 1, 2 and so on; {_AGAIN}")
+        raise UserError(f"{folder.per_class(split)}: its labels are not 0, 1, 2 and so on; {AGAIN}")
     if not (classes[list(_COUNTS)] >= 0).all(axis=None) or not classes["support"].any():
-        raise UserError(f"{folder.per_class(split)}: its counts are no counts of images; {_AGAIN}")
+        raise UserError(f"{folder.per_class(split)}: its counts are no counts of images; {AGAIN}")
     labels = [(folder.predictions(split), predictions[name].dropna()) for name in ("target", "label_1")]
     labels += [(folder.confusion(split), confusion[name]) for name in ("target", "prediction")]
     for path, column in labels:
         if not column.between(0, len(classes) - 1).all():
-            raise UserError(f"{path}: has labels of classes that {folder.per_class(split).name} lacks; {_AGAIN}")
+            raise UserError(f"{path}: has labels of classes that {folder.per_class(split).name} lacks; {AGAIN}")
     return predictions, classes, confusion
 
 
@@ -128,7 +127,7 @@ def _read_table(path: Path, columns: dict[str, str], *, nullable: str | None) ->
                 raise ValueError(f"{name} has empty places")
         frame: pd.DataFrame = table.to_pandas()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_AGAIN}") from None
+        raise UserError(f"{path}: no such file; {AGAIN}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise UserError(f"{path}: not a table of an evaluation ({one_line(error)}); {_AGAIN}") from None
+        raise UserError(f"{path}: not a table of an evaluation ({one_line(error)}); {AGAIN}") from None
     return frame

@@ -22,7 +22,7 @@ _CELLS = 1 << 24  # fits of samples to classes that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class WeightedBlock:
     """A block of samples: whitened features [B, D], labels [B] and weights [B]."""
 
     whitened: torch.Tensor
@@ -70,7 +70,7 @@ class Discriminant:
         """Return features [B, D] in the coordinates in which the covariance within classes is the identity."""
         return (block - self._centre) @ self._whitening
 
-    def candidates(self, samples: Samples, num: int, allowed: torch.Tensor) -> torch.Tensor:
+    def candidates(self, samples: WeightedBlock, num: int, allowed: torch.Tensor) -> torch.Tensor:
         """Return the `num` classes that are closest to each sample, int64 [B, num], its own left out.
 
         They are searched along the axes in which the means of classes differ most. `allowed`, bool [K], says which
@@ -88,7 +88,7 @@ class Discriminant:
             found.append(_largest(fit, num))
         return torch.cat(found)
 
-    def distances(self, samples: Samples, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def distances(self, samples: WeightedBlock, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return squared Mahalanobis distances without the sample itself: to its class [B] and to candidates [B, C]."""
         own_means, counts = self._means[samples.labels], self.counts[samples.labels]
         with_prior = counts + PRIOR_SAMPLES
@@ -136,9 +136,9 @@ def _largest(fit: torch.Tensor, num: int) -> torch.Tensor:
     return groups.gather(1, inside // _GROUP) * _GROUP + inside % _GROUP
 
 
-def as_samples(
+def weighted_block(
     discriminant: Discriminant, block: torch.Tensor, labels: NDArray[np.int32], weights: NDArray[np.float32]
-) -> Samples:
+) -> WeightedBlock:
     """Return a block of features [B, D] with labels [B] and weights [B] as samples of a discriminant."""
     label = torch.from_numpy(labels.astype(np.int64)).to(block.device)
-    return Samples(discriminant.whiten(block), label, torch.from_numpy(weights).to(block.device))
+    return WeightedBlock(discriminant.whiten(block), label, torch.from_numpy(weights).to(block.device))

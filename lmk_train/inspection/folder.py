@@ -29,7 +29,7 @@ from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, is_unfinished, make_folder, remove_durably
 from lmk_data.system.files import write_bytes as write_file
 from lmk_train.inspection.classes import ClassJudgement
-from lmk_train.inspection.features import FeatureStore
+from lmk_train.inspection.features import InspectedFeatures
 from lmk_train.inspection.labels import LabelJudgement
 from lmk_train.inspection.outliers import OutlierJudgement
 from lmk_train.runs.plain_file import read_json
@@ -75,7 +75,7 @@ class _Description(msgspec.Struct):
 
 
 @contextmanager
-def inspection_folder(out: Path, store: FeatureStore) -> Iterator[None]:
+def inspection_folder(out: Path, store: InspectedFeatures) -> Iterator[None]:
     """Hold the folder of an inspection, which is made if it is missing, while the block runs.
 
     Raises:
@@ -93,7 +93,7 @@ def inspection_folder(out: Path, store: FeatureStore) -> Iterator[None]:
         yield
 
 
-def _check_same(out: Path, store: FeatureStore) -> None:
+def _check_same(out: Path, store: InspectedFeatures) -> None:
     """Raise UserError if a folder holds something else than the inspection of these features."""
     ours = {INSPECTION, SAMPLES, CLASSES, PAGE, FEATURES, _LOCK}
     names = sorted(name for name in os.listdir(out) if not is_unfinished(name) and not is_leftover(name))
@@ -113,7 +113,7 @@ def _check_same(out: Path, store: FeatureStore) -> None:
         )
 
 
-def _difference(described: _Features | None, store: FeatureStore) -> str:
+def _difference(described: _Features | None, store: InspectedFeatures) -> str:
     """Return in words what the features of another inspection were made of, unlike ours."""
     others = {
         "dataset": "another dataset",

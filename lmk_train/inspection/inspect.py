@@ -18,7 +18,7 @@ from lmk_data.views.duplicates import find_duplicates
 from lmk_train.config.commands import InspectConfig
 from lmk_train.inspection.bulk import FALSE_ALARMS
 from lmk_train.inspection.classes import judge_classes
-from lmk_train.inspection.features import FeatureStore, open_precision
+from lmk_train.inspection.features import InspectedFeatures, open_precision
 from lmk_train.inspection.folder import Findings, inspection_folder, write_findings
 from lmk_train.inspection.labels import judge_labels
 from lmk_train.inspection.network import FeatureNetwork, RunToInspect, published_network
@@ -67,7 +67,7 @@ def inspect_dataset(config: InspectConfig, announce: Announce) -> Inspection:
             write_marks(config.marks, {})  # a file that cannot be changed is told now, not after hours
         network = run.network(dataset.recipe.size) if run is not None else published_network(config, dataset)
         out = config.out or _default_folder(config, network)
-        store = FeatureStore.of(out, dataset, network, precision)
+        store = InspectedFeatures.of(out, dataset, network, precision)
         with inspection_folder(out, store):
             _compute(store, network, precision, splits, config, announce)
             findings = _judge(store, splits, precision.device, config, announce)
@@ -103,7 +103,7 @@ def _default_folder(config: InspectConfig, network: FeatureNetwork) -> Path:
 
 
 def _compute(
-    store: FeatureStore,
+    store: InspectedFeatures,
     network: FeatureNetwork,
     precision: Precision,
     splits: Sequence[str],
@@ -123,7 +123,7 @@ def _compute(
 
 
 def _judge(
-    store: FeatureStore, splits: tuple[str, ...], device: torch.device, config: InspectConfig, announce: Announce
+    store: InspectedFeatures, splits: tuple[str, ...], device: torch.device, config: InspectConfig, announce: Announce
 ) -> Findings:
     """Judge samples and classes by their features; labels and outliers on the device."""
     dataset, rows = store.dataset, store.read(splits)
@@ -140,7 +140,7 @@ def _judge(
     return Findings(splits, labels, by_label, by_outlier, by_class)
 
 
-def _description(store: FeatureStore, network: FeatureNetwork, findings: Findings) -> dict[str, Any]:
+def _description(store: InspectedFeatures, network: FeatureNetwork, findings: Findings) -> dict[str, Any]:
     """Return what quality.json holds."""
     classes, splits = findings.by_class, findings.splits
     return {

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmk_train.inspection.blocks import Features, blocks, class_sums, moments
-from lmk_train.inspection.discriminant import PRIOR_SAMPLES, Discriminant, Spectrum, as_samples
+from lmk_train.inspection.discriminant import PRIOR_SAMPLES, Discriminant, Spectrum, weighted_block
 from lmk_train.inspection.neighbours import neighbour_similarity
 from lmk_train.inspection.posterior import LabelModel
 from lmk_train.inspection.thresholds import FALSE_ALARMS, flag_probable
@@ -144,7 +144,7 @@ def _distances(
     features = samples.features if len(rows) == len(samples.labels) else samples.features[rows]
     for part, block in blocks(features, samples.device):
         chosen = rows[part]
-        one = as_samples(discriminant, block, samples.labels[chosen], weights[chosen])
+        one = weighted_block(discriminant, block, samples.labels[chosen], weights[chosen])
         if candidates is None:
             classes = discriminant.candidates(one, num, allowed)
         else:

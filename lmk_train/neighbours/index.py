@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from lmk_data.errors import UserError, one_line
 from lmk_data.system.files import atomic_file, check_no_link, file_lock, make_folder, remove_durably, write_bytes
 from lmk_data.system.parquet import TableLimits, read_parquet
 from lmk_train.config.arguments import CacheOptions
-from lmk_train.data.feature_pass import FeatureFile, FeaturePass
+from lmk_train.data.feature_pass import FeatureFile, FeaturePass, require_room, unit_vectors_in
 from lmk_train.data.reader import SplitReader
 from lmk_train.evaluation.calibration import ValidationSample, calibrated, probabilities_of, validation_sample
 from lmk_train.evaluation.inference import Evaluator
@@ -35,7 +34,6 @@ from lmk_train.runs.plain_file import open_regular, read_json
 
 _DESCRIPTION, _SAMPLES, _FEATURES, _LOCK = "index.json", "samples.parquet", "train.npy", ".lock"
 _LIMITS = TableLimits(max_rows=100_000_000, max_bytes=8 << 30)
-_SPARE_BYTES = 64 << 20  # for the samples beside the features
 _QUERIES = 256  # validation pictures that are searched at once
 _AGAIN = "remove the folder, and the next lmk-predict --neighbours writes it again"
 
@@ -220,26 +218,12 @@ def _write_features(model: IndexedModel, dataset: ShardedDataset, pictures: Trai
     }
     shape = (dataset.num_samples("train"), model.classifier.num_described)
     file = FeatureFile(model.folder / _FEATURES, shape, np.float16, source)
-    missing = file.num_bytes * (1 - file.num_done() / shape[0])
-    free = shutil.disk_usage(model.folder).free
-    if missing + _SPARE_BYTES > free:
-        raise UserError(
-            f"{model.folder}: the index takes {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there; "
-            "move the run to a disk with more room"
-        )
+    require_room(model.folder, [file], f"{model.folder}: the index takes", "move the run to a disk with more room")
     feature_pass = FeaturePass(model.classifier.describe, evaluator.preprocess, evaluator.precision, pictures.workers)
     with closing(SplitReader(dataset, "train", pictures.cache.resolved())) as reader:
-        file.write(feature_pass, reader, convert=_stored, quiet=pictures.quiet)
+        file.write(feature_pass, reader, convert=unit_vectors_in(evaluator.precision), quiet=pictures.quiet)
     features: NDArray[np.float16] = file.read()
     return features
-
-
-def _stored(described: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return float32 [B, D] as unit vectors. Raises UserError if one is not finite."""
-    unit: NDArray[np.float16] = unit_vectors(torch.from_numpy(described)).half().numpy()
-    if not np.isfinite(unit).all():
-        raise UserError("the features of the run are not finite; give --amp off, or train it again")
-    return unit
 
 
 def _blends(

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lmk_data.dataset.evaluation import per_class_name, predictions_name
 from lmk_data.errors import UserError
 from lmk_data.leftovers import is_leftover
 from lmk_data.system.files import check_no_link, file_lock, is_unfinished
@@ -75,11 +76,11 @@ class RunFolder:
 
     def predictions(self, split: str) -> Path:
         """Return the path of the predictions on a split, Parquet."""
-        return self.path / f"predictions-{split}.parquet"
+        return self.path / predictions_name(split)
 
     def per_class(self, split: str) -> Path:
         """Return the path of the figures of each class on a split, Parquet."""
-        return self.path / f"per-class-{split}.parquet"
+        return self.path / per_class_name(split)
 
     def confusion(self, split: str) -> Path:
         """Return the path of the sparse confusion matrix of a split, Parquet."""

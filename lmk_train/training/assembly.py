@@ -17,7 +17,7 @@ from lmk_data.system.files import sha256_file
 from lmk_data.system.terminal import counted
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
-from lmk_train.data.features import FeatureStore, no_preprocessing
+from lmk_train.data.features import CachedFeatures, no_preprocessing
 from lmk_train.data.mixing import PAIR, Mixing
 from lmk_train.data.order import epoch_length, num_batches
 from lmk_train.data.reader import Reader, SplitReader
@@ -48,7 +48,7 @@ def make_trainer(
     dataset: ShardedDataset,
     world: World,
     announce: Callable[[str], None],
-    features: FeatureStore | None = None,
+    features: CachedFeatures | None = None,
 ) -> Trainer:
     """Put dataset, model, loss and optimiser together on the device.
 

@@ -15,7 +15,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import progress_bar
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig, TrainConfig
-from lmk_train.data.features import FeatureStore
+from lmk_train.data.features import CachedFeatures
 from lmk_train.data.order import counter_hash
 from lmk_train.data.stream import Batch, BatchStream
 from lmk_train.evaluation.calibration import fit_run
@@ -97,7 +97,7 @@ def train(
         memory = device_memory(device) if features is None else None
         config = check_run(run, resolved_for(asked, dataset, world, memory, say))
         world.barrier()
-        store = None if features is None else FeatureStore.open(features, dataset, config)
+        store = None if features is None else CachedFeatures.open(features, dataset, config)
         trainer = make_trainer(config, dataset, world, say, store)
         with closing(trainer.train):
             if config.resume:

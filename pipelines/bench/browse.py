@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lmk_data.browse.catalogue import Catalogue
 from lmk_data.browse.records import ClassQuery, GroupQuery, PictureQuery
 from lmk_data.dataset import ShardedDataset
+from lmk_data.dataset.evaluation import per_class_name, predictions_name
 from lmk_data.dataset.inspection import (
     CLASSES,
     FEATURES,
@@ -55,7 +56,7 @@ def write_run(dataset: ShardedDataset, out: Path) -> None:
             label = rng.integers(0, num_classes, len(target), dtype=np.int32)
             columns[f"label_{place + 1}"] = np.where(right, target, label) if place == 0 else label
             columns[f"probability_{place + 1}"] = probability[:, place]
-        pq.write_table(pa.table(columns), out / f"predictions-{split}.parquet", compression="zstd")
+        pq.write_table(pa.table(columns), out / predictions_name(split), compression="zstd")
         per_class = {
             "label": np.arange(num_classes),
             "landmark_id": pa.array(dataset.classes["landmark_id"].tolist()),
@@ -63,7 +64,7 @@ def write_run(dataset: ShardedDataset, out: Path) -> None:
             "support": np.bincount(target, minlength=num_classes),
             "f1": rng.random(num_classes),
         }
-        pq.write_table(pa.table(per_class), out / f"per-class-{split}.parquet", compression="zstd")
+        pq.write_table(pa.table(per_class), out / per_class_name(split), compression="zstd")
 
 
 def write_quality(dataset: ShardedDataset, out: Path, dim: int) -> None:

@@ -22,7 +22,7 @@ from lmk_data.dataset import ShardedDataset
 from lmk_data.system.terminal import run_command
 from lmk_train.config.commands import EvalConfig
 from lmk_train.config.training import ResolvedConfig
-from lmk_train.data.features import FeatureStore, no_preprocessing
+from lmk_train.data.features import CachedFeatures, no_preprocessing
 from lmk_train.evaluation.evaluate import evaluate_run
 from lmk_train.evaluation.inference import Evaluator
 from lmk_train.evaluation.sweep import ADJUSTMENT, METRICS, PostHoc, best_tau, swept
@@ -46,10 +46,10 @@ def judge_head(run: Path, out: Path) -> dict[str, dict[str, float]]:
         model = build_model(config, len(classes.ids), test.recipe.size)
         model.load_state_dict(weights_to_evaluate(state))
         evaluator = Evaluator(model, no_preprocessing, Precision.resolve("off", _CPU), 512)
-        with closing(FeatureStore.open(out / "features-train", training, config).reader("train")) as reader:
+        with closing(CachedFeatures.open(out / "features-train", training, config).reader("train")) as reader:
             sums = evaluator.class_sums(reader, classes.labels_of(training), len(classes.ids))
         methods = PostHoc.of(model.head, classes.train_counts, sums)
-        with closing(FeatureStore.open(out / "features-test", test, config).reader("val")) as reader:
+        with closing(CachedFeatures.open(out / "features-test", test, config).reader("val")) as reader:
             found = evaluator.predict(reader, label_map=classes.labels_of(test), post_hoc=methods)
     assert found.adjusted is not None
     return _both_halves(methods.columns, found.adjusted, found.targets, classes.train_counts)

@@ -30,7 +30,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import TrainConfig
-from lmk_train.data.features import FeatureStore, compute_features
+from lmk_train.data.features import CachedFeatures, compute_features
 from lmk_train.inspection.labels import judge_labels
 from lmk_train.inspection.outliers import judge_outliers
 
@@ -46,7 +46,7 @@ def features_of(dataset: Path, out: Path) -> tuple[NDArray[np.float16], NDArray[
     folder = out / f"features-{dataset.name}"
     compute_features(config, folder, print)
     with ShardedDataset.open(str(dataset)) as opened:
-        reader = FeatureStore.open(folder, opened, config).reader("train")
+        reader = CachedFeatures.open(folder, opened, config).reader("train")
         features = np.empty((len(reader), *reader.shape), np.float32)
         reader.decode(np.arange(len(reader)), features)
         labels = np.asarray(reader.labels, dtype=np.int32)

@@ -1,6 +1,7 @@
 """Cached features of a frozen backbone."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 
 from lmk_data.dataset import ShardedDataset
+from lmk_data.errors import UserError
 from lmk_train.cli import eval_main
 from lmk_train.config.training import TrainConfig
-from lmk_train.data.features import FeatureStore, compute_features
+from lmk_train.data.features import CachedFeatures, compute_features
 from lmk_train.training.loop import train
 
 
@@ -62,6 +64,16 @@ def test_a_head_on_cached_features_is_the_training_with_a_frozen_backbone(
     assert judged["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
 
 
+def test_a_disk_without_room_is_said_before_anything_is_computed(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, usage = frozen(dataset_path, tmp_path / "run"), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(UserError, match=r"/features: the features take 0\.0 GB more, and 0\.0 GB are free there; make"):
+        compute_features(config.resolved(), tmp_path / "features", lambda _: None)
+    assert not list((tmp_path / "features").iterdir())
+
+
 def test_features_of_another_dataset_or_damaged_ones_are_refused(
     dataset_path: Path, dataset: ShardedDataset, tmp_path: Path
 ) -> None:
@@ -72,6 +84,6 @@ def test_features_of_another_dataset_or_damaged_ones_are_refused(
     for damaged in (whole[:-4], b"", np.zeros(3, np.float32).tobytes()):
         path.write_bytes(damaged)
         with pytest.raises(Exception, match=r"val\.npy.*remove the folder"):
-            FeatureStore.open(tmp_path / "features", dataset, config).reader("val")
+            CachedFeatures.open(tmp_path / "features", dataset, config).reader("val")
     with pytest.raises(Exception, match="another dataset or backbone"):
-        FeatureStore.open(tmp_path / "features", dataset, replace(config, amp="bf16"))
+        CachedFeatures.open(tmp_path / "features", dataset, replace(config, amp="bf16"))

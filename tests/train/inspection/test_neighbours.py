@@ -5,7 +5,7 @@ import torch
 
 from lmk_train.inspection import discriminant
 from lmk_train.inspection.blocks import moments
-from lmk_train.inspection.discriminant import Discriminant, Spectrum, as_samples
+from lmk_train.inspection.discriminant import Discriminant, Spectrum, weighted_block
 from lmk_train.inspection.neighbours import neighbour_similarity
 
 CPU = torch.device("cpu")
@@ -47,6 +47,6 @@ def test_candidates_found_by_groups_are_the_closest() -> None:
 def _distances(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, row: int) -> tuple[float, np.ndarray]:
     fitted = Discriminant(Spectrum.of(moments(features, labels, weights, 3, CPU)), 0.0)
     one = slice(row, row + 1)
-    samples = as_samples(fitted, torch.from_numpy(features[one]), labels[one], weights[one])
+    samples = weighted_block(fitted, torch.from_numpy(features[one]), labels[one], weights[one])
     own, others = fitted.distances(samples, torch.tensor([[1, 2]]))
     return float(own[0]), others[0].numpy()

@@ -10,7 +10,7 @@ import pytest
 
 from lmk_data.dataset import ShardedDataset
 from lmk_data.errors import TrainingError, UserError
-from lmk_train.data.features import FeatureStore
+from lmk_train.data.features import CachedFeatures
 from lmk_train.tuning import feature_process
 from lmk_train.tuning.feature_process import ensure_features
 from tests.train.run_files import Config
@@ -30,7 +30,7 @@ def test_a_search_leaves_features_to_another_process(
         assert said == ["resnet32: random weights; computing its features once"]
         monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("they are there"))
         ensure_features(chosen, folder, lock.fileno(), said.append)
-    FeatureStore.open(folder, dataset, chosen)
+    CachedFeatures.open(folder, dataset, chosen)
 
 
 def test_features_whose_process_was_killed_are_a_line(
