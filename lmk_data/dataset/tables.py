@@ -55,7 +55,10 @@ def read_table_batches(folder: Folder, name: str, columns: list[str], max_rows: 
 
 
 def read_table_row(folder: Folder, name: str, columns: list[str], row: int, max_rows: int) -> dict[str, Any]:
-    """Return one row of a Parquet file, unchecked. Raises as `read_table` does."""
+    """Return the values of `columns` in one row (from 0) of a Parquet file, unchecked; it has at most `max_rows`.
+
+    Raises as `read_table` does.
+    """
     with _opened(folder, name) as (file, is_local):
         return read_row(file, columns, row, _limits(max_rows), is_near=is_local)
 

@@ -101,6 +101,7 @@ def _unscanned(frame: pd.DataFrame, places: NDArray[np.object_]) -> pd.DataFrame
 
 
 def ignored_members(rule: str, sources: "pd.Series[str]") -> list[Ignored]:
+    """Return what a rule leaves out, as one entry, or none if these are no files."""
     return [Ignored(rule, len(sources), str(sources.iloc[0]))] if len(sources) else []
 
 

@@ -244,7 +244,12 @@ def _text_of(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
 def check_cells(path: str, name: str, column: pa.ChunkedArray, numbers: Numbers, *, may_be_empty: bool = False) -> None:
     """Raise UserError for a cell that is empty or that spans lines, as a quote that is not closed makes it.
 
-    `numbers` are the numbers of the rows among the data rows, for the message.
+    Args:
+        path: of the table, for the message.
+        name: of the column, for the message.
+        column: the text of the cells.
+        numbers: the numbers of the rows among the data rows, for the message.
+        may_be_empty: whether only null counts as empty.
     """
     missing = pc.is_null(column) if may_be_empty else pc.fill_null(pc.equal(column, ""), True)
     for row in numbers[missing.to_numpy()][:1]:

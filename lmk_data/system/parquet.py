@@ -96,6 +96,13 @@ def read_row(
 ) -> dict[str, Any]:
     """Return the values of one row of a Parquet file, of which only its row group is read.
 
+    Args:
+        source: the open file.
+        columns: which values, by name.
+        row: number of the row, from 0.
+        limits: what the whole file may hold.
+        is_near: whether the headers of its pages are checked too, see `open_parquet`.
+
     Raises as `open_parquet` does, and ValueError for a file that has no such row.
     """
     file = open_parquet(source, columns, limits, is_near=is_near)

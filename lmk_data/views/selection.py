@@ -88,8 +88,8 @@ def select(
     if (kind := selection.drop_duplicates) is not None:
         labels = marked.labels if marked else None
         duplicates = find_duplicates(dataset, kind, labels=labels, workers=workers, quiet=quiet)
-        rows_of = duplicates.among(wanted).superfluous().groupby("split")
-        superfluous = {str(split): part["row"].to_numpy() for split, part in rows_of}
+        of_splits = duplicates.among(wanted).superfluous().groupby("split")
+        superfluous = {str(split): part["row"].to_numpy() for split, part in of_splits}
     rows = {}
     for split in dataset.splits:
         table = _with_marks(dataset.index_table(split), split, dataset, root, marked)
@@ -102,20 +102,43 @@ def select(
     kept, rows = _with_dense_labels(classes, rows, by_size=by_size)
     step = selection_json(selection)
     steps = [*(dataset.manifest["view_of"]["selection"] if dataset.is_view else []), *([step] if step else [])]
-    removed: dict[str, Any] = {"classes": len(root.classes) - len(kept)}
-    removed |= {split: int(root.classes[split].sum()) - int(kept[split].sum()) for split in SPLITS}
-    if any(step.keys() & _OF_SAMPLES for step in steps):
+    of_samples = {
+        "marked": {split: marked.num_removed(split) if marked else 0 for split in SPLITS},
+        "duplicates": {split: len(superfluous.get(split, [])) for split in SPLITS},
+    }
+    removed = _removed(dataset, root, kept, steps, of_samples)
+    if "marked" in removed:
         kept = kept.assign(**{MARKED_SIZE: kept["size"].astype(np.int32)})
-        counts = {split: marked.num_removed(split) if marked else 0 for split in SPLITS}
-        removed["marked"] = _with_earlier(dataset, "marked", counts)
-    if any("drop_duplicates" in step for step in steps):
-        counts = {split: len(superfluous.get(split, [])) for split in SPLITS}
-        removed["duplicates"] = _with_earlier(dataset, "duplicates", counts)
     moved = relabelled(rows) if selection.marks is not None or _is_relabelled(dataset) else None
     rows = {
         split: table.select([name for name in table.column_names if name != BASE_ID]) for split, table in rows.items()
     }
-    return Subset(kept.drop(columns="size"), rows, steps, cast(Removed, removed), moved)
+    return Subset(kept.drop(columns="size"), rows, steps, removed, moved)
+
+
+def _removed(
+    dataset: ShardedDataset,
+    root: ShardedDataset,
+    kept: pd.DataFrame,
+    steps: list[SelectionStep],
+    of_samples: dict[str, dict[str, int]],
+) -> Removed:
+    """Return how many classes and samples a selection leaves out.
+
+    Args:
+        dataset: what is selected from.
+        root: the dataset that it is a view of, or itself.
+        kept: the classes that are left, with their samples by split.
+        steps: all selections that led here, this one last.
+        of_samples: how many samples this one leaves out by split, `marked` and as `duplicates`.
+    """
+    removed: dict[str, Any] = {"classes": len(root.classes) - len(kept)}
+    removed |= {split: int(root.classes[split].sum()) - int(kept[split].sum()) for split in SPLITS}
+    if any(step.keys() & _OF_SAMPLES for step in steps):
+        removed["marked"] = _with_earlier(dataset, "marked", of_samples["marked"])
+    if any("drop_duplicates" in step for step in steps):
+        removed["duplicates"] = _with_earlier(dataset, "duplicates", of_samples["duplicates"])
+    return cast(Removed, removed)
 
 
 def _is_relabelled(dataset: ShardedDataset) -> bool:

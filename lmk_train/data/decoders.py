@@ -64,9 +64,15 @@ class Decoders(Protocol):
 def make_decoders(
     reader: Reader, num_batches: int, batch_size: int, workers: int, device: torch.device, *, processes: bool
 ) -> Decoders:
-    """Return so many decoders, with memory for `num_batches`; threads if other processes cannot read the samples.
+    """Return decoders; threads if other processes cannot read the samples, or cannot have their memory pinned.
 
-    The memory is pinned if `device`, to which batches are copied, is CUDA.
+    Args:
+        reader: of the samples.
+        num_batches: batches that may be in memory at once.
+        batch_size: samples of a batch.
+        workers: how many decoders.
+        device: to which batches are copied; if it is CUDA, their memory is pinned.
+        processes: whether processes are wanted.
 
     Raises MemoryError, OSError, OverflowError or ValueError if there is not enough memory.
     """

@@ -41,7 +41,14 @@ def blocks(features: Features, device: torch.device) -> Iterator[tuple[slice, to
 def moments(
     features: Features, labels: NDArray[np.int32], weights: NDArray[np.float32], num_classes: int, device: torch.device
 ) -> Moments:
-    """Return the moments of features [N, D] with labels [N] and weights [N], in one pass.
+    """Return the moments of features, in one pass.
+
+    Args:
+        features: [N, D].
+        labels: int32 [N] in 0..K-1.
+        weights: how much each sample counts, float32 [N].
+        num_classes: K.
+        device: where the sums are computed.
 
     Raises:
         UserError: a feature is not finite.
