@@ -12,6 +12,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\
 # In a landmark_id: what no class has. Others may have spaces that are not printable, joiners, even tabs.
 _NO_CLASS = re.compile(r"[\x00\n\r\ud800-\udfff]")
 
+_LONGEST_NOTE = 100_000  # characters, below what readers of CSV files take as one cell
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -35,3 +37,5 @@ class Mark:
             raise UserError("exclude takes no landmark_id; leave it empty, or write relabel")
         if _NO_CLASS.search(self.landmark_id) or _CONTROL.search(self.note):
             raise UserError("has control characters; remove them")
+        if len(self.note) > _LONGEST_NOTE:
+            raise UserError(f"has a note of more than {_LONGEST_NOTE:,} characters; shorten it")

@@ -212,16 +212,21 @@ class Catalogue:
         """Return changes as `mark` saves them. Raises UserError as it does."""
         return self._opened.marks.settled(changes)
 
-    def mark(
-        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None = None
-    ) -> dict[str, Mark | None]:
+    def mark(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
         """Set the mark of each key or remove it (None), saved at once; return what these keys had before, for undo.
 
         A mark with the class that the picture has removes its mark. Raises UserError, and changes nothing, for a key or
-        class that the dataset does not have, for more than 100,000 keys, or if the file cannot be written. With
-        `expected`, a key that has another mark than that keeps it: somebody marked it since.
+        class that the dataset does not have, for more than 100,000 keys, or if the file cannot be written.
         """
-        return self._opened.marks.apply(changes, expected)
+        return self._opened.marks.apply(changes)
+
+    def restore(self, before: Mapping[str, Mark | None], after: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        """Undo a change: put back the marks that keys had before; return what they had now.
+
+        A key that has another mark than after the change keeps it: somebody marked it since. Raises UserError if the
+        file cannot be written.
+        """
+        return self._opened.marks.restore(before, after)
 
     def _subset_line(self) -> str:
         """Return the command that makes a view of the marks, to paste into a shell."""

@@ -50,15 +50,19 @@ class Marks:
                 self._current = self._by_row(marks)
             return self._current
 
-    def apply(
-        self, changes: Mapping[str, Mark | None], expected: Mapping[str, Mark | None] | None = None
-    ) -> dict[str, Mark | None]:
+    def apply(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
         """Set or remove marks as `settled` has them; return what these keys had before.
 
-        With `expected`, a key that has another mark than that keeps it. Raises UserError, and changes nothing, for a
-        key or a class that the dataset does not have.
+        Raises UserError, and changes nothing, for a key or a class that the dataset does not have.
         """
-        return self._file.apply(self.settled(changes), expected)
+        return self._file.apply(self.settled(changes))
+
+    def restore(self, before: Mapping[str, Mark | None], after: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
+        """Put back what keys had before a change, whatever that is; return what they had now.
+
+        A key whose mark is not that of `after` any more keeps it.
+        """
+        return self._file.apply(before, after)
 
     def settled(self, changes: Mapping[str, Mark | None]) -> dict[str, Mark | None]:
         """Return changes as they are saved: a mark with the class that the picture has removes its mark.

@@ -82,7 +82,7 @@ class Marking:
             step = self._steps.last(look.window)
             if step is None:
                 return self._state(look.shown, "Nothing to undo in this window.")
-            now = self._catalogue.mark(step.before, expected=step.after)
+            now = self._catalogue.restore(step.before, step.after)
             self._steps.drop(look.window)
         others = sum(now[key] != mark for key, mark in step.after.items())
         problem = (

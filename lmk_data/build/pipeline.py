@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from lmk_data.dataset.format import (
     recipe_json,
 )
 from lmk_data.dataset.manifest import Provenance, read_manifest
+from lmk_data.dataset.parquet_files import table_from
 from lmk_data.dataset.tables import read_table
 from lmk_data.errors import BuildError, UserError
 from lmk_data.options import BuildOptions
@@ -235,6 +236,12 @@ def _read_labels(
         return labels, labels.frame, ignored
     labels = read_labels(options.labels, id_column=options.id_column, label_column=options.label_column)
     located = locate(labels.frame, stores, members)
+    labels = replace(
+        labels,
+        num_images=labels.num_images - located.repeated,
+        conflicting=labels.conflicting + located.conflicting,
+        duplicate_rows=labels.duplicate_rows + located.repeated,
+    )
     return labels, located.frame, located.ignored
 
 
@@ -304,7 +311,7 @@ def _has_names_of(out: Folder, options: BuildOptions) -> bool:
 
 def _write_plan(out: Folder, plan: Plan, shards: list[PlannedShard]) -> None:
     """Write the plan for the workers, one row group per shard."""
-    table = pa.Table.from_pandas(plan.samples[_PLANNED_COLUMNS], preserve_index=False).replace_schema_metadata(None)
+    table = table_from(plan.samples[_PLANNED_COLUMNS])
     with out.atomic(PLAN_TABLE) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         start = 0
         for shard in shards:
@@ -360,9 +367,10 @@ class _Rejections:
         self._reasons.update(receipt.reasons)
         if self._reasons.total() > self._allowed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
+            share = f"{100 * self._limit:g} %"
             raise BuildError(
-                f"more than {self._limit:.0%} of the images were rejected so far ({reasons}); not published; repair "
-                "the source and run again with --retry-rejected, or allow more with --max-rejected"
+                f"more than {share} of the images were rejected so far ({reasons}); not published; repair the source "
+                "and run again with --retry-rejected, or allow more with --max-rejected"
             )
 
 

@@ -29,7 +29,7 @@ from lmk_data.dataset.format import (
     write_file,
 )
 from lmk_data.dataset.manifest import Provenance, make_manifest
-from lmk_data.dataset.parquet_files import parquet_bytes, write_table
+from lmk_data.dataset.parquet_files import parquet_bytes, table_from, write_table
 from lmk_data.system.storage import Folder
 
 # The licences of data on https://huggingface.co/docs/hub/repositories-licenses; the Hub takes others by their name.
@@ -84,8 +84,8 @@ def write_tables(folder: Folder, publication: Publication, shards: list[BuiltSha
     rejects, classes = tally.rejects(), tally.count(publication.classes)
     dropped = publication.dropped[dropped_classes_schema(landmark_id).names]
     for name, table in {
-        CLASSES: pa.Table.from_pandas(classes, classes_schema(landmark_id), preserve_index=False),
-        DROPPED_CLASSES: pa.Table.from_pandas(dropped, dropped_classes_schema(landmark_id), preserve_index=False),
+        CLASSES: table_from(classes, classes_schema(landmark_id)),
+        DROPPED_CLASSES: table_from(dropped, dropped_classes_schema(landmark_id)),
         REJECTS: rejects,
     }.items():
         files[name] = write_file(folder, name, parquet_bytes(table))

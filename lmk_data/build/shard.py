@@ -31,7 +31,7 @@ from lmk_data.system.storage import PLAN_INPUTS, PLAN_TABLE, RECEIPTS_FOLDER, Fo
 _PLANNED = ("key", "label", "landmark_id", "source")
 _DETAILS = {
     "missing": "found in none of the image stores",
-    "unsafe-path": "the path leads out of the image store",
+    "unsafe-path": "the path leads out of the image store, or has a back slash or bytes that are not UTF-8",
 }
 
 

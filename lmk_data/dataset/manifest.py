@@ -184,9 +184,13 @@ def _check_agreement(manifest: Manifest) -> None:
     _fields_of(Encoder, manifest["recipe"].get("encoder"), "recipe.encoder")
     if manifest["classes"]["path"] != CLASSES:
         raise ValueError(f"classes.path: not {CLASSES}")
+    if not manifest["splits"]:
+        raise ValueError("splits: there is none")
     for split, entry in manifest["splits"].items():
         if split not in SPLITS:
             raise ValueError(f"splits: {_shown(repr(split))} is none of {', '.join(SPLITS)}")
+        if not entry["num_samples"]:
+            raise ValueError(f"splits.{split}: has no samples; an empty split is left out")
         if entry["index"] != index_name(split):
             raise ValueError(f"splits.{split}.index: not {index_name(split)}")
         for shard in entry["shards"]:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 from lmk_data.dataset.format import FileEntry
 from lmk_data.system.storage import Folder
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _ROW_GROUP_ROWS = 131_072
+
+
+def table_from(frame: "pd.DataFrame", schema: pa.Schema | None = None) -> pa.Table:
+    """Return a data frame as a table without the metadata of pandas, which names its version."""
+    return pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int = _ROW_GROUP_ROWS) -> bytes:

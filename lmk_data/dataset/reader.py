@@ -63,6 +63,7 @@ class ShardedDataset:
     def __init__(self, folder: Folder, manifest: Manifest, base: str | os.PathLike[str] | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._base = base
         self.shards_folder = _base_folder(folder, manifest, base)
         self._descriptors: dict[str, int] = {}
         self._columns: dict[str, dict[str, Any]] = {}
@@ -160,6 +161,11 @@ class ShardedDataset:
         missing = [wanted for wanted in index_schema(pa.null()).names if wanted not in table.column_names]
         if columns is None and missing:
             raise DatasetError(f"{self.folder.location(name)}: has no column {missing[0]}; {_VERIFY_HINT}")
+        return self.checked_index(split, table)
+
+    def checked_index(self, split: str, table: pa.Table) -> pa.Table:
+        """Return the label index of a split, or columns of it, as `index_table` does, from a table that was read."""
+        name = self._split(split)["index"]
         ids = self.classes["landmark_id"] if "landmark_id" in table.column_names else None
         bounds = IndexBounds(
             num_classes=self.num_classes,
@@ -225,7 +231,13 @@ class ShardedDataset:
         """Return sample `i` (from 0, in shard order) of a split, by one read at its offset."""
         columns = self._sample_columns(split)
         jpeg = self.read_bytes(columns["shard"][i], int(columns["jpg_offset"][i]), int(columns["jpg_size"][i]))
-        return Sample(columns["key"][i], int(columns["label"][i]), columns["landmark_id"][i], jpeg)
+        landmark_id = columns["landmark_id"][i]
+        return Sample(
+            columns["key"][i],
+            int(columns["label"][i]),
+            landmark_id if isinstance(landmark_id, str) else int(landmark_id),
+            jpeg,
+        )
 
     def sample(self, key: str) -> Sample:
         """Return the sample with this key from any split. Raises KeyError if there is none."""
@@ -288,6 +300,10 @@ class ShardedDataset:
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as what is opened: another process opens the shards anew."""
+        return type(self), (self.folder, self.manifest, self._base)
 
     def __enter__(self) -> Self:
         return self

@@ -137,7 +137,7 @@ def check_index(table: pa.Table, location: str, bounds: IndexBounds) -> None:
         "jpg_size": (0, bounds.shard_bytes),
         "original_width": (1, _MOST),
         "original_height": (1, _MOST),
-        "original_bytes": (0, _MOST),
+        "original_bytes": (1, _MOST),
     }
     for name in table.column_names:
         if name in ranges and not _is_within(table[name], *ranges[name]):

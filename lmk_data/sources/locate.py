@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,14 @@ class Located:
     """A label table with the place of each image: `MEMBER_COLUMNS` and `reason`, empty for an image that was found.
 
     `store` is -1 for a row that is in no store (`missing`) or must not be read (`unsafe-path`). `ignored` says which
-    files of the sources are no images of the table; None if nothing was scanned.
+    files of the sources are no images of the table; None if nothing was scanned. Of rows that name the same file, such
+    as `a` and `a.jpg`, the first is there, and the others are `repeated`; none if they have two labels: `conflicting`.
     """
 
     frame: pd.DataFrame
     ignored: list[Ignored] | None
+    repeated: int
+    conflicting: int
 
 
 def is_safe_path(path: str) -> bool:
@@ -60,8 +63,10 @@ def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[
     if len(stores) == 1 and isinstance(stores[0], FolderStore):
         fan_out, is_complete = _glr2020_places(stores[0], wanted)
         if is_complete:
-            return Located(_unscanned(frame, fan_out), None)
-    members = read_members()
+            files = np.arange(len(frame)) if wanted is strip_extension(wanted) else pd.factorize(fan_out)[0]
+            once = _Once.of(frame, files.astype(np.int64))
+            return Located(once.take(_unscanned(frame, fan_out)), None, once.repeated, once.conflicting)
+    members = _unsafe_last(read_members())
     found = _match(wanted, fan_out, members.frame["source"], stores)
     places = _take(members.frame, found.position)
     missing = found.position < 0
@@ -78,10 +83,50 @@ def locate(frame: pd.DataFrame, stores: Sequence[Store], read_members: Callable[
         there = f"a file is {shown(str(sources.iloc[0]))}" if len(sources) else "and there is no file"
         raise UserError(none_found(str(wanted.iloc[0]), there, stores))
     found.notify()
+    once = _Once.of(frame, found.position)
     unlisted = np.ones(len(members.frame), dtype=bool)
     unlisted[found.position[~missing]] = False
     ignored = [*members.ignored, *ignored_members(NOT_LISTED, members.frame["source"][unlisted])]
-    return Located(pd.concat([frame, places.set_index(frame.index)], axis=1), ignored)
+    located = pd.concat([frame, places.set_index(frame.index)], axis=1)
+    return Located(once.take(located), ignored, once.repeated, once.conflicting)
+
+
+def _unsafe_last(members: Members) -> Members:
+    """Return members so that one whose name is not to be read is taken only where no other matches."""
+    safe = safe_mask(members.frame["source"])
+    if safe.all():
+        return members
+    return replace(members, frame=pd.concat([members.frame[safe], members.frame[~safe]], ignore_index=True))
+
+
+@dataclass(frozen=True)
+class _Once:
+    """Which rows are kept so that each file is one sample, bool [N], and how many others there are of each kind."""
+
+    kept: NDArray[np.bool_]
+    repeated: int
+    conflicting: int
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, files: NDArray[np.int64]) -> "_Once":
+        """Choose rows of a label table, each of which has the number of a file, -1 for none; name one on stderr."""
+        kept = np.ones(len(frame), dtype=bool)
+        found = files >= 0
+        if not found.any() or np.bincount(files[found]).max() < 2:
+            return cls(kept, 0, 0)
+        shared = pd.Series(files).duplicated(keep=False).to_numpy() & found
+        rows = frame[shared].assign(row=np.flatnonzero(shared), shared_file=files[shared])
+        later = rows["shared_file"].duplicated().to_numpy()
+        conflicting = (rows.groupby("shared_file")["landmark_id"].transform("nunique") > 1).to_numpy()
+        kept[rows["row"][later | conflicting]] = False
+        example = rows[rows["shared_file"] == rows["shared_file"].iloc[0]]["id"].head(2)
+        names = " and ".join(shown(str(name)) for name in example)
+        notice(f"{len(rows):,} ids name files that other ids name too, such as {names}; each file is one image at most")
+        return cls(kept, int((later & ~conflicting).sum()), int(conflicting.sum()))
+
+    def take(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a table that are kept."""
+        return frame if self.kept.all() else frame[self.kept].reset_index(drop=True)
 
 
 def none_found(wanted: str, there: str, stores: Sequence[Store]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lmk_data.dataset.parquet_files import parquet_bytes
+from lmk_data.dataset.parquet_files import parquet_bytes, table_from
 from lmk_data.errors import TooLargeError, UserError
 from lmk_data.leftovers import MAY_BE_MISSED, REPLACED, LeftOut
 from lmk_data.sources.archives import RAW, readable_name, scan_archive
@@ -131,10 +131,12 @@ def _read_archives(
     scans = []
     for number, store in enumerate(stores):
         cached = known.members(store)
-        if cached is None or (md5 and not known.is_checked(store)):
+        if cached is None or (md5 and not known.md5_of(store)):
             scans.append(_Scan(number, store, sums.get(store.name, "") if md5 else None))
         else:
             members[number] = cached
+            if md5:
+                _compare(store, known.md5_of(store), sums)
     with progress_bar(len(scans), "scanning", "archives", quiet=quiet or len(scans) < 2) as bar:
         for scanned in LocalEngine(workers).run(_scan, scans):
             members[scanned.number] = scanned.members
@@ -247,8 +249,9 @@ class _ScanCache:
             return None
         return Members(self._members[store.location], [Ignored(*entry) for entry in scan.ignored])
 
-    def is_checked(self, store: ArchiveStore) -> bool:
-        return bool(self._scans[store.location].md5)
+    def md5_of(self, store: ArchiveStore) -> str:
+        """Return the checksum of an archive that was scanned; empty if it was not computed."""
+        return self._scans[store.location].md5
 
     def add(self, store: ArchiveStore, scanned: _Scanned) -> None:
         frame = scanned.members.frame
@@ -261,7 +264,7 @@ class _ScanCache:
         for location, frame in self._members.items():
             self._scans[location].start = start
             start += len(frame)
-        table = pa.Table.from_pandas(pd.concat(self._members.values(), ignore_index=True), preserve_index=False)
+        table = table_from(pd.concat(self._members.values(), ignore_index=True))
         table = table.replace_schema_metadata({"archives": msgspec.json.encode(self._scans)})
         with cache.atomic(MEMBERS_TABLE) as file:
             file.write(parquet_bytes(table))

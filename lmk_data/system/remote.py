@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import quote
 
 from lmk_data.errors import TooLargeError, UserError, storage_failure
 from lmk_data.leftovers import LeftOut, left_out_of
@@ -33,10 +34,12 @@ class RemoteFolder:
     """A `Folder` behind an fsspec URL. Files are written on this machine first and uploaded whole.
 
     `url` may hold a password or a token. `root`, `location` and `repr` do not, because messages, files and the logs of
-    Dask's workers show them.
+    Dask's workers show them. Names are those of files; with `names_are_urls` they are the end of a URL that somebody
+    gave, with `%20` for a space, and perhaps a query.
     """
 
     url: str
+    names_are_urls: bool = False
 
     def __repr__(self) -> str:
         return f"RemoteFolder({self.root!r})"
@@ -142,8 +145,8 @@ class RemoteFolder:
                     f"{self.location(folder)[:200]}: more than {MAX_DEPTH} folders deep, {MAX_FOLDERS:,} folders or "
                     f"{MAX_FILES:,} files below {self.root}; name the folders of the images, or copy them here"
                 )
-            for url, entry in self._entries(folder):
-                relative = url.removeprefix(f"{self._file('')[1]}/").rstrip("/")
+            for name, entry in self._entries(folder):
+                relative = join_names(folder, name)
                 if entry["type"] != "directory":
                     num_files += 1
                     yield relative, -1
@@ -179,12 +182,10 @@ class RemoteFolder:
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
         """Return the entries directly in a folder by name."""
-        named = [(url.rstrip("/").rsplit("/", 1), entry) for url, entry in self._entries(folder)]
-        fs, path = self._file(folder)
-        return [(name[-1], entry) for name, entry in named if name[0] == path or not web.is_web(fs)]
+        return [(name, entry) for name, entry in self._entries(folder) if "/" not in name]
 
     def _entries(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return what a folder lists, by its path in the storage, which is asked: no cached listing is used."""
+        """Return what a folder lists, by its path below the folder. The storage is asked: no cached listing is used."""
         fs, path = self._file(folder)
         fs.invalidate_cache()
 
@@ -200,11 +201,14 @@ class RemoteFolder:
         named = [(str(entry["name"]), entry) for entry in entries]
         if web.is_web(fs):
             links = ((web.link_below(path, url), entry) for url, entry in named)
-            return [(f"{path}/{link}", entry) for link, entry in links if link]
-        return [(name, entry) for name, entry in named if name.strip("/") != path.strip("/")]
+            return [(link, entry) for link, entry in links if link]
+        others = ((name.rstrip("/"), entry) for name, entry in named if name.strip("/") != path.strip("/"))
+        return [(name.rsplit("/", 1)[-1], entry) for name, entry in others]
 
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.url)
+        if web.is_web(fs) and not self.names_are_urls:
+            name = quote(name)
         return fs, f"{root}/{name}" if name else root
 
 

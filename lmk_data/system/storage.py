@@ -8,7 +8,7 @@ import posixpath
 import shutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
@@ -320,7 +320,8 @@ def read_file(path: str, max_bytes: int) -> bytes:
 def split_location(path: str) -> tuple[Folder, str]:
     """Return the folder of a file, given by its path or URL, and its name in that folder."""
     parent, name = os.path.split(path.rstrip("/"))
-    return open_folder(parent or "."), name
+    folder = open_folder(parent or ".")
+    return replace(folder, names_are_urls=True) if isinstance(folder, RemoteFolder) else folder, name
 
 
 def retrying(action: Callable[[], Result], location: str) -> Result:
@@ -358,7 +359,9 @@ def stored_location(path: str, base: Folder | None = None) -> str:
     if path.startswith("/"):
         raise ValueError("an absolute path")
     if not own_scheme:
-        return os.path.normpath(os.path.join(base.root, path))
+        there = os.path.normpath(os.path.join(os.path.realpath(base.root), path))
+        as_named = os.path.normpath(os.path.join(base.root, path))  # through the links that lead to the folder
+        return as_named if os.path.exists(as_named) and not os.path.exists(there) else there
     joined = posixpath.normpath(posixpath.join(own_path, path))
     if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
         raise ValueError("a path that leads to another host or bucket")

@@ -70,7 +70,7 @@ def _lasting(stream: Any, descriptor: int) -> Any:
     codecs.register_error(_ERRORS, _escaped)
     if not isinstance(_raw(stream), io.FileIO) or stream.closed or stream.fileno() != descriptor:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_ERRORS)
+            stream.reconfigure(errors="backslashreplace")  # whoever reads it may expect its encoding
         return stream
     try:
         stream.flush()
@@ -114,12 +114,8 @@ def _raw(stream: Any) -> Any:
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode the bytes of a file name as they are, and anything else that an encoding lacks as a backslash escape.
-
-    What somebody reads back from such a stream, and cannot be decoded, is escaped too.
-    """
-    if not isinstance(error, UnicodeEncodeError):
-        return codecs.backslashreplace_errors(error)
+    """Encode the bytes of a file name as they are, and anything else that an encoding lacks as a backslash escape."""
+    assert isinstance(error, UnicodeEncodeError)
     if ord(error.object[error.start]) in _SURROGATES:
         return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
     escaped, _ = codecs.backslashreplace_errors(

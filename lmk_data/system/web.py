@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
+from urllib.parse import unquote
 
 from lmk_data.errors import TooLargeError
 from lmk_data.system.files import MAX_FILE_BYTES
@@ -56,10 +57,14 @@ def exists(file_system: Any, url: str) -> bool:
 
 
 def link_below(folder: str, url: str) -> str:
-    """Return the path below a folder to which its page links; empty for a link to itself, in another order, or out."""
-    parts = [part for part in url.removeprefix(f"{folder}/").split("/") if part not in ("", ".")]
-    leads_out = not url.startswith(f"{folder}/") or ".." in parts
-    return "" if leads_out or not parts or parts[-1][0] in "?#" else "/".join(parts)
+    """Return the path below a folder to which its page links; empty for a link to itself, in another order, or out.
+
+    In a path, `%20` of the link is a space.
+    """
+    quoted = [part for part in url.removeprefix(f"{folder}/").split("/") if part not in ("", ".")]
+    parts = [unquote(part) for part in quoted]
+    leads_out = not url.startswith(f"{folder}/") or any(part in ("", ".", "..") or "/" in part for part in parts)
+    return "" if leads_out or not parts or quoted[-1][0] in "?#" else "/".join(parts)
 
 
 def is_absent(error: FileNotFoundError) -> bool:

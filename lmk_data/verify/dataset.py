@@ -5,18 +5,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmk_data.build.plan import plan_fingerprint
-from lmk_data.build.publish import markdown_line
+from lmk_data.build.publish import landmark_id_type, markdown_line
 from lmk_data.dataset.format import (
     CARD,
     CLASSES,
     DROP_REASONS,
     DROPPED_CLASSES,
     MANIFEST,
+    REJECT_REASONS,
     REJECTS,
     SPLITS,
     Manifest,
@@ -28,7 +30,8 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.integrity import check_base
 from lmk_data.dataset.manifest import MAX_BYTES, read_manifest
 from lmk_data.dataset.reader import ShardedDataset
-from lmk_data.dataset.tables import has_safe_keys
+from lmk_data.errors import DatasetError
+from lmk_data.leftovers import left_out
 from lmk_data.system.engine import local_engine
 from lmk_data.system.storage import Folder, open_folder
 from lmk_data.system.terminal import progress_bar
@@ -167,11 +170,15 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_strays(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
-    """Check that there is no other file among the tars: tools that read a whole folder would read it."""
+    """Check that there is no other file among the tars and indexes: tools that read a whole folder would read it."""
     known = set(manifest["files"])
-    for split in SPLITS:
-        for name in sorted(set(folder.files(f"shards/{split}")) - known):
-            yield Problem(folder.location(name), "is not in the manifest; remove it")
+    pending = ["index", "shards"]
+    while pending:
+        inside = pending.pop()
+        pending += folder.folders(inside)
+        for name in sorted(set(folder.files(inside)) - known):
+            if not left_out(name.rsplit("/", 1)[-1]):
+                yield Problem(folder.location(name), "is not in the manifest; remove it")
 
 
 def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
@@ -187,10 +194,16 @@ def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
         labels = dataset.index(split, ["label"])["label"].to_numpy() if split in dataset.splits else _NO_LABELS
         if (np.bincount(labels, minlength=len(classes)) != classes[split].to_numpy()).any():
             yield Problem(where, f"{split} is not what index/{split}.parquet counts")
-    rejected = dataset.rejects()["label"].to_numpy(dtype=np.int64)
+    try:
+        rejects, dropped_classes = dataset.rejects(), dataset.dropped_classes()
+    except DatasetError as error:
+        yield Problem(where, str(error))
+        return
+    yield from _check_rejects(dataset, rejects)
+    rejected = rejects["label"].to_numpy(dtype=np.int64)
     if (np.bincount(rejected, minlength=len(classes)) != classes["rejected"].to_numpy()).any():
         yield Problem(where, f"rejected is not what {REJECTS} counts")
-    dropped = dataset.dropped_classes().groupby("reason")["listed"].sum()
+    dropped = dropped_classes.groupby("reason")["listed"].sum()
     expected = {
         "written": len(dataset),
         "rejected": len(rejected),
@@ -204,29 +217,42 @@ def _check_counts(dataset: ShardedDataset) -> Iterator[Problem]:
         yield Problem(folder.location(MANIFEST), f"counts are {counts}, the files say {expected}")
 
 
+def _check_rejects(dataset: ShardedDataset, rejects: pd.DataFrame) -> Iterator[Problem]:
+    """Check that each rejected image has a reason of the format, a split, the id of its label, and a key of its own."""
+    location, ids = dataset.folder.location(REJECTS), dataset.classes["landmark_id"].to_numpy()
+    if not rejects["reason"].isin(REJECT_REASONS).all():
+        yield Problem(location, "has a reason that the format does not have")
+    if not rejects["split"].isin(SPLITS).all():
+        yield Problem(location, f"has a split that is none of {', '.join(SPLITS)}")
+    if (ids[rejects["label"].to_numpy(np.int64)] != rejects["landmark_id"].to_numpy()).any():
+        yield Problem(location, "has a landmark_id that is not its label's")
+    keys = pa.array(rejects["key"], pa.string())
+    written = (pc.cast(dataset.index_table(split, ["key"])["key"], pa.string()) for split in dataset.splits)
+    if len(keys) != pc.count_distinct(keys).as_py() or any(pc.any(pc.is_in(keys, named)).as_py() for named in written):
+        yield Problem(location, "has a key that occurs twice, or that is in an index too")
+
+
 def _check_indexes(dataset: ShardedDataset) -> Iterator[Problem]:
     """Check that every row of the indexes names a class, a shard and a place in it, and that keys are unique."""
     keys = []
     for split in dataset.splits:
         location = dataset.folder.location(index_name(split))
         index = dataset.read_table(index_name(split))
-        landmark_id = index.schema.field("landmark_id").type if "landmark_id" in index.column_names else pa.null()
+        landmark_id = landmark_id_type(dataset.classes)
         if index.schema.remove_metadata() != index_schema(landmark_id):
             yield Problem(location, "does not have the columns of the format")
             return
         if any(column.null_count for column in index.columns):
             yield Problem(location, "has empty fields")
             return
-        if index.num_rows != dataset.num_samples(split):
-            yield Problem(location, f"{index.num_rows:,} rows, the manifest says {dataset.num_samples(split):,}")
-        labels, names = index["label"].to_numpy(), pa.array(dataset.classes["landmark_id"]).cast(landmark_id)
-        if not 0 <= labels.min() <= labels.max() < dataset.num_classes:
-            yield Problem(location, "has a label of no class")
+        try:
+            dataset.checked_index(split, index)
+        except DatasetError as error:
+            yield Problem(location, str(error).removeprefix(f"{location}: "))
             return
+        labels, names = index["label"].to_numpy(), pa.array(dataset.classes["landmark_id"]).cast(landmark_id)
         if not pc.all(pc.equal(names.take(pa.array(labels)), index["landmark_id"].combine_chunks())).as_py():
             yield Problem(location, "has a landmark_id that is not its label's")
-        if not has_safe_keys(index["key"]):
-            yield Problem(location, "has a key that is not of the documented form")
         keys.append(index["key"])
         yield from _check_places(dataset, split, index)
     if (

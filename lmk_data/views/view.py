@@ -2,7 +2,7 @@
 
 import posixpath
 from dataclasses import replace
-from os.path import relpath
+from os.path import realpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from lmk_data.dataset.format import (
     write_file,
 )
 from lmk_data.dataset.manifest import Provenance, make_manifest
-from lmk_data.dataset.parquet_files import parquet_bytes
+from lmk_data.dataset.parquet_files import parquet_bytes, table_from
 from lmk_data.dataset.reader import ShardedDataset
 from lmk_data.errors import UserError
 from lmk_data.options import Selection
-from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, path_within
+from lmk_data.system.storage import Folder, LocalFolder, is_url, open_folder, path_within, stored_location
 from lmk_data.views.selection import Subset, select, subset_counts
 
 
@@ -85,7 +85,7 @@ def _provenance(dataset: ShardedDataset, subset: Subset, folder: Folder) -> Prov
         "title": base["title"],
         "license": base["license"],
         "view_of": {
-            "path": _relative_path(folder, dataset.shards_folder),
+            "path": _path_of_base(folder, dataset.shards_folder),
             "content_sha256": dataset.shards_content_sha256,
             **subset.origin(),
         },
@@ -112,7 +112,7 @@ def _write_tables(
     """Write the classes and indexes of a view; return the manifest's splits and files."""
     landmark_id = landmark_id_type(subset.classes)
     schema = classes_schema(landmark_id, is_marked=MARKED_SIZE in subset.classes)
-    table = pa.Table.from_pandas(subset.classes, schema, preserve_index=False)
+    table = table_from(subset.classes, schema)
     files = {CLASSES: write_file(folder, CLASSES, parquet_bytes(table))}
     splits: dict[str, SplitEntry] = {}
     for split, rows in subset.rows.items():
@@ -134,10 +134,22 @@ def _write_tables(
     return splits, files
 
 
+def _path_of_base(folder: Folder, base: Folder) -> str:
+    """Return what a view in `folder` calls its base. Raises UserError for a path that no reader would open."""
+    path = _relative_path(folder, base)
+    if is_url(path):  # it is opened if a user names it, whatever it is
+        return path
+    try:
+        stored_location(path, folder)
+    except ValueError as error:
+        raise UserError(f"{base.root}: a view cannot name it ({error}); rename the folder, or give --copy") from None
+    return path
+
+
 def _relative_path(folder: Folder, base: Folder) -> str:
     """Return the path from a view to its base: relative if both are in the same storage, else a URL."""
     if isinstance(folder, LocalFolder) and isinstance(base, LocalFolder):
-        return Path(relpath(base.root, folder.root)).as_posix()
+        return Path(relpath(realpath(base.root), realpath(folder.root))).as_posix()
     if is_url(folder.root) and is_url(base.root):
         (scheme, _, path), (base_scheme, _, base_path) = folder.root.partition("://"), base.root.partition("://")
         if scheme == base_scheme and path.split("/", 1)[0] == base_path.split("/", 1)[0]:

@@ -204,7 +204,7 @@ function askClass(what, suggestions) {
       answerClass = () => {};
       relabel.dialog.close();
       if (found) {
-        const others = recent().filter((other) => other.landmark_id !== found.landmark_id);
+        const others = recent().reverse().filter((other) => other.landmark_id !== found.landmark_id);
         const names = [{ landmark_id: found.landmark_id, name: found.name }, ...others].slice(0, 5);
         sessionStorage.setItem("recent", JSON.stringify(names.reverse()));
       }

@@ -119,6 +119,16 @@ def test_a_mark_is_saved_before_it_is_answered_and_can_be_undone_in_steps(
     assert "Nothing to undo" in pages.post("/undo")["said"]
 
 
+def test_undo_puts_back_a_mark_that_a_window_could_not_set(pages: Pages, keys: list[str], marks: Path) -> None:
+    foreign = Mark("relabel", "no class of this dataset")
+    MarksFile(marks).apply({keys[0]: foreign})
+    pages.post("/marks", marks={keys[1]: EXCLUDE})
+    pages.post("/marks", marks={keys[0]: EXCLUDE})
+    assert "Undone" in pages.post("/undo")["said"]
+    assert "Undone" in pages.post("/undo")["said"]
+    assert MarksFile(marks).read() == {keys[0]: foreign}
+
+
 def test_undo_leaves_what_another_window_or_program_marked_since(pages: Pages, keys: list[str], marks: Path) -> None:
     pages.post("/marks", marks=dict.fromkeys(keys[:3], EXCLUDE))
     pages.post("/marks", marks={keys[0]: RELABEL}, window=TWO)

@@ -47,7 +47,7 @@ def test_too_many_rejections_end_the_build(options: Options, collection: Path, t
     shutil.copytree(collection / "train", images)
     for path in sorted(images.rglob("*.jpg"))[:20]:
         path.write_bytes(b"")
-    with pytest.raises(BuildError, match=r"more than 10% .* empty"):
+    with pytest.raises(BuildError, match=r"more than 10 % .* empty"):
         build(options(images=[str(images)], max_rejected=0.1))
     assert not (tmp_path / "shards" / "dataset.json").exists()
     with pytest.raises(DatasetError, match="the build is not finished, run it again"):

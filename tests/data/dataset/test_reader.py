@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from lmk_data.dataset import ShardedDataset
 from lmk_data.dataset import reader as dataset_module
 from lmk_data.errors import DatasetError, StorageError
+from lmk_data.options import Selection
 from lmk_data.report.dataset import write_report
 from lmk_data.system.storage import open_folder
+from lmk_data.views.view import write_view
 
 
 def test_every_way_of_reading_gives_the_same_samples(dataset: ShardedDataset) -> None:
@@ -61,6 +64,26 @@ def test_a_read_is_repeated_while_the_disk_fails(dataset: ShardedDataset, monkey
     failures += [None] * 4
     with pytest.raises(StorageError, match=r"train-000000\.tar: Input/output error; is the storage there\?"):
         dataset.read("train", 0)
+
+
+def test_a_dataset_is_handed_to_another_process(dataset: ShardedDataset, tmp_path: Path) -> None:
+    write_view(dataset, Selection(top=2), str(tmp_path / "view"))
+    with ShardedDataset.open(tmp_path / "view") as view:
+        for opened in (dataset, view):
+            sample = opened.read("train", 1)
+            handed = pickle.loads(pickle.dumps(opened))
+            assert handed.read("train", 1) == sample
+            handed.close()
+
+
+def test_a_sample_holds_plain_values(dataset: ShardedDataset) -> None:
+    sample = dataset.read("train", 0)
+    assert (type(sample.label), type(sample.landmark_id)) == (int, int)
+
+
+def test_tables_do_not_name_the_libraries_that_wrote_them(dataset_path: Path, dataset: ShardedDataset) -> None:
+    for path in dataset_path.rglob("*.parquet"):
+        assert ".build" in path.parts or not pq.read_schema(path).metadata, path
 
 
 def test_a_dataset_behind_a_url_reads_the_same(dataset_path: Path, dataset: ShardedDataset) -> None:

@@ -317,6 +317,20 @@ def test_reasons_tell_kinds_from_damage(data: bytes, reason: str) -> None:
     assert rejected(data) == reason
 
 
+@needs_tiff
+def test_a_raw_photo_in_the_form_of_a_tiff_is_not_stored_as_its_preview() -> None:
+    grey = {0x102: short(8)}
+    below = {0x14A: (4, 1, struct.pack("<I", 8))}
+    preview = {0xFE: (4, 1, struct.pack("<I", 1))}
+    version = {0xC612: (1, 4, b"\1\4\0\0")}
+    plain = tiff((64, 64), bytes(4096), grey)
+    assert isinstance(resize_image(plain, Recipe(size=32)), Resized)
+    assert isinstance(resize_image(tiff((64, 64), bytes(4096), {**grey, **below}), Recipe(size=32)), Resized)
+    for tags in ({**below, **preview}, version):
+        assert rejected(tiff((64, 64), bytes(4096), {**grey, **tags})) == "unsupported-format"
+    assert rejected(plain[:8] + b"CR\2\0" + plain[12:]) == "unsupported-format"
+
+
 def test_a_jpeg_of_12_bits_is_of_another_kind_and_a_wrong_checksum_is_damage() -> None:
     jpeg, whole = saved(scene(), "JPEG"), saved(scene(), "PNG")
     at = jpeg.index(b"\xff\xc0")

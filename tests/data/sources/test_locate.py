@@ -1,17 +1,20 @@
 """Images are found and read wherever they lie: folders, tars, zips, globs, URLs, several at once."""
 
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import fsspec
+import pandas as pd
 import pytest
 
 from lmk_data.dataset.format import Rejection
 from lmk_data.errors import StorageError, UserError
 from lmk_data.leftovers import LEFT_BY_SYSTEMS
-from lmk_data.sources.locate import NOT_LISTED
-from lmk_data.sources.members import Ignored
+from lmk_data.sources.locate import NOT_LISTED, locate
+from lmk_data.sources.members import Ignored, read_members
+from lmk_data.sources.stores import open_stores
 from tests.data.sources.packed import content, found, read, touch, write_tar, write_zip
 
 
@@ -136,8 +139,29 @@ def test_paths_may_begin_with_the_folder_of_images(tmp_path: Path, beginning: st
 
 def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
     touch(tmp_path, "cafe\u0301.jpg", " a .jpg")
-    _, located = found(["caf\u00e9.jpg", "caf\u00e9"], tmp_path)
-    assert located.frame["source"].tolist() == ["cafe\u0301.jpg"] * 2
+    for name in ("caf\u00e9.jpg", "caf\u00e9"):
+        _, located = found([name], tmp_path)
+        assert located.frame["source"].tolist() == ["cafe\u0301.jpg"]
+
+
+def test_a_file_that_several_ids_name_is_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path / "two", "a.jpg", "b.jpg", "c.jpg")
+    stores = open_stores([str(tmp_path / "two")])
+    ids = ["a.jpg", "a", "two/a.jpg", "b", "b.jpg", "c"]
+    labels = pd.DataFrame({"id": ids, "landmark_id": [1, 2, 1, 3, 3, 4]})
+    located = locate(labels, stores, lambda: read_members(stores, cache=None))
+    assert located.frame["id"].tolist() == ["b", "c"]
+    assert located.frame.index.tolist() == [0, 1]
+    assert (located.repeated, located.conflicting) == (1, 3)
+    assert "5 ids name files that other ids name too, such as 'a.jpg' and 'a'" in capsys.readouterr().err
+
+
+def test_a_file_with_a_sound_name_is_taken_before_one_whose_name_is_not(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.jpg")
+    (tmp_path / "a\\b").mkdir()
+    os.link(tmp_path / "b" / "1.jpg", tmp_path / "a\\b" / "1.jpg")
+    stores, located = found(["1"], tmp_path)
+    assert [read(stores, row) for _, row in located.frame.iterrows()] == [content("b/1.jpg")]
 
 
 def test_an_error_about_ids_shows_one_beside_a_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from lmk_data.dataset.format import Rejection
 from lmk_data.errors import UserError
 from lmk_data.sources.members import read_members
 from lmk_data.sources.stores import open_stores
-from lmk_data.system.storage import LocalFolder
+from lmk_data.system.storage import LocalFolder, read_file
 from tests.data.sources.packed import content, found, read, touch, write_tar
 from tests.web import serving
 
@@ -50,6 +50,22 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
 def web_server(tmp_path: Path) -> Iterator[str]:
     with serving(tmp_path) as place:
         yield f"http://{place}"
+
+
+def test_names_behind_a_web_server_are_those_of_the_files(tmp_path: Path, web_server: str) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
+    names = ["a#b/1 %41.jpg", "red rose/1+2=3.jpg", "red rose/é?.jpg"]
+    touch(tmp_path / "train", *names)
+    (tmp_path / "train" / "..%2f..").mkdir()
+    stores = open_stores([f"{web_server}/train"])
+    members = read_members(stores, cache=None).frame
+    assert sorted(members["source"]) == names
+    assert {row["source"]: read(stores, row) for _, row in members.iterrows()} == {
+        name: content(name) for name in names
+    }
+    stores, located = found(names, f"{web_server}/train")
+    assert [read(stores, row) for _, row in located.frame.iterrows()] == [content(name) for name in names]
+    assert read_file(f"{web_server}/train/red%20rose/1+2=3.jpg?token=x", 10_000) == content("red rose/1+2=3.jpg")
 
 
 def test_a_tree_behind_a_web_server(tmp_path: Path, web_server: str) -> None:

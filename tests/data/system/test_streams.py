@@ -66,5 +66,5 @@ def test_a_stream_that_something_else_put_in_place_is_given_back_as_it_was(monke
         sys.stdout.write("caf\udce9\n")
         sys.stdout.flush()
         kept.seek(0)
-        assert stream.read() == "caf\\xe9\n"
-    assert (sys.stdout, stream.errors, kept.getvalue()) == (stream, "strict", b"caf\xe9\n")
+        assert stream.read() == "caf\\udce9\n"
+    assert (sys.stdout, stream.errors, kept.getvalue()) == (stream, "strict", b"caf\\udce9\n")

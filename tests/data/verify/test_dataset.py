@@ -1,11 +1,15 @@
 """verify says good of a good dataset, and names file and bytes of anything else."""
 
+import hashlib
 import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmk_data.cli import main
@@ -125,8 +129,72 @@ def test_what_else_can_be_wrong(copy: Path) -> None:
     shutil.copy(tar, tar.with_name("train-000077.tar"))
     assert [p.what for p in problems(copy)] == ["is not in the manifest; remove it"]
     tar.with_name("train-000077.tar").unlink()
+    for stray in ("index/more.parquet", "shards/more.tar", "shards/train/deeper/more.tar"):
+        (copy / stray).parent.mkdir(exist_ok=True)
+        shutil.copy(tar, copy / stray)
+        assert [(p.location, p.what) for p in problems(copy)] == [
+            (str(copy / stray), "is not in the manifest; remove it")
+        ]
+        (copy / stray).unlink()
+    (tar.parent / ".DS_Store").touch()
+    assert not problems(copy)
     (copy / "rejects.parquet").unlink()
     assert [p.location for p in problems(copy)] == [str(copy / "rejects.parquet")]
+
+
+def rewritten(dataset: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> list[str]:
+    """Change a table and the hashes of the manifest with it; return the problems."""
+    pq.write_table(change(pq.read_table(dataset / name)), dataset / name)
+    path = dataset / "dataset.json"
+    manifest, data = json.loads(path.read_bytes()), (dataset / name).read_bytes()
+    manifest["files"][name] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["content_sha256"] = content_sha256_of(manifest["files"])
+    path.write_bytes(canonical_json(manifest) + b"\n")
+    return [problem.what for problem in problems(dataset)]
+
+
+def with_column(name: str, values: Callable[[pa.Table], list[object]]) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        place = table.column_names.index(name)
+        return table.set_column(
+            place, table.schema.field(place), pa.array(values(table), table.schema.field(place).type)
+        )
+
+    return change
+
+
+def as_int32(table: pa.Table) -> pa.Table:
+    place = table.column_names.index("landmark_id")
+    return table.set_column(place, "landmark_id", table["landmark_id"].cast(pa.int32()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("index/train.parquet", as_int32, "does not have the columns of the format"),
+        ("index/val.parquet", with_column("original_bytes", lambda t: [0] * len(t)), "original_bytes is out of range"),
+        ("rejects.parquet", with_column("reason", lambda t: ["because"] * len(t)), "a reason that the format does not"),
+        ("rejects.parquet", with_column("split", lambda t: ["nowhere"] * len(t)), "a split that is none of train"),
+        ("rejects.parquet", with_column("landmark_id", lambda t: [12345] * len(t)), "not its label's"),
+        ("rejects.parquet", with_column("key", lambda t: ["same"] * len(t)), "a key that occurs twice"),
+    ],
+)
+def test_what_a_reader_refuses_is_a_problem(
+    copy: Path, name: str, change: Callable[[pa.Table], pa.Table], said: str
+) -> None:
+    assert any(said in what for what in rewritten(copy, name, change))
+
+
+@pytest.mark.parametrize("splits", [{}, {"test": 0}])
+def test_a_dataset_without_splits_or_with_an_empty_one_is_refused(copy: Path, splits: dict[str, int]) -> None:
+    path = copy / "dataset.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["splits"] = {
+        split: {**manifest["splits"][split], "num_samples": 0, "num_bytes": 0, "shards": []} for split in splits
+    }
+    path.write_bytes(canonical_json(manifest) + b"\n")
+    with pytest.raises(DatasetError, match=r"splits: there is none|splits\.test: has no samples"):
+        ShardedDataset.open(copy)
 
 
 def test_a_view_is_verified_with_the_pictures_that_it_uses(copy: Path, tmp_path: Path) -> None:

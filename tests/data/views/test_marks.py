@@ -123,6 +123,14 @@ def test_files_that_are_too_large_or_none_are_refused(tmp_path: Path, monkeypatc
         read_marks(str(tmp_path / "large.csv"))
 
 
+def test_a_note_is_no_longer_than_what_is_read_again(tmp_path: Path) -> None:
+    marks = MarksFile(tmp_path / "marks.csv")
+    marks.apply({"a": Mark("exclude", note='"' * 100_000)})
+    assert len(marks.read()["a"].note) == 100_000
+    with pytest.raises(UserError, match="a note of more than 100,000 characters; shorten it"):
+        Mark("exclude", note="x" * 100_001)
+
+
 def test_changes_return_what_was_before_and_can_be_undone(tmp_path: Path) -> None:
     file = MarksFile(tmp_path / "new" / "marks.csv")
     assert file.read() == {}

@@ -99,6 +99,27 @@ def test_a_view_of_a_base_that_changed_or_went_is_refused(dataset_path: Path, op
         ShardedDataset.open(tmp_path / "view")
 
 
+@pytest.mark.parametrize("name", ["a::b", "a\u00a0b", "sh\udce9"])
+def test_a_base_that_no_view_can_name_is_told_before_anything_is_written(
+    dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    shutil.copytree(dataset_path, tmp_path / name)
+    assert main(["subset", str(tmp_path / name), "--out", str(tmp_path / "view"), "--top", "2"]) == 1
+    assert "a view cannot name it" in capsys.readouterr().err
+    assert not (tmp_path / "view").exists()
+    assert main(["subset", str(tmp_path / name), "--out", str(tmp_path / "copy"), "--top", "2", "--copy"]) == 0
+
+
+def test_a_view_written_through_a_link_opens_by_all_its_paths(dataset_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    with ShardedDataset.open(dataset_path) as dataset:
+        write_view(dataset, Selection(top=2), str(tmp_path / "link" / "view"))
+    for path in ("link/view", "far/deep/view"):
+        with ShardedDataset.open(tmp_path / path) as view:
+            assert view.read("train", 0).jpeg
+
+
 def test_a_moved_pair_of_base_and_view_still_opens(dataset_path: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset_path, tmp_path / "here" / "base")
     write_view(ShardedDataset.open(tmp_path / "here" / "base"), Selection(top=2), str(tmp_path / "here" / "view"))
