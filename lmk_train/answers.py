@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -95,10 +96,12 @@ class Submission:
 def csv_file(path: Path, form: Table | Submission) -> Iterator[Callable[[Prediction], object]]:
     """Write a CSV at `path` once the block ends without an error; yield the function that adds a picture's row.
 
-    Raises UserError if there is no folder for the file.
+    Raises UserError if there is no folder for the file, or if something is there that is no such table.
     """
     if path.is_dir():
         raise UserError(f"--csv {path}: is a folder; name a file")
+    if os.path.lexists(path) and not _is_table(path):
+        raise UserError(f"--csv {path}: exists and is no table of predictions; name another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"--csv {path}: there is no folder {path.parent}; make it first")
     with atomic_file(path) as file:
@@ -107,6 +110,14 @@ def csv_file(path: Path, form: Table | Submission) -> Iterator[Callable[[Predict
         yield lambda prediction: text.write(csv_line(form.row(prediction)))
         text.flush()
         text.detach()
+
+
+def _is_table(path: Path) -> bool:
+    """Return whether a file may be replaced by a table: an earlier one of either form, or an empty file."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(12).startswith((b"image,", b"id,landmarks")) or not path.stat().st_size
 
 
 def csv_line(cells: Iterable[str]) -> str:

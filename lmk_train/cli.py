@@ -166,12 +166,12 @@ def _evaluate(config: EvalConfig) -> None:
     asked = evaluations[-1]
     if asked.rank:
         return
+    for evaluation in evaluations if not config.quiet else ():
+        _print_evaluation(evaluation)
     with ShardedDataset.open(config.shards or asked.source["shards"], base=config.base) as dataset:
         report = write_run_report(config.run, dataset, asked.split)
     if config.quiet:
         return
-    for evaluation in evaluations:
-        _print_evaluation(evaluation)
     if config.tau:
         say(*sweep_lines(asked.split, asked.sweep, picked_of(evaluations)))
     others = "predictions, per-class figures, confusion" + (", the sweep over tau" if config.tau else "")
@@ -198,7 +198,7 @@ def _predict(config: PredictConfig) -> None:
     if config.submission:
         images = with_unique_ids(images)
     total = None
-    if "-" not in config.images:  # names from stdin are predicted as they arrive
+    if "-" not in config.images:  # names from stdin are taken batch by batch
         images = list(images)
         total = len(images)
     started, counts = time.monotonic(), [0, 0]

@@ -5,6 +5,7 @@ import json
 import logging
 import mmap
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from lmk_train.runs.tensor_file import restore_weights
 DESCRIPTION = "lmk.json"  # in a torch.export archive; the value of the metadata "lmk" in ONNX
 _PICTURES = 8
 _EMBEDDED = b"content_sha256"  # stands in the description that every export holds
+_MOST_ONNX_BYTES = (2 << 30) - (16 << 20)  # of weights: a message of protobuf has at most 2 GiB
+_ONNX_START = b"\x08"  # the first field of a model is its version, a number
 _TOLERANCE = 1e-3  # of log-probabilities, whose error is about 1e-5 in float32 for logits of 30
 
 Pixels = NDArray[np.uint8]
@@ -123,6 +126,12 @@ def _onnx_bytes(module: nn.Module, example: torch.Tensor, description: str) -> b
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing_extra("--to onnx", "export", f"{error.name} is missing") from None
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    if num_bytes > _MOST_ONNX_BYTES:
+        raise UserError(
+            f"--to onnx: the weights have {num_bytes / 1e9:.1f} GB, and one file of ONNX holds 2; give --to torch, or "
+            "train with a smaller --neck"
+        )
     names = {"input_names": ["pixels"], "output_names": ["probabilities"]}
     program = torch.onnx.export(_exported(module, example), dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert program is not None
@@ -171,13 +180,18 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _is_export(path: Path) -> bool:
-    """Return whether a file is one that this module wrote; it is searched in place, without being read into memory."""
+    """Return whether a file is one that this module wrote; it is searched in place, without being read into memory.
+
+    An archive of torch.export has the description as a member, which a checkpoint has not; ONNX has it in its metadata.
+    """
     with (
-        suppress(UserError, ValueError),  # ValueError: it is empty
+        suppress(UserError, ValueError, zipfile.BadZipFile),  # ValueError: it is empty
         open_regular(path) as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return content.find(_EMBEDDED) >= 0
+        if zipfile.is_zipfile(file):
+            return any(name.endswith(f"/{DESCRIPTION}") for name in zipfile.ZipFile(file).namelist())
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content[:1] == _ONNX_START and content.find(_EMBEDDED) >= 0
     return False
 
 

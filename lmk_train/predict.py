@@ -178,8 +178,9 @@ class Predictor:
         if neighbours and self._index is None:
             raise UserError(f"{self._run}: its index of neighbours is not open; call load_neighbours first")
         asked = _Asked(top, neighbours, min_confidence)
-        threads = workers or min(os.cpu_count() or 1, _MAX_DEFAULT_WORKERS)
-        with ThreadPoolExecutor(threads, thread_name_prefix="resize") as pool:
+        threads = workers or min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_WORKERS)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="resize")
+        try:
             previous, remaining = None, named_images([images] if isinstance(images, str | os.PathLike) else images)
             while names := tuple(islice(remaining, batch_size)):
                 loading = names, [pool.submit(self._load, name) for name in names]
@@ -188,6 +189,8 @@ class Predictor:
                 previous = loading
             if previous is not None:
                 yield from self._predict(previous[0], [future.result() for future in previous[1]], asked)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interruption waits for no server
 
     def _load(self, name: str) -> Pixels | str:
         """Return a picture's pixels as training sees them, uint8 [H, W, 3], or an error message."""

@@ -25,7 +25,7 @@ Hardware: a CPU suffices. Heads take a few seconds each; a fine-tuning takes min
 import argparse
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,11 @@ def train_heads(training: Path, test: Path, out: Path, seeds: int, counts: NDArr
             found = []
             for seed in range(seeds):
                 config = _head_config(training, out / "heads" / f"{slug(name)}-{seed}", method.options, seed)
-                if not RunFolder(config.resolved().out).checkpoint(BEST).exists():
-                    train_on_features(config, features=features[training], evaluate_test=False)
+                folder = RunFolder(config.resolved().out)
+                if not (folder.path / "trained").exists():
+                    begun = replace(config, resume=folder.checkpoint("last").exists())
+                    train_on_features(begun, features=features[training], evaluate_test=False)
+                    (folder.path / "trained").touch()
                 found.append(_judge(config.resolved(), judged, features[test]))
             scores[name] = _scores(found, counts)
             print(f"{name}: balanced accuracy {100 * scores[name].metrics['macro_recall'].mean():.1f} %", flush=True)

@@ -178,7 +178,8 @@ class ShardedDataset:
             place, names = table.column_names.index("shard"), pc.cast(table["shard"], pa.string())
             table = table.set_column(place, "shard", names.dictionary_encode())
         if "shard" in table.column_names:
-            unknown = set(pc.unique(table["shard"]).to_pylist()) - {shard["name"] for shard in self.shards(split)}
+            names = table["shard"].combine_chunks().dictionary.to_pylist()
+            unknown = set(names) - {shard["name"] for shard in self.shards(split)}
             if unknown:
                 named = min(map(str, unknown))
                 where = f"{self.location}: the {split} index"

@@ -70,7 +70,8 @@ def _lasting(stream: Any, descriptor: int) -> Any:
     codecs.register_error(_ERRORS, _escaped)
     if not isinstance(_raw(stream), io.FileIO) or stream.closed or stream.fileno() != descriptor:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # whoever reads it may expect its encoding
+            in_memory = isinstance(_raw(stream), io.BytesIO)  # its reader expects text of its encoding
+            stream.reconfigure(errors="backslashreplace" if in_memory else _ERRORS)
         return stream
     try:
         stream.flush()

@@ -71,7 +71,7 @@ class CacheOptions:
 
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR"), OF_COMMAND] = None
     """Folder for fetched shards; by default ~/.cache/lmk."""
-    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB"), Limits(above=0), OF_COMMAND] = 100.0
+    cache_gb: Annotated[float, tyro.conf.arg(metavar="GB"), Limits(above=0, at_most=1_000_000_000), OF_COMMAND] = 100.0
     """Largest size of the cache; the least recently used shards are removed first."""
 
     def __post_init__(self) -> None:

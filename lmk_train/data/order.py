@@ -88,7 +88,7 @@ def window_shards(num_rows: int, num_shards: int) -> int:
 
 def epoch_length(labels: NDArray[np.int64], sampling: Sampling) -> int:
     """Return the number of picks in any epoch: N, or more than N under repeat-factor sampling."""
-    return int(_class_picks(np.bincount(labels), sampling).sum()) if sampling == "repeat-factor" else len(labels)
+    return len(labels) if sampling == "class-balanced" else int(class_picks(np.bincount(labels), sampling).sum())
 
 
 def num_batches(num_picks: int, batch_size: int, *, drop_last: bool) -> int:
@@ -110,7 +110,7 @@ def _picks(labels: NDArray[np.int64], seed: int, epoch: int, sampling: Sampling)
     if sampling == "uniform":
         return rows
     class_sizes = np.bincount(labels)
-    wanted = _class_picks(class_sizes, sampling)
+    wanted = class_picks(class_sizes, sampling)
     if sampling == "class-balanced":
         wanted = _with_remainder(wanted, class_sizes, seed, epoch)
     by_class = np.lexsort((counter_hash(seed, epoch, _CHOICE, rows), labels))
@@ -122,13 +122,15 @@ def _picks(labels: NDArray[np.int64], seed: int, epoch: int, sampling: Sampling)
     return pack_picks(np.repeat(by_class, times), repetitions, len(labels))
 
 
-def _class_picks(class_sizes: NDArray[np.int64], sampling: Sampling) -> NDArray[np.int64]:
+def class_picks(class_sizes: NDArray[np.int64], sampling: Sampling) -> NDArray[np.int64]:
     """Return the picks of each class in an epoch, int64 [K]; class-balanced sampling leaves a remainder.
 
     Under repeat-factor sampling (Gupta, Dollar, Girshick, "LVIS", CVPR 2019) a sample is picked max(1, sqrt(t / f))
     times, where f is the share of its class. The threshold t is the share that each class would have if all had the
     same size, so that no threshold has to be set.
     """
+    if sampling == "uniform":
+        return class_sizes
     present = class_sizes > 0
     if sampling == "class-balanced":
         equal: NDArray[np.int64] = present * (class_sizes.sum() // max(1, present.sum()))

@@ -12,6 +12,7 @@ from lmk_data.errors import UserError
 from lmk_train.config.training import ResolvedConfig
 from lmk_train.evaluation.evaluate import SOURCE, same_source
 from lmk_train.evaluation.evaluation_files import read_evaluation, read_sweep, read_tables
+from lmk_train.runs.checkpoint import BEST, load_checkpoint
 from lmk_train.runs.folder import RunFolder
 from lmk_train.runs.metrics_file import read_metrics_file
 from lmk_train.runs.plain_file import read_json
@@ -79,15 +80,19 @@ class RunRecord:
 
 
 def read_record(run: Path, split: str) -> RunRecord:
-    """Read all that the report of an evaluated split shows. Raises UserError for a file that is not one of a run."""
-    lines = read_metrics_file(RunFolder(run).metrics)
+    """Read all that the report of an evaluated split shows. Raises UserError for a file that is not one of a run.
+
+    Of a folder that holds a checkpoint alone, the configuration is that of the checkpoint, and there are no epochs.
+    """
+    folder = RunFolder(run)
+    lines = read_metrics_file(folder.metrics) if folder.metrics.exists() else []
     return RunRecord(
-        config=_read_config(RunFolder(run).config),
+        config=_read_config(folder.config) if folder.config.exists() else load_checkpoint(run, BEST)["config"],
         epochs=pd.DataFrame([line for line in lines if line["kind"] == "epoch"]),
         steps=pd.DataFrame([line for line in lines if line["kind"] == "train"]),
         evaluated=_read_split(run, split),
         metrics=read_metrics(run, split),
-        sweep=_read_sweep(RunFolder(run).tau_sweep(split)),
+        sweep=_read_sweep(folder.tau_sweep(split)),
     )
 
 

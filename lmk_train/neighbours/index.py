@@ -145,6 +145,8 @@ def open_index(model: IndexedModel) -> NeighbourIndex | None:
         raise UserError(f"{model.folder}: an index of another dataset than the run's; {_AGAIN}")
     if said.weights_sha256 != model.weights_sha256 or said.temperature != model.temperature:
         return None
+    if said.num_features != model.classifier.num_described:
+        raise UserError(f"{path}: its features are not those of the run's network; {_AGAIN}")
     numbers = [number for blend in said.blends for number in blend]
     if not all(map(math.isfinite, numbers)):
         raise UserError(f"{path}: a weight or temperature is not finite; {_AGAIN}")

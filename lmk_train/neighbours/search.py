@@ -18,7 +18,7 @@ def nearest(
     """Return the largest cosines of each query, float32 [B, k], falling, and the rows of the index, int64 [B, k].
 
     The index is read once from start to end, so a batch of queries costs little more than one query while it is read
-    from disk. Of rows with the same cosine the first in the index comes first.
+    from disk. Of rows with the same cosine any may come first.
 
     Args:
         index: unit vectors, float16 [N, D], in memory or memory-mapped; at least one.

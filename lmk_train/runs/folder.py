@@ -227,7 +227,8 @@ def check_run(run: Path, config: ResolvedConfig) -> ResolvedConfig:
         return replace(config, resume=False)
     can_resume = RunFolder(run).checkpoint("last").exists()
     if config.resume and not can_resume:
-        raise UserError(f"--resume: {run} has no checkpoint to resume from; leave --resume out to start")
+        advice = "name another folder" if RunFolder(run).checkpoint("best").exists() else "leave --resume out to start"
+        raise UserError(f"--resume: {run} has no checkpoint to resume from; {advice}")
     if not config.resume and run.exists() and _names(run):
         raise UserError(f"--out {run}: {_what_it_holds(run)}")
     return config
@@ -245,8 +246,9 @@ def _what_it_holds(run: Path) -> str:
 def _ended_before_checkpoint(run: Path) -> bool:
     """Return whether a folder holds only what a training leaves before its first checkpoint.
 
-    The best weights of the first epoch are written before that checkpoint, so they may be there, with metrics that
-    show at most this epoch of several. Any other model is finished work, as is every file that no training writes.
+    Without a validation split the best weights of the first epoch are written before that checkpoint, so they may be
+    there, with metrics that show at most this epoch of several. Any other model is finished work, as is every file that
+    no training writes.
     """
     folder, config = RunFolder(run), stored_config(run)
     if config is None or _names(run) - {path.name for path in folder.written_by_training}:

@@ -19,7 +19,7 @@ from lmk_train.config.training import ResolvedConfig
 from lmk_train.data.augment import Augmentation, Preprocess
 from lmk_train.data.features import CachedFeatures, no_preprocessing
 from lmk_train.data.mixing import PAIR, Mixing
-from lmk_train.data.order import epoch_length, num_batches
+from lmk_train.data.order import class_picks, epoch_length, num_batches
 from lmk_train.data.reader import Reader, SplitReader
 from lmk_train.evaluation.evaluate import check_metric
 from lmk_train.models.heads import Classifier
@@ -193,11 +193,14 @@ def _mixing(config: ResolvedConfig, world: World) -> Mixing | None:
 
 
 def make_criterion(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> nn.Module:
-    """Return the loss for the class counts of the training split, int64 [K]."""
+    """Return the loss for the class counts of the training split, int64 [K].
+
+    The prior that balanced softmax corrects for is that of the samples as they are drawn.
+    """
     if config.loss == "ce":
         return CrossEntropy(config.label_smoothing)
     if config.loss == "balanced-softmax":
-        return BalancedSoftmax(log_prior(train_counts))
+        return BalancedSoftmax(log_prior(class_picks(train_counts, config.sampling)))
     if config.loss == "arcface":
         margins = arcface_margins(train_counts, config.arcface_margin, config.arcface_min_margin)
         return ArcFace(margins, config.cosine_scale or 1.0)

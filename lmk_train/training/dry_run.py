@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lmk_data.dataset import ShardedDataset
 from lmk_train.config.training import ResolvedConfig, TrainConfig
+from lmk_train.data.order import class_picks
 from lmk_train.models.losses import arcface_margins, ldam_margins, log_prior
 from lmk_train.models.registry import ARCHITECTURES, num_parameters
 from lmk_train.runs.folder import check_run
@@ -85,9 +86,10 @@ def expected_loss(config: ResolvedConfig, train_counts: NDArray[np.int64]) -> fl
     have a variance of 1 / D: s^2 / 2D more, and what the largest of several centres adds. LDAM adds its margins, s
     times each under the cosine head; ArcFace turns a right angle by its margins.
     """
-    share = train_counts / train_counts.sum()
+    picks = class_picks(train_counts, config.sampling)
+    share = picks / picks.sum()
     if config.loss == "balanced-softmax":
-        base = -float(share @ log_prior(train_counts).double().numpy())
+        base = -float(share @ log_prior(picks).double().numpy())
     else:
         base = math.log(len(train_counts))
     if config.cosine_scale is not None:

@@ -25,7 +25,8 @@ from lmk_train.evaluation.metrics import LOWER_IS_BETTER, summarize
 from lmk_train.models.state_dicts import state_sha256
 from lmk_train.runs.checkpoint import BEST, load_checkpoint, save_checkpoint, weights_to_evaluate
 from lmk_train.runs.classes import Classes, dataset_state
-from lmk_train.runs.folder import check_run, is_run, refuse_links, refuse_unwritable_name, training_lock
+from lmk_train.runs.folder import RunFolder, check_run, is_run, refuse_links, refuse_unwritable_name, training_lock
+from lmk_train.runs.tensor_file import restore_weights
 from lmk_train.runtime.compiling import clear_gradients, compiler_failures, is_compiled
 from lmk_train.runtime.precision import resolve_device
 from lmk_train.runtime.seeding import seed_generators
@@ -273,7 +274,7 @@ def _evaluate_best(trainer: Trainer) -> Evaluation | None:
     if not dataset.num_samples("test") and not dataset.num_samples("val"):
         return None
     state = load_checkpoint(trainer.run, BEST)
-    trainer.evaluated.load_state_dict(state["model"])
+    restore_weights(trainer.evaluated, state["model"], RunFolder(trainer.run).checkpoint(BEST))
     evaluation = EvalConfig(
         trainer.run,
         amp=config.amp,

@@ -19,6 +19,8 @@ from lmk_train.runtime.oom import is_out_of_memory
 from lmk_train.training.record import buffers
 from lmk_train.training.trainer import Progress, Trainer
 
+_KEPT: dict[str, set[str]] = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
 
 def start_run(trainer: Trainer, hold: Callable[[], None], announce: Callable[[str], None]) -> None:
     """Make the run's folder, lock it with `hold` and write its configuration; all other checks have passed by now.
@@ -72,13 +74,28 @@ def _restore_rest(trainer: Trainer, state: dict[str, Any]) -> None:
     if trainer.averaged is not None:
         trainer.averaged.load_state_dict(state["averaged"])
     _restore_buffers(trainer, state["buffers"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    _restore_optimizer(trainer, state["optimizer"]["state"])
     if state["scaler"]:  # empty if the run did not scale its gradients
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.epoch_sums.load_skipped(state["epoch_sums"])
     if trainer.world.is_first:
         trainer.epoch_sums.load(state["epoch_sums"])
     trainer.progress = Progress(**state["progress"])
+
+
+def _restore_optimizer(trainer: Trainer, saved: dict[int, dict[str, Any]]) -> None:
+    """Restore what an optimiser keeps of each parameter; fused kernels would write beyond a tensor of another shape."""
+    own = trainer.optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    names = _KEPT[trainer.config.optimizer]
+    for number, values in saved.items():
+        if values.keys() != names:
+            raise ValueError(f"the optimiser's state has {', '.join(sorted(map(str, values)))[:100]}")
+        for name, value in values.items():
+            shape = torch.Size() if name == "step" else parameters[number].shape
+            if value is not None and (value.shape != shape or not value.is_floating_point()):
+                raise ValueError(f"the optimiser's {name} of parameter {number} has the shape {tuple(value.shape)}")
+    trainer.optimizer.load_state_dict({"state": saved, "param_groups": own})
 
 
 def _check_configuration(trainer: Trainer, earlier: dict[str, Any]) -> None:

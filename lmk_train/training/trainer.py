@@ -189,7 +189,7 @@ class Trainer:
         shown = ", ".join(keys[:_KEYS_SHOWN]) + more
         return TrainingError(
             f"{what} not finite at step {step} (learning rate {rate:.3g}, pictures {shown}); {path} names them all; "
-            "lower --lr or give --clip-grad, and start again or --resume from the last checkpoint"
+            "start another run (--out) with a lower --lr or with --clip-grad"
         )
 
     def forward(self) -> nn.Module:

@@ -20,7 +20,7 @@ from lmk_train.runtime.stopping import stop_with_stdin
 from lmk_train.training.loop import train
 
 _MEMORY_ADVICE = (
-    "grad_accum = 2 under [fixed] in --search needs less, with the same updates; so does a smaller batch_size"
+    "grad_accum = 2 under [fixed] in --search needs less, with nearly the same updates; so does a smaller batch_size"
 )
 
 

@@ -118,7 +118,7 @@ def _slots(config: TuneConfig) -> list[dict[str, str]]:
     """
     devices = torch.cuda.device_count() if device_type(config.device) == "cuda" else 0
     number = config.parallel or max(1, devices)
-    threads = max(1, (os.cpu_count() or 1) // number)
+    threads = max(1, len(os.sched_getaffinity(0)) // number)
     # The second is what torchrun sets for processes that share a machine: decoding takes a share of the cores as well.
     cores = {"OMP_NUM_THREADS": str(threads), "LOCAL_WORLD_SIZE": str(number)} if number > 1 else {}
     if not devices:

@@ -251,7 +251,7 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
     with ShardedDataset.open(config.shards, base=config.base) as dataset:
         if not dataset.num_samples("test"):
             return None
-        if not evaluation.exists():
+        if not _is_of_best(evaluation, dataset.manifest["content_sha256"]):
             evaluate_run(
                 EvalConfig(
                     run,
@@ -265,6 +265,12 @@ def _test_metrics(run: Path, config: TuneConfig) -> dict[str, float | int | None
             )
             write_run_report(run, dataset, "test")
     return read_evaluation(evaluation)
+
+
+def _is_of_best(path: Path, content_sha256: str) -> bool:
+    """Return whether an evaluation is that of the best checkpoint on this dataset; others are made by hand."""
+    found = read_evaluation(path) if path.exists() else {}
+    return (found.get("checkpoint"), found.get("dataset")) == ("best", content_sha256)
 
 
 def training_command(config: TrainConfig) -> str:

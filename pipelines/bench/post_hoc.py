@@ -72,7 +72,7 @@ def _both_halves(
 ) -> dict[str, dict[str, float]]:
     halves = [
         swept(columns, answers[first::2], targets[first::2], train_counts) for first in (0, 1)
-    ]  # rows are in order of their keys, which are hashes: every class is in both
+    ]  # their order is a hash of the key, so that both have some of every class that has more than a few
     figures: dict[str, dict[str, float]] = {}
     for method in (_PLAIN, *halves[0]):
         rows = []

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,11 +77,11 @@ def test_lines_say_what_was_left_out_and_what_is_near() -> None:
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
-    path.write_text("earlier")
+    path.write_text("image,earlier")
     with suppress(InterruptedError), csv_file(path, Table(1)) as add:
         add(Prediction("a.jpg", (Guess(0, 7, None, 0.5),)))
         raise InterruptedError
-    assert path.read_text() == "earlier"
+    assert path.read_text() == "image,earlier"
     assert list(tmp_path.iterdir()) == [path]
     with csv_file(path, Table(1)) as add:
         add(Prediction("https://user:secret@host/a.jpg?token=secret", (Guess(0, 7, None, 0.5),)))
@@ -106,6 +107,24 @@ def test_no_id_comes_twice() -> None:
     for second in ("a/1.jpg", "b/1.png"):
         with pytest.raises(UserError, match=rf"a/1.jpg and {second} have the same id, 1"):
             list(with_unique_ids(["a/1.jpg", second]))
+
+
+def test_only_an_earlier_table_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff picture")
+    (tmp_path / "mine.csv").write_text("id,landmark_id\n")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    before = sorted(tmp_path.iterdir())
+    for name in ("a.jpg", "mine.csv", "fifo", "link.csv"):
+        with pytest.raises(UserError, match="is no table of predictions"), csv_file(tmp_path / name, Table(1)):
+            raise AssertionError("nothing is predicted")
+    assert sorted(tmp_path.iterdir()) == before
+    for form in (Submission(), Table(2), Submission()):
+        with csv_file(tmp_path / "out.csv", form) as add:
+            add(Prediction("a.jpg", (Guess(0, 7, None, 0.5),)))
+    (tmp_path / "empty").touch()
+    with csv_file(tmp_path / "empty", Submission()):
+        pass
 
 
 def test_a_file_without_a_place_is_refused_at_once(tmp_path: Path) -> None:

@@ -166,6 +166,11 @@ def test_only_an_export_is_replaced(small_run: Path, tmp_path: Path, capsys: pyt
     os.mkfifo(out)
     assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
     out.unlink()
+    shutil.copy(small_run / "checkpoints" / "best.pt", out)
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
+    out.write_text('{"content_sha256": "0"}')
+    assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 1
+    out.unlink()
     for _ in range(2):
         assert export_main([str(small_run), "--to", "torch", "--out", str(out)]) == 0
 

@@ -28,6 +28,13 @@ def test_a_training_is_told_what_can_be_given(resume: bool, ranks: int, grad_acc
         assert "more ranks, or a device with more memory" in advice
 
 
+def test_a_training_that_mixes_pairs_is_told_only_what_leaves_pairs_together() -> None:
+    for batch_size, grad_accum in ((4, 2), (8, 2), (16, 2)):
+        config = TrainConfig("shards", batch_size=batch_size, mixup=0.2, grad_accum=grad_accum)
+        splits = re.search(r"--grad-accum (\d+)", memory_advice(config, 1))
+        assert (splits is not None) == (batch_size % (2 * 2 * grad_accum) == 0)
+
+
 def test_an_evaluation_is_told_of_its_batch_size() -> None:
     assert "--batch-size" in memory_advice(EvalConfig(Path("run")), 1)
     assert "--" not in memory_advice(ExportConfig(Path("run"), "onnx"), 1)

@@ -14,6 +14,7 @@ from lmk_train.data import order as order_module
 from lmk_train.data.order import (
     augmentation_hashes,
     batch_picks,
+    class_picks,
     counter_hash,
     epoch_length,
     epoch_order,
@@ -112,6 +113,13 @@ def test_class_balanced_takes_every_class_as_often(labels: NDArray[np.int64], ep
     for label in classes:
         times = [int((rows == row).sum()) for row in np.flatnonzero(labels == label)]
         assert max(times) - min(times) <= 1, "the samples of a class share its turns evenly"
+
+
+@given(labels=LABELS, sampling=st.sampled_from(["uniform", "class-balanced", "repeat-factor"]))
+def test_the_picks_of_a_class_are_those_of_an_epoch(labels: NDArray[np.int64], sampling: Sampling) -> None:
+    order = epoch_order(labels, in_shards(len(labels)), 3, 0, sampling)
+    picked = np.bincount(labels[rows_of(order, len(labels))], minlength=labels.max() + 1)
+    assert np.abs(picked - class_picks(np.bincount(labels), sampling)).max() <= (sampling == "class-balanced")
 
 
 @given(labels=LABELS)

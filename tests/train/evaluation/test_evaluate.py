@@ -68,6 +68,14 @@ def test_what_was_evaluated_is_recorded_and_only_its_like_is_put_beside_it(
     assert header(index) == ["metric", "test"], "the best checkpoint's validation is not the last one's"
 
 
+def test_a_checkpoint_alone_is_evaluated(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alone" / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "alone" / "checkpoints")
+    assert eval_main([str(tmp_path / "alone"), *EXACT]) == 0
+    assert "test (" in capsys.readouterr().out
+    assert (tmp_path / "alone" / "report" / "index.html").exists()
+
+
 def test_options_that_make_no_sense_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = (["--cache-gb", "-3"], ["--cache-gb", "inf"])
     for words in (["--batch-size", "0"], ["--batch-size", "-1"], ["--workers", "-1"], *sizes):

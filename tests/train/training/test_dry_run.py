@@ -1,5 +1,6 @@
 """`lmk-train --dry-run`."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_dry_run_says_the_loss_that_training_starts_with_and_writes_nothing(
     assert found.memory.weights > 4 * (found.head_parameters + found.backbone_parameters)  # and running statistics
     assert found.memory.activations > 20 * 32 * 32 * 3
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sampling", ["class-balanced", "repeat-factor"])
+def test_the_prior_is_that_of_the_samples_as_they_are_drawn(config: Config, sampling: str) -> None:
+    chosen = {"model": "efficientnet-lite0", "weights": "imagenet", "batch_size": 20, "sampling": sampling}
+    found = dry_run(config(**chosen, loss="balanced-softmax", head="linear", dry_run=True), lambda _: None)
+    assert found.first_loss == pytest.approx(found.expected_loss, rel=0.15)
+    if sampling == "class-balanced":
+        assert found.expected_loss == pytest.approx(math.log(5))
 
 
 def test_a_dry_run_counts_what_the_largest_step_takes(config: Config) -> None:

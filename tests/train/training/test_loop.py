@@ -83,9 +83,8 @@ def test_running_out_of_memory_is_a_line(
     words = ["--shards", str(dataset_path), "--out", str(tmp_path / "run"), "--model", "resnet32", "--batch-size", "9"]
     with after_each_update(out_of_memory):
         assert train_main([*words, "--device", "cpu", "--quiet"]) == 1
-    advice = (
-        "--grad-accum 2 needs less, with the same updates, also on --resume; a new run may take a smaller --batch-size"
-    )
+    advice = "--grad-accum 2 needs less, with nearly the same updates, also on --resume; a new run may take a smaller "
+    advice += "--batch-size"
     assert capsys.readouterr().err == f"lmk-train: error: out of memory (CUDA error: out of memory); {advice}\n"
 
 

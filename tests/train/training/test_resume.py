@@ -1,11 +1,13 @@
 """A resumed training ends with the same bits, and which trainings are not resumed."""
 
+import copy
 import json
 import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,33 @@ def test_resume_refuses_another_training(config: Config, tmp_path: Path, dataset
     moved = tmp_path / "moved"
     shutil.copytree(dataset_path, moved)
     train(config(epochs=1, resume=True, shards=str(moved)))
+
+
+def test_a_checkpoint_whose_optimiser_does_not_fit_is_refused(config: Config, tmp_path: Path) -> None:
+    """A fused kernel writes where it expects the values of each parameter."""
+    train(config(model="resnet32", epochs=1))
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    whole = torch.load(path, weights_only=True)
+
+    def other_shape(state: dict[str, Any]) -> None:
+        state["momentum_buffer"] = torch.ones(1)
+
+    def no_number(state: dict[str, Any]) -> None:
+        state["momentum_buffer"] = "text"
+
+    def other_name(state: dict[str, Any]) -> None:
+        state["exp_avg"] = state.pop("momentum_buffer")
+
+    for damage in (other_shape, no_number, other_name, dict.clear):
+        damaged = copy.deepcopy(whole)
+        damage(damaged["optimizer"]["state"][0])
+        torch.save(damaged, path)
+        with pytest.raises(UserError, match=r"last\.pt: its state does not fit its configuration"):
+            train(config(model="resnet32", epochs=1, resume=True))
+    without = copy.deepcopy(whole)
+    without["optimizer"]["param_groups"] = [{} for _ in without["optimizer"]["param_groups"]]
+    torch.save(without, path)
+    train(config(model="resnet32", epochs=1, resume=True))
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -138,7 +138,7 @@ def test_each_trial_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", _not_in_this_process)
     monkeypatch.setattr(torch.cuda, "get_device_properties", _not_in_this_process)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     name, half = "CUDA_VISIBLE_DEVICES", {"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "2"}
     assert slots(None, None) == [{name: "0", **half}, {name: "1", **half}]
     assert slots(None, "3,GPU-ab") == [{name: "3", **half}, {name: "GPU-ab", **half}]
