@@ -361,7 +361,7 @@ def test_an_index_follows_the_weights_and_is_checked(
         ({"blends": [[0.5, float("nan")]]}, "not finite|not the description"),
         ({"blends": [[1.0, 0.1]]}, "not the description of an index"),
         ({"num_samples": said["num_samples"] + 1}, "instead of float16"),
-        ({"num_features": 9}, "instead of float16"),
+        ({"num_features": 9}, "not those of the run.s network"),
     ):
         description.write_text(json.dumps(said | change))
         with pytest.raises(UserError, match=message):
