@@ -1,8 +1,8 @@
 """What `lmk-predict` writes: a line of text or of JSON for each picture, a table as CSV, or a submission to Kaggle."""
 
+import codecs
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from lmk_data.system.terminal import without_secrets
 from lmk_train.predict import Guess, Neighbour, Prediction
 
 _URL_END = re.compile("[?#]")  # where the path of a URL ends
+_STARTS = (b"image,", b"id,landmarks")  # of the tables
 _QUOTED = set(',"\r\n')  # a cell with one of these is written in quotes
 
 
@@ -100,7 +101,9 @@ def csv_file(path: Path, form: Table | Submission) -> Iterator[Callable[[Predict
     """
     if path.is_dir():
         raise UserError(f"--csv {path}: is a folder; name a file")
-    if os.path.lexists(path) and not _is_table(path):
+    if path.is_symlink():
+        raise UserError(f"--csv {path}: is a link; name the file itself")
+    if path.exists() and not _is_table(path):
         raise UserError(f"--csv {path}: exists and is no table of predictions; name another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"--csv {path}: there is no folder {path.parent}; make it first")
@@ -114,10 +117,10 @@ def csv_file(path: Path, form: Table | Submission) -> Iterator[Callable[[Predict
 
 def _is_table(path: Path) -> bool:
     """Return whether a file may be replaced by a table: an earlier one of either form, or an empty file."""
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return file.read(12).startswith((b"image,", b"id,landmarks")) or not path.stat().st_size
+        return file.read(15).removeprefix(codecs.BOM_UTF8).startswith(_STARTS) or not path.stat().st_size
 
 
 def csv_line(cells: Iterable[str]) -> str:

@@ -190,7 +190,7 @@ class Predictor:
             if previous is not None:
                 yield from self._predict(previous[0], [future.result() for future in previous[1]], asked)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # an interruption waits for no server
+            pool.shutdown(wait=False, cancel_futures=True)  # after an interruption nothing new is begun
 
     def _load(self, name: str) -> Pixels | str:
         """Return a picture's pixels as training sees them, uint8 [H, W, 3], or an error message."""

@@ -29,7 +29,7 @@ from lmk_data.dataset.format import (
 from lmk_data.dataset.integrity import check_base, check_content, check_counts, check_shards
 from lmk_data.dataset.manifest import read_manifest, recipe_of
 from lmk_data.dataset.tables import IndexBounds, check_index, read_classes, read_rest, read_table
-from lmk_data.errors import DatasetError, UserError
+from lmk_data.errors import DatasetError, StorageError, UserError
 from lmk_data.options import Recipe
 from lmk_data.system.storage import Folder, LocalFolder, leads_elsewhere, open_folder, retrying, stored_location
 
@@ -279,7 +279,12 @@ class ShardedDataset:
             with self._lock:  # so that no other thread closes the file in between
                 return os.pread(self._descriptor(location), num_bytes, offset)
 
-        data = retrying(read, location)
+        try:
+            data = retrying(read, location)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise DatasetError(f"{location}: no such file; {_VERIFY_HINT}") from None
+            raise
         if len(data) != num_bytes:
             raise DatasetError(f"{location}: ends within the sample at {offset}; {_VERIFY_HINT}")
         return data

@@ -9,6 +9,7 @@ from lmk_data.decoding.refusal import Refused
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _CHANNELS = 0x100, 0x101, 0x102, 0x106, 0x112, 0x115
 _ROWS_IN_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 0x116, 0x142, 0x143, 0x153
 _LEAST, _MOST = 0x154, 0x155
+_CR2 = b"\x10\0\0\0CR\2\0"  # Canon's raw photos: the first table comes after this mark
 _KIND, _TABLES_BELOW, _DNG_VERSION = 0xFE, 0x14A, 0xC612  # of a picture that stands for a larger one; where that is
 _TABLES = (0x8769, 0x8825, 0xA005)  # tags that point to tables, which Pillow loads too: EXIF, GPS, interoperability
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -50,7 +51,7 @@ def read_tiff(data: bytes) -> Tiff:
         return default if value is None else value
 
     is_preview = int(first(_KIND, 0)) & 1 and _TABLES_BELOW in tags
-    if data[8:10] == b"CR" or _DNG_VERSION in tags or is_preview:
+    if data[4:12] == _CR2 or _DNG_VERSION in tags or is_preview:
         raise Refused("unsupported-format", "a raw photo; its first picture is a preview")
     width, height = int(first(_WIDTH, 0)), int(first(_HEIGHT, 0))
     bits, kind = min(max(1, int(first(_BITS, 1))), 64), int(first(_SAMPLE_FORMAT, _UNSIGNED))

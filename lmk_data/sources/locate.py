@@ -193,7 +193,10 @@ def _names_other_file(wanted: "pd.Series[str]", bare: "pd.Series[str]") -> NDArr
 
 @dataclass(frozen=True)
 class _Matches:
-    """The member of each row, int64 [N], -1 for none; how many matches are worth a word, and one of them."""
+    """The member of each row, int64 [N], -1 for none; how many matches are worth a word, and one of them.
+
+    A row that names another extension gives way to one that names the file itself, and then has no member.
+    """
 
     position: NDArray[np.int64]
     other_extension: tuple[int, str]
@@ -233,6 +236,7 @@ def _match(
         spellings += [(strip_extension(below), lambda: strip_extension(path), True)]
     spellings += [(at_place, lambda: path, True), (bare, lambda: strip_extension(name()), True)]
     another, several = _Examples(), _Examples()
+    is_other = np.zeros(len(wanted), dtype=bool)  # names another extension than its file has
     for texts, spell, without_extension in spellings:
         if (position >= 0).all():
             break
@@ -244,7 +248,9 @@ def _match(
         if not first.all():
             several.add(new & texts.isin(index[~first]).to_numpy(), wanted, sources, position)
         if without_extension:
-            another.add(new & (wanted != bare).to_numpy(), wanted, sources, position)
+            is_other |= new & (wanted != bare).to_numpy(dtype=bool)
+    position[is_other & np.isin(position, position[~is_other])] = -1
+    another.add(is_other & (position >= 0), wanted, sources, position)
     return _Matches(position, another.found, several.found)
 
 

@@ -1,6 +1,7 @@
 """List the members of image stores: walk folders, scan archives once and cache the result."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -231,14 +232,14 @@ class _ScanCache:
         try:
             table = read_parquet(arrow_reader(cache.read(MEMBERS_TABLE, _MAX_BYTES)), None, _CACHED)
             stated = (table.schema.metadata or {})[b"archives"]
-            loaded._scans = msgspec.json.decode(stated, type=dict[str, _CachedScan])
+            loaded._scans = msgspec.convert(json.loads(stated), dict[str, _CachedScan])
             frame = table.to_pandas()[MEMBER_COLUMNS[1:]]
             for location, scan in loaded._scans.items():
                 if not 0 <= scan.start <= scan.start + scan.num_members <= len(frame):
                     raise ValueError("rows that are not there")
                 rows = frame.iloc[scan.start : scan.start + scan.num_members]
                 loaded._members[location] = rows.reset_index(drop=True)
-        except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, TypeError, TooLargeError):
+        except (pa.ArrowException, msgspec.ValidationError, RecursionError, KeyError, ValueError, TooLargeError):
             return cls()
         return loaded
 
@@ -265,7 +266,7 @@ class _ScanCache:
             self._scans[location].start = start
             start += len(frame)
         table = table_from(pd.concat(self._members.values(), ignore_index=True))
-        table = table.replace_schema_metadata({"archives": msgspec.json.encode(self._scans)})
+        table = table.replace_schema_metadata({"archives": json.dumps(msgspec.to_builtins(self._scans))})
         with cache.atomic(MEMBERS_TABLE) as file:
             file.write(parquet_bytes(table))
 

@@ -208,7 +208,7 @@ class RemoteFolder:
     def _file(self, name: str) -> tuple[Any, str]:
         fs, root = file_system(self.url)
         if web.is_web(fs) and not self.names_are_urls:
-            name = quote(name)
+            name = quote(name, safe="/!*'()", errors="surrogateescape")  # as servers with absolute links spell it
         return fs, f"{root}/{name}" if name else root
 
 

@@ -44,6 +44,7 @@ MEMBERS_TABLE = f"{BUILD_FOLDER}/members.parquet"  # the members of scanned arch
 # What a file that somebody else may have written can name. The other file systems of fsspec unpack, cache or chain, and
 # `reference://` evaluates templates.
 STORED_SCHEMES = ("file", "s3", "gs", "az", "hf", "http", "https")
+_ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # of a disk that works
 _LOCAL_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 MAX_LINKED_FOLDERS = 1_000_000
 Inode = tuple[int, int]
@@ -331,7 +332,7 @@ def retrying(action: Callable[[], Result], location: str) -> Result:
     it keeps failing.
     """
     try:
-        return action() if is_url(location) else repeated(action, _LOCAL_PAUSES_SECONDS)
+        return action() if is_url(location) else repeated(action, _LOCAL_PAUSES_SECONDS, final=_ANSWERS)
     except OSError as error:
         raise storage_failure(error, location) from error
 
@@ -359,9 +360,9 @@ def stored_location(path: str, base: Folder | None = None) -> str:
     if path.startswith("/"):
         raise ValueError("an absolute path")
     if not own_scheme:
-        there = os.path.normpath(os.path.join(os.path.realpath(base.root), path))
-        as_named = os.path.normpath(os.path.join(base.root, path))  # through the links that lead to the folder
-        return as_named if os.path.exists(as_named) and not os.path.exists(there) else there
+        as_named = os.path.normpath(os.path.join(base.root, path))
+        there = os.path.normpath(os.path.join(os.path.realpath(base.root), path))  # not through links to the folder
+        return there if os.path.exists(there) and not os.path.exists(as_named) else as_named
     joined = posixpath.normpath(posixpath.join(own_path, path))
     if joined.split("/", 1)[0] != own_path.split("/", 1)[0]:
         raise ValueError("a path that leads to another host or bucket")

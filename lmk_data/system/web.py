@@ -59,11 +59,13 @@ def exists(file_system: Any, url: str) -> bool:
 def link_below(folder: str, url: str) -> str:
     """Return the path below a folder to which its page links; empty for a link to itself, in another order, or out.
 
-    In a path, `%20` of the link is a space.
+    In the path, `%20` of the link is a space; bytes that are not UTF-8 are as in names of files.
     """
-    quoted = [part for part in url.removeprefix(f"{folder}/").split("/") if part not in ("", ".")]
-    parts = [unquote(part) for part in quoted]
-    leads_out = not url.startswith(f"{folder}/") or any(part in ("", ".", "..") or "/" in part for part in parts)
+    above = [unquote(part, errors="surrogateescape") for part in folder.split("/")]
+    quoted = [part for part in url.split("/")[len(above) :] if part not in ("", ".")]
+    parts = [unquote(part, errors="surrogateescape") for part in quoted]
+    is_below = [unquote(part, errors="surrogateescape") for part in url.split("/")[: len(above)]] == above
+    leads_out = not is_below or any(part in ("", ".", "..") or "/" in part for part in parts)
     return "" if leads_out or not parts or quoted[-1][0] in "?#" else "/".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 import posixpath
 from dataclasses import replace
-from os.path import realpath, relpath
+from os.path import normpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,13 @@ def _write_tables(
     return splits, files
 
 
+def _local_path(view: Path, base: Path) -> Path:
+    """Return the path from a view to its base as they are named, unless a link to the view's folder leads it astray."""
+    named = Path(relpath(base, view))
+    reached = Path(normpath(view.resolve() / named))
+    return named if reached.exists() and reached.samefile(base) else Path(relpath(base.resolve(), view.resolve()))
+
+
 def _path_of_base(folder: Folder, base: Folder) -> str:
     """Return what a view in `folder` calls its base. Raises UserError for a path that no reader would open."""
     path = _relative_path(folder, base)
@@ -149,7 +156,7 @@ def _path_of_base(folder: Folder, base: Folder) -> str:
 def _relative_path(folder: Folder, base: Folder) -> str:
     """Return the path from a view to its base: relative if both are in the same storage, else a URL."""
     if isinstance(folder, LocalFolder) and isinstance(base, LocalFolder):
-        return Path(relpath(realpath(base.root), realpath(folder.root))).as_posix()
+        return _local_path(Path(folder.root), Path(base.root)).as_posix()
     if is_url(folder.root) and is_url(base.root):
         (scheme, _, path), (base_scheme, _, base_path) = folder.root.partition("://"), base.root.partition("://")
         if scheme == base_scheme and path.split("/", 1)[0] == base_path.split("/", 1)[0]:

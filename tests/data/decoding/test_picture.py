@@ -328,7 +328,10 @@ def test_a_raw_photo_in_the_form_of_a_tiff_is_not_stored_as_its_preview() -> Non
     assert isinstance(resize_image(tiff((64, 64), bytes(4096), {**grey, **below}), Recipe(size=32)), Resized)
     for tags in ({**below, **preview}, version):
         assert rejected(tiff((64, 64), bytes(4096), {**grey, **tags})) == "unsupported-format"
-    assert rejected(plain[:8] + b"CR\2\0" + plain[12:]) == "unsupported-format"
+    canon = tiff((64, 64), b"CR\2\0" + bytes(4092), grey)
+    assert isinstance(resize_image(canon, Recipe(size=32)), Resized), "pixels"
+    table = struct.unpack("<I", plain[4:8])[0]
+    assert rejected(plain[:4] + b"\x10\0\0\0CR\2\0" + bytes(4) + plain[table:]) == "unsupported-format"
 
 
 def test_a_jpeg_of_12_bits_is_of_another_kind_and_a_wrong_checksum_is_damage() -> None:

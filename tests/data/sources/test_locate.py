@@ -156,6 +156,15 @@ def test_a_file_that_several_ids_name_is_one_image(tmp_path: Path, capsys: pytes
     assert "5 ids name files that other ids name too, such as 'a.jpg' and 'a'" in capsys.readouterr().err
 
 
+def test_a_row_of_another_extension_gives_way_to_one_that_names_the_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    stores = open_stores([str(tmp_path)])
+    labels = pd.DataFrame({"id": ["a.jpg", "a.png", "b.png", "b.gif"], "landmark_id": [1, 2, 3, 3]})
+    located = locate(labels, stores, lambda: read_members(stores, cache=None))
+    assert located.frame[["id", "reason"]].to_numpy().tolist() == [["a.jpg", ""], ["a.png", "missing"], ["b.png", ""]]
+    assert (located.repeated, located.conflicting) == (1, 0)
+
+
 def test_a_file_with_a_sound_name_is_taken_before_one_whose_name_is_not(tmp_path: Path) -> None:
     touch(tmp_path, "b/1.jpg")
     (tmp_path / "a\\b").mkdir()

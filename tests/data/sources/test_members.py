@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def test_an_unreadable_cache_is_rebuilt(tmp_path: Path, damage: Callable[[Any], 
         path.write_bytes(b"PAR1 and then nothing")
     else:
         pq.write_table(table.replace_schema_metadata({"archives": json.dumps(stated)}), path)
+    pd.testing.assert_frame_equal(read_members(stores, cache=cache).frame, first)
+
+
+def test_the_scan_of_an_archive_whose_name_is_not_utf_8_is_cached(tmp_path: Path) -> None:
+    write_tar(tmp_path / os.fsdecode(b"caf\xe9.tar"), {"a1.jpg": b"1"})
+    stores, cache = open_stores([str(tmp_path / os.fsdecode(b"caf\xe9.tar"))]), LocalFolder(str(tmp_path / "out"))
+    first = read_members(stores, cache=cache).frame
     pd.testing.assert_frame_equal(read_members(stores, cache=cache).frame, first)
 
 

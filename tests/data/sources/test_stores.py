@@ -54,7 +54,7 @@ def web_server(tmp_path: Path) -> Iterator[str]:
 
 def test_names_behind_a_web_server_are_those_of_the_files(tmp_path: Path, web_server: str) -> None:
     pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
-    names = ["a#b/1 %41.jpg", "red rose/1+2=3.jpg", "red rose/é?.jpg"]
+    names = ["Notre-Dame (Paris)/(1)!.jpg", "a#b/1 %41.jpg", "red rose/1+2=3.jpg", "red rose/é?.jpg"]
     touch(tmp_path / "train", *names)
     (tmp_path / "train" / "..%2f..").mkdir()
     stores = open_stores([f"{web_server}/train"])

@@ -269,6 +269,20 @@ def test_the_tars_of_a_folder_are_asked_for_with_its_password(serve: Any, tmp_pa
     assert read_members([store], cache=None).frame["source"].tolist() == ["1.jpg"]
 
 
+def test_links_are_compared_as_the_names_that_they_stand_for(serve: Any) -> None:
+    links = b'<a href="/d/Notre-Dame%20(Paris)/a.jpg">a</a><a href="/d/Notre-Dame%20(Paris)/caf%E9.jpg">b</a>'
+    server = serve(
+        {
+            "/d/Notre-Dame%20(Paris)/caf%E9.jpg": lambda h: h.say(b"latin"),
+            "/d/Notre-Dame%20(Paris)": lambda h: h.say(links),
+            "/d": lambda h: h.say(b'<a href="/d/Notre-Dame%20(Paris)/">Notre-Dame</a>'),
+        }
+    )
+    folder = RemoteFolder(f"{server.folder().url}/d")
+    assert sorted(name for name, _ in folder.walk()) == [f"Notre-Dame (Paris)/{n}" for n in ("a.jpg", "caf\udce9.jpg")]
+    assert folder.read("Notre-Dame (Paris)/caf\udce9.jpg") == b"latin"
+
+
 def test_redirects_end(serve: Any) -> None:
     server = serve({"/a": lambda h: h.say(b"", status=302, Location=f"/a{sum(h.server.asked.values())}")})
     with pytest.raises(OSError, match="TooManyRedirects"):

@@ -110,6 +110,14 @@ def test_a_base_that_no_view_can_name_is_told_before_anything_is_written(
     assert main(["subset", str(tmp_path / name), "--out", str(tmp_path / "copy"), "--top", "2", "--copy"]) == 0
 
 
+def test_a_base_behind_a_link_is_named_by_the_link(dataset_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "proj").mkdir()
+    (tmp_path / "proj" / "ds").symlink_to(dataset_path)
+    with ShardedDataset.open(tmp_path / "proj" / "ds") as dataset:
+        manifest = write_view(dataset, Selection(top=2), str(tmp_path / "proj" / "view"))
+    assert manifest["view_of"]["path"] == "../ds"  # type: ignore[typeddict-item]
+
+
 def test_a_view_written_through_a_link_opens_by_all_its_paths(dataset_path: Path, tmp_path: Path) -> None:
     (tmp_path / "far" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/deep")
