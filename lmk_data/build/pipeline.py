@@ -40,7 +40,7 @@ from lmk_data.sources.class_folders import read_class_folders
 from lmk_data.sources.labels import CLASS_FOLDERS, LabelTable, is_table_of, read_categories, read_labels
 from lmk_data.sources.locate import locate, none_found
 from lmk_data.sources.members import MEMBER_COLUMNS, Ignored, Members, read_members
-from lmk_data.sources.stores import FolderStore, Store, open_stores
+from lmk_data.sources.stores import ArchiveStore, FolderStore, Store, open_stores
 from lmk_data.sources.unread import first_names, unread_formats
 from lmk_data.system.engine import Engine, local_engine
 from lmk_data.system.storage import PLAN_TABLE, Folder, is_url, open_folder
@@ -226,6 +226,8 @@ def _read_labels(
     options: BuildOptions, stores: list[Store], cache: Folder | None
 ) -> tuple[LabelTable, pd.DataFrame, list[Ignored] | None]:
     """Return the label table, the same with the place of each image, and what the sources hold besides."""
+    if options.md5 is not None and not any(isinstance(store, ArchiveStore) for store in stores):
+        raise UserError(f"--md5 {options.md5}: is for archives, and --images names none; leave it out")
 
     def members() -> Members:
         workers = local_engine(options.workers).workers

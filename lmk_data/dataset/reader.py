@@ -269,7 +269,7 @@ class ShardedDataset:
     def read_bytes(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """Return `num_bytes` of a shard from `offset`; repeat while the storage fails.
 
-        Raises DatasetError if the shard ends before, StorageError if the storage keeps failing.
+        Raises DatasetError if the shard is missing or ends before, StorageError if the storage keeps failing.
         """
         location = self.shards_folder.location(shard)
 

@@ -72,8 +72,6 @@ def read_members(
         quiet: Show no progress bar.
     """
     archives = [number for number, store in enumerate(stores) if isinstance(store, ArchiveStore)]
-    if md5 is not None and not archives:
-        raise UserError(f"--md5 {md5}: is for archives, and --images names none; leave it out")
     scanned = _read_archives([stores[number] for number in archives], cache, md5, workers, quiet)
     listed = dict(zip(archives, scanned, strict=True))
     for number, store in enumerate(stores):
